@@ -1,0 +1,111 @@
+"""Who may call. Closed by default: without keys only this machine is served."""
+
+import hmac
+from collections.abc import Sequence
+
+from starlette.requests import HTTPConnection
+from starlette.types import Scope
+
+from gateway.errors import BadSignature, NotAllowed
+from gateway.settings import Settings, is_loopback, split
+from gateway.waha import signature
+
+# Starlette's TestClient calls in-process and names itself so; a socket's peer is an address.
+_IN_PROCESS = "testclient"
+_PROXY_HEADERS = ("forwarded", "x-real-ip", "via")
+_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class Access:
+    """The settings' keys, and what they open."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._hmac_keys = [key.encode() for key in split(settings.webhook_hmac_key)]
+        self._waha_key = split(settings.waha_api_key)
+        self._admin_keys = split(settings.admin_api_key)
+        self._on_loopback = settings.listens_on_loopback
+
+    def check_webhook(self, connection: HTTPConnection) -> None:
+        """Return if a webhook may come from there, its signature aside; else raise."""
+        if self._hmac_keys or self._from_here(connection):
+            return
+        if not self._waha_key:
+            raise NotAllowed(
+                "no key is configured, so only this machine may call: set WEBHOOK_HMAC_KEY here and"
+                f" the webhook's hmac.key in WAHA ({self._why_not(connection)})"
+            )
+        _check_key(connection, self._waha_key, "WAHA_API_KEY")
+
+    def check_signature(self, connection: HTTPConnection, body: bytes) -> None:
+        """Return if body is signed as WEBHOOK_HMAC_KEY demands; else raise BadSignature."""
+        if not self._hmac_keys:
+            return
+        signature.verify(
+            body,
+            _only(connection, "x-webhook-hmac"),
+            _only(connection, "x-webhook-hmac-algorithm"),
+            keys=self._hmac_keys,
+        )
+
+    def check_admin(self, connection: HTTPConnection) -> None:
+        """Return if the caller may use /router/* and the like; else raise."""
+        if self._admin_keys:
+            _check_key(connection, self._admin_keys, "ADMIN_API_KEY")
+        elif not self._from_here(connection):
+            raise NotAllowed(
+                "no ADMIN_API_KEY is configured, so only this machine may call: set it, and send it"
+                f" as X-Api-Key ({self._why_not(connection)})"
+            )
+
+    def _from_here(self, connection: HTTPConnection) -> bool:
+        return self._why_not(connection) is None
+
+    def _why_not(self, connection: HTTPConnection) -> str | None:
+        """Why the call does not count as one from this machine; None if it does."""
+        peer = connection.client.host if connection.client else ""
+        if peer == _IN_PROCESS:
+            return None
+        if not self._on_loopback:
+            return "HOST is not a loopback address"
+        if not is_loopback(peer) or not is_loopback(_local_address(connection.scope)):
+            return f"the call came from {peer or 'nowhere'}"
+        headers = connection.headers
+        for name in headers:
+            if name in _PROXY_HEADERS or name.startswith("x-forwarded-"):
+                return f"it came through a proxy: {name} is set"
+        if _host_name(headers.get("host", "")) not in _LOCAL_HOSTS:
+            return f"its Host is {headers.get('host', '')[:60]!a}"
+        if "origin" in headers or headers.get("sec-fetch-site", "none") not in (
+            "none",
+            "same-origin",
+        ):
+            return "a web page sent it"
+        # A bare nginx in front speaks 1.0 and adds nothing else.
+        if connection.scope.get("http_version") != "1.1":
+            return f"it speaks HTTP/{connection.scope.get('http_version')}, as proxies do"
+        return None
+
+
+def _check_key(connection: HTTPConnection, keys: Sequence[str], setting: str) -> None:
+    given = (_only(connection, "x-api-key") or "").encode()
+    # Every key is compared, so that the time does not tell which one fits.
+    if not any([hmac.compare_digest(key.encode(), given) for key in keys]):
+        raise BadSignature(f"X-Api-Key is missing or not what {setting} says")
+
+
+def _only(connection: HTTPConnection, name: str) -> str | None:
+    values = connection.headers.getlist(name)
+    if len(values) > 1:
+        raise BadSignature(f"{name} stands twice in the request")
+    return values[0] if values else None
+
+
+def _local_address(scope: Scope) -> str:
+    server = scope.get("server")
+    return str(server[0]) if server else ""
+
+
+def _host_name(host: str) -> str:
+    """ "localhost:8001" → "localhost", "[::1]:8001" → "[::1]"."""
+    name, colon, port = host.rpartition(":")
+    return name.lower() if colon and port.isdecimal() else host.lower()

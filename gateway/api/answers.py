@@ -1,0 +1,52 @@
+"""Which error of ours is which HTTP status: the only table of it."""
+
+import json
+from typing import Any
+
+from starlette.responses import Response
+
+from gateway.errors import (
+    BadBody,
+    BadSignature,
+    BodyTooLarge,
+    GatewayError,
+    NotAllowed,
+    StoreUnavailable,
+)
+
+_STATUS: dict[type[GatewayError], int] = {
+    BadBody: 400,
+    BadSignature: 401,
+    NotAllowed: 403,
+    BodyTooLarge: 413,
+    StoreUnavailable: 503,
+}
+
+
+class Json(Response):
+    """Compact JSON in the order of its keys; with lines=True a line for each key."""
+
+    media_type = "application/json"
+
+    def __init__(
+        self,
+        content: Any,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+        *,
+        lines: bool = False,
+    ) -> None:
+        separators = None if lines else (",", ":")
+        text = json.dumps(
+            content, ensure_ascii=False, indent=1 if lines else None, separators=separators
+        )
+        super().__init__(text + "\n" if lines else text, status, headers)
+
+
+def of_error(error: GatewayError) -> Json:
+    headers = {}
+    if isinstance(error, StoreUnavailable):
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, BodyTooLarge):
+        headers["Connection"] = "close"  # the rest of the body is not read
+    return Json({"detail": str(error)}, _STATUS[type(error)], headers)

@@ -1,0 +1,87 @@
+"""/health for load balancers, /ready for people."""
+
+import time
+
+from fastapi import APIRouter
+
+from gateway.api.answers import Json
+from gateway.delivery import Courier
+from gateway.errors import StoreUnavailable
+from gateway.ingest import Ingest, SessionSeen
+from gateway.store import Store
+
+SERVICE = "whatsapp-gateway-router"
+_OLD_SECONDS = 60.0  # a message that waits longer than this is worth a look
+
+
+def health_router(store: Store) -> APIRouter:
+    api = APIRouter(tags=["health"])
+
+    @api.get("/health")
+    async def health() -> Json:
+        """503 only when this router cannot accept webhooks. Open to all: load balancers ask."""
+        users, tenants = store.totals()
+        well = store.health().refusing is None
+        return Json(
+            {
+                "status": "healthy" if well else "unhealthy",
+                "service": SERVICE,
+                "total_locked_users": users,
+                "unique_tenants": tenants,
+            },
+            200 if well else 503,
+        )
+
+    return api
+
+
+def ready_router(store: Store, courier: Courier, ingest: Ingest) -> APIRouter:
+    api = APIRouter(tags=["health"])
+
+    @api.get("/ready")
+    async def ready() -> Json:
+        """A line for each part, `ok` or `degraded`. 503 only when it cannot accept webhooks."""
+        health = store.health()
+        parts = {
+            "store": _part(health.refusing, "writable"),
+            "mappings_file": _part(health.mappings_behind, "holds every lock"),
+            "backlog": await _backlog(store),
+            "backend_gate": "degraded: closed, the backend is away; messages wait"
+            if courier.gate.closed
+            else f"ok: open, {courier.in_flight} in flight",
+            "waha_sessions": _sessions(ingest.sessions),
+        }
+        state = "unavailable" if health.refusing else "ready"
+        if state == "ready" and any(line.startswith("degraded") for line in parts.values()):
+            state = "degraded"
+        return Json({"status": state, **parts}, 503 if health.refusing else 200, lines=True)
+
+    return api
+
+
+def _part(trouble: str | None, well: str) -> str:
+    return f"degraded: {trouble}" if trouble else f"ok: {well}"
+
+
+async def _backlog(store: Store) -> str:
+    try:
+        backlog = await store.backlog()
+    except StoreUnavailable as exc:
+        return f"degraded: unknown, {exc}"
+    if backlog.oldest is None:
+        return "ok: nothing waits"
+    age = max(0.0, time.time() - backlog.oldest)
+    state = "degraded" if age > _OLD_SECONDS else "ok"
+    return f"{state}: {backlog.waiting} wait or are in flight, the oldest for {age:.0f} s"
+
+
+def _sessions(sessions: dict[str, SessionSeen]) -> str:
+    if not sessions:
+        return "ok: no event since the start"
+    now = time.time()
+    lines = [
+        f"{name} {seen.status or 'sends'}, last event {now - seen.last_event:.0f} s ago"
+        for name, seen in sorted(sessions.items())
+    ]
+    bad = any(seen.status not in (None, "WORKING", "STARTING") for seen in sessions.values())
+    return f"{'degraded' if bad else 'ok'}: {'; '.join(lines)}"

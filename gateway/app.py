@@ -1,0 +1,141 @@
+"""create_app(): builds every part, closes them in reverse order."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+from fastapi import Depends, FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway import VERSION, backend
+from gateway.api import admin, answers, health
+from gateway.api.access import Access
+from gateway.api.webhook import WebhookEndpoint
+from gateway.delivery import Courier
+from gateway.errors import GatewayError
+from gateway.ingest import Ingest, Rules
+from gateway.settings import Settings, split
+from gateway.store import Limits, open_store
+
+GRACE_SECONDS = 25.0  # for what is in flight at the end; docker compose is given 30 s
+
+log = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    transport: Callable[[int], httpx.AsyncBaseTransport] = backend.transport,
+    limits: Limits | None = None,
+) -> FastAPI:
+    """The gateway as an ASGI application; it opens its store when it starts, and raises
+    StartRefused there if that cannot be trusted.
+
+    transport: makes the way to the backend, given how many connections it may hold.
+    limits: for tests that need other ones than the settings give.
+    """
+    access = Access(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        store = await open_store(
+            settings.store_url or f"file:{settings.data_dir}", limits or _limits(settings)
+        )
+        courier = Courier(
+            store,
+            backend.Backend(
+                settings.backend_url,
+                timeout=settings.backend_timeout,
+                secrets=split(settings.backend_signing_secret),
+                transport=transport(settings.max_in_flight),
+            ),
+            max_in_flight=settings.max_in_flight,
+            max_age=settings.max_delivery_age,
+        )
+        app.state.courier = courier
+        ingest = Ingest(store, _rules(settings))
+        for path in ("/webhook/waha", "/webhook/waha/"):  # a redirect would lose WAHA's body
+            endpoint = WebhookEndpoint(ingest, access, settings.max_body_bytes)
+            app.router.routes.append(Route(path, endpoint, methods=["POST"]))
+        guard = [Depends(_guard(access))]
+        app.include_router(health.health_router(store))
+        app.include_router(health.ready_router(store, courier, ingest), dependencies=guard)
+        app.include_router(admin.router(store, settings.waha_session), dependencies=guard)
+        courier.start()
+        users, tenants = store.totals()
+        log.info(
+            "Gateway %s on %s:%s: %s users locked to %s tenants, backend %s",
+            VERSION,
+            settings.host,
+            settings.port,
+            users,
+            tenants,
+            settings.backend_url,
+            extra={"event": "start"},
+        )
+        try:
+            yield
+        finally:
+            await courier.stop(GRACE_SECONDS)
+            await store.close()
+            log.info("Gateway stopped", extra={"event": "stop"})
+
+    app = FastAPI(
+        title="WhatsApp gateway router",
+        version=VERSION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.add_exception_handler(GatewayError, _gateway_error)
+    _add_documents(app, access)
+    return app
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_in_flight=settings.max_in_flight,
+        max_in_flight_per_tenant=settings.max_in_flight_per_tenant,
+        max_backlog=settings.max_backlog,
+        max_backlog_per_tenant=settings.max_backlog_per_tenant,
+    )
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        home_session=settings.waha_session,
+        gateway_phone=settings.gateway_phone,
+        prefix=settings.deep_link_prefix,
+        policy=settings.lock_policy,
+        forward_events=settings.forward_events,
+    )
+
+
+def _guard(access: Access) -> Callable[[Request], None]:
+    def check(request: Request) -> None:
+        access.check_admin(request)
+
+    return check
+
+
+async def _gateway_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, GatewayError)
+    return answers.of_error(exc)
+
+
+def _add_documents(app: FastAPI, access: Access) -> None:
+    """/docs and /openapi.json, behind the same key as what they describe."""
+    guard = [Depends(_guard(access))]
+
+    @app.get("/openapi.json", include_in_schema=False, dependencies=guard)
+    async def openapi() -> answers.Json:
+        return answers.Json(app.openapi())
+
+    @app.get("/docs", include_in_schema=False, dependencies=guard)
+    async def docs() -> Response:
+        return get_swagger_ui_html(openapi_url="/openapi.json", title=app.title)

@@ -1,0 +1,171 @@
+"""The tenants' side: one POST of the webhook's own bytes, with X-Tenant-ID.
+
+Signed, where a secret is set, by Standard Webhooks 1.0 (standardwebhooks.com, "Signature scheme").
+"""
+
+import asyncio
+import base64
+import email.utils
+import hashlib
+import hmac
+import time
+from collections.abc import Callable, Sequence
+
+import aiohttp
+import httpx
+import httpx_aiohttp
+
+from gateway import VERSION
+from gateway.errors import BackendError, BackendRefused, BackendUnavailable, NotConnected
+from gateway.model import Delivery, unscoped
+
+_REFUSALS = frozenset({400, 410, 413, 415, 422})  # sending it again would change nothing
+_CONNECT_SECONDS = 10.0
+_IDLE_SECONDS = 4.0  # below the 5 s after which uvicorn and node close an idle connection
+_ANSWER_BYTES = 65_536  # read so that the connection can be used again; beyond it, it is dropped
+_ANSWER_SECONDS = 5.0  # for the rest of an answer whose status is known
+_KEPT_BYTES = 1024  # of a refusal's answer, for the person who looks at the dead letter
+_LONGEST_RETRY_AFTER = 3600.0
+
+
+def transport(connections: int) -> httpx.AsyncBaseTransport:
+    """The real one. It is used without httpx.Client, which would follow the backend's cookies and
+    the environment's proxies; a transport sends the request it is given and nothing else."""
+
+    def session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=_IDLE_SECONDS)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    return httpx_aiohttp.AiohttpTransport(client=session)
+
+
+class Backend:
+    """One target URL.
+
+    timeout: seconds for one attempt, from the connection to the answer's status. secrets: the keys
+    of `whsec_…` texts, all of which sign; none: unsigned.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float,
+        secrets: Sequence[str],
+        transport: httpx.AsyncBaseTransport,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.url = url
+        self._parsed_url = httpx.URL(url)
+        self._timeout = timeout
+        self._keys = [base64.b64decode(secret.removeprefix("whsec_")) for secret in secrets]
+        self._transport = transport
+        self._clock = clock
+        connect = min(_CONNECT_SECONDS, timeout)
+        self._extensions = {"timeout": {"connect": connect, "pool": None, "read": None}}
+
+    async def post(self, delivery: Delivery) -> int:
+        """Hand delivery over; the 2xx status. Raise BackendRefused or BackendUnavailable.
+
+        Success is the status: an answer that does not end after it changes nothing.
+        """
+        request = httpx.Request(
+            "POST",
+            self._parsed_url,
+            headers=self._headers(delivery),
+            content=delivery.body,
+            extensions=self._extensions,
+        )
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._transport.handle_async_request(request)
+        except (httpx.HTTPError, aiohttp.ClientError, OSError, TimeoutError) as exc:
+            raise self._no_answer(exc) from exc
+        answer = await _rest(response)
+        if response.is_success:
+            return response.status_code
+        raise self._failure(response, answer)
+
+    async def close(self) -> None:
+        await self._transport.aclose()
+
+    def _headers(self, delivery: Delivery) -> list[tuple[str, str]]:
+        key = delivery.idempotency_key
+        headers = [
+            *delivery.headers,
+            ("X-Tenant-ID", str(delivery.tenant)),
+            ("X-User-ID", unscoped(delivery.user)),
+            ("Idempotency-Key", key),
+            ("X-Delivery-Attempt", str(delivery.attempt)),
+            ("User-Agent", f"whatsapp-gateway-router/{VERSION}"),
+        ]
+        if delivery.alias:
+            headers.append(("X-User-Alias", unscoped(delivery.alias)))
+        if self._keys:
+            # The id is signed, and with it the tenant: no header can be swapped for another's.
+            id_, timestamp = f"{delivery.tenant}_{key}", str(int(self._clock()))
+            signed = f"{id_}.{timestamp}.".encode() + delivery.body
+            headers += [
+                ("webhook-id", id_),
+                ("webhook-timestamp", timestamp),
+                ("webhook-signature", " ".join(_signature(signed, key) for key in self._keys)),
+            ]
+        return headers
+
+    def _no_answer(self, exc: Exception) -> BackendUnavailable:
+        # The transport calls every lost connection a ConnectTimeout; what happened is its cause.
+        cause = exc.__cause__ or exc
+        reason = f"{self.url}: {str(cause)[:200] or type(cause).__name__}"
+        if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            return NotConnected(reason)
+        if isinstance(exc, TimeoutError):
+            return BackendUnavailable(f"{self.url}: no answer within {self._timeout:g} s")
+        return BackendUnavailable(reason)
+
+    def _failure(self, response: httpx.Response, answer: bytes) -> BackendError:
+        status = response.status_code
+        if status in _REFUSALS:
+            return BackendRefused(f"{self.url}: {status}", status=status, answer=answer)
+        wait = retry_after(response.headers.get("retry-after"), self._clock())
+        return BackendUnavailable(
+            f"{self.url}: {status}", status=status, answer=answer, retry_after=wait
+        )
+
+
+async def _rest(response: httpx.Response) -> bytes:
+    """The answer's first bytes. It is read to its end if that is near, else the connection goes."""
+    read = bytearray()
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            async for chunk in response.stream:  # type: ignore[union-attr]  # async transport
+                read += chunk
+                if len(read) > _ANSWER_BYTES:
+                    break
+    except (httpx.HTTPError, aiohttp.ClientError, OSError, TimeoutError):
+        pass  # the status is known; what is missing is only the text to it
+    finally:
+        await response.aclose()
+    return bytes(read[:_KEPT_BYTES])
+
+
+def _signature(signed: bytes, key: bytes) -> str:
+    digest = hmac.new(key, signed, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(digest).decode()
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds to wait by a Retry-After header, a number or an HTTP date (RFC 9110, 10.2.3).
+
+    At most an hour; None if it is absent or means nothing.
+    """
+    if value is None:
+        return None
+    try:
+        wait = float(value) if value.strip().isdecimal() else _until(value, now)
+    except ValueError:
+        return None
+    return min(max(wait, 0.0), _LONGEST_RETRY_AFTER)
+
+
+def _until(date: str, now: float) -> float:
+    return email.utils.parsedate_to_datetime(date).timestamp() - now

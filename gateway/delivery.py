@@ -1,0 +1,260 @@
+"""The worker: claim, forward, settle; again after a backoff, or a dead letter.
+
+It never forgets a claim: whatever happens to an attempt, its outcome is told to the store, as often
+as that takes. If the process dies in between, the claim dies with it and the message goes again,
+with the same Idempotency-Key.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from gateway.backend import Backend
+from gateway.backoff import delay
+from gateway.errors import (
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    NotConnected,
+    StoreUnavailable,
+)
+from gateway.gate import Gate, Sign
+from gateway.log import shown
+from gateway.model import Again, Dead, Delivery, Done, Outcome, PutBack
+from gateway.store import Store
+
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 300.0
+_OWN_FAULTS = 12  # then it is the message, not the backend
+_CLAIM_SECONDS = 5.0  # claim() returns at least so often
+_STORE_SECONDS = 1.0  # between tries while the store fails
+_AWAY_STATUSES = frozenset({404, *range(500, 600)})  # a deployment gone wrong answers 404 to all
+
+log = logging.getLogger(__name__)
+
+
+class Courier:
+    """Delivers what the store holds, until stopped."""
+
+    def __init__(
+        self,
+        store: Store,
+        backend: Backend,
+        *,
+        max_in_flight: int,
+        max_age: float,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.gate = Gate(self._gate_changed)
+        self._store = store
+        self._backend = backend
+        self._max_in_flight = max_in_flight
+        self._max_age = max_age
+        self._clock = clock
+        self._monotonic = monotonic
+        self._flying: set[asyncio.Task[None]] = set()
+        self._landed = asyncio.Event()
+        self._stopping = False
+        self._last_success = -1.0  # Unix seconds
+        self._claiming: asyncio.Task[None] | None = None
+        self._started = monotonic()
+        self._probe: asyncio.Task[None] | None = None
+        self._openings: set[asyncio.Task[None]] = set()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._flying)
+
+    def start(self) -> None:
+        self._claiming = asyncio.create_task(self._claim_and_send())
+
+    def stop_claiming(self) -> None:
+        """No new attempt begins from now on."""
+        self._stopping = True
+        if self._claiming:
+            self._claiming.cancel()
+
+    async def stop(self, grace: float) -> None:
+        """Let what is in flight finish for grace seconds; what does not stays in the store."""
+        self.stop_claiming()
+        if self._claiming:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._claiming
+        if self._flying:
+            await asyncio.wait(self._flying, timeout=grace)
+        left = self._flying | self._openings
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+        await self._backend.close()
+
+    async def _claim_and_send(self) -> None:
+        while not self._stopping:
+            try:
+                await (self._send_probe() if self.gate.closed else self._send_due())
+            except StoreUnavailable:
+                await asyncio.sleep(_STORE_SECONDS)
+            except Exception:
+                log.exception("the worker stumbled", extra={"event": "delivery.error"})
+                await asyncio.sleep(_STORE_SECONDS)
+
+    async def _send_due(self) -> None:
+        free = self._max_in_flight - len(self._flying)
+        if free <= 0:
+            await self._wait_for_landing(_CLAIM_SECONDS)
+            return
+        for delivery in await self._store.claim(free, wait=_CLAIM_SECONDS):
+            if self.gate.closed:  # it fell shut while we waited
+                await self._settle(delivery, PutBack())
+            else:
+                self._send(delivery)
+
+    async def _send_probe(self) -> None:
+        if self._probe and not self._probe.done():
+            await self._wait_for_landing(_CLAIM_SECONDS)
+            return
+        if wait := self.gate.probe_in(self._monotonic()):
+            await self._wait_for_landing(wait)
+            return
+        for delivery in await self._store.claim(1, wait=_STORE_SECONDS, probe=True):
+            self.gate.probing(self._monotonic())
+            self._probe = self._send(delivery)
+
+    def _send(self, delivery: Delivery) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._deliver(delivery))
+        self._flying.add(task)
+        task.add_done_callback(self._land)
+        return task
+
+    async def _wait_for_landing(self, seconds: float) -> None:
+        self._landed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._landed.wait()
+
+    def _land(self, task: asyncio.Task[None]) -> None:
+        self._flying.discard(task)
+        self._landed.set()
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        await self._settle(delivery, await self._attempt(delivery))
+
+    async def _attempt(self, delivery: Delivery) -> Outcome:
+        began = self._clock()
+        try:
+            await self._backend.post(delivery)
+        except BackendError as exc:
+            return self._failed(delivery, exc, began)
+        except Exception as exc:  # unforeseen: the line must go on all the same
+            log.exception("an attempt stumbled", extra={"event": "delivery.error"})
+            return self._failed(delivery, BackendUnavailable(f"unforeseen: {exc!r}"), began)
+        self._last_success = self._clock()
+        self.gate.tell(Sign.SUCCESS, delivery.user, delivery.tenant, self._monotonic())
+        log.info(
+            "✅ Forwarded to Tenant %s backend",
+            delivery.tenant,
+            extra={
+                "event": "delivery.done",
+                "user": shown(delivery.user),
+                "tenant": delivery.tenant,
+                "attempt": delivery.attempt,
+            },
+        )
+        return Done()
+
+    def _failed(self, delivery: Delivery, exc: BackendError, began: float) -> Outcome:
+        now = self._clock()
+        self.gate.tell(_sign(exc), delivery.user, delivery.tenant, self._monotonic())
+        if isinstance(exc, BackendRefused):
+            return self._bury(delivery, exc, f"refused: {exc}")
+        if self.gate.closed:
+            return PutBack()  # the backend is away: nobody's fault, and nothing to count
+
+        # The message's own fault, if others got through since the attempt before.
+        since = began if delivery.tried_at is None else delivery.tried_at
+        own_fault = self._last_success > since
+        if delivery.own_faults + own_fault >= _OWN_FAULTS:
+            return self._bury(delivery, exc, f"failed {delivery.attempt} times, last: {exc}")
+        age = delivery.age + self._open_seconds(since, now)
+        if age > self._max_age:
+            return self._bury(delivery, exc, f"failed for {age:.0f} s, last: {exc}")
+
+        asked = exc.retry_after if isinstance(exc, BackendUnavailable) else None
+        wait = asked if asked is not None else _backoff(delivery.attempt)
+        log.warning(
+            "Tenant %s backend failed attempt %s (%s), again in %.1f s",
+            delivery.tenant,
+            delivery.attempt,
+            exc,
+            wait,
+            extra={
+                "event": "delivery.again",
+                "user": shown(delivery.user),
+                "tenant": delivery.tenant,
+                "attempt": delivery.attempt,
+            },
+        )
+        return Again(wait, str(exc), own_fault=own_fault, tried_at=now, age=age)
+
+    def _bury(self, delivery: Delivery, exc: BackendError, reason: str) -> Dead:
+        log.error(
+            "☠️ Dead letter %s of Tenant %s: %s",
+            delivery.id,
+            delivery.tenant,
+            reason,
+            extra={
+                "event": "delivery.dead",
+                "user": shown(delivery.user),
+                "tenant": delivery.tenant,
+                "attempt": delivery.attempt,
+            },
+        )
+        return Dead(reason, self._clock(), exc.status, exc.answer)
+
+    def _open_seconds(self, since: float, now: float) -> float:
+        """Seconds from `since` to now in which we ran and the gate was open; Unix times."""
+        monotonic = self._monotonic()
+        start = max(self._started, monotonic - max(0.0, now - since))
+        return monotonic - start - self.gate.seconds_closed(start, monotonic)
+
+    async def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        while True:
+            try:
+                await self._store.settle(delivery, outcome)
+                return
+            except StoreUnavailable:
+                await asyncio.sleep(_STORE_SECONDS)
+
+    def _gate_changed(self, closed: bool) -> None:
+        url = self._backend.url
+        if closed:
+            log.error(
+                "🚧 The backend is away: %s; messages wait", url, extra={"event": "gate.closed"}
+            )
+            return
+        log.warning("The backend is back: %s", url, extra={"event": "gate.opened"})
+        task = asyncio.create_task(self._make_all_due())
+        self._openings.add(task)
+        task.add_done_callback(self._openings.discard)
+        self._landed.set()
+
+    async def _make_all_due(self) -> None:
+        while True:
+            try:
+                await self._store.all_due()
+                return
+            except StoreUnavailable:
+                await asyncio.sleep(_STORE_SECONDS)
+
+
+def _sign(exc: BackendError) -> Sign:
+    if isinstance(exc, NotConnected):
+        return Sign.NO_CONNECTION
+    return Sign.FAILURE if exc.status is None or exc.status in _AWAY_STATUSES else Sign.ANSWER
+
+
+def _backoff(attempt: int) -> float:
+    return delay(attempt, first=_FIRST_BACKOFF, longest=_LONGEST_BACKOFF)

@@ -1,0 +1,78 @@
+"""Every error of ours, one tree; the type says what happens next.
+
+GatewayError
+├── StartRefused            the process ends with this one line: settings, damaged files, lock
+├── BadBody                 400: the webhook's body cannot be used
+├── BadSignature            401: key or signature missing or wrong
+├── NotAllowed              403: nothing is open to this caller
+├── BodyTooLarge            413
+├── StoreUnavailable        503: nothing was promised, WAHA sends it again
+└── BackendError
+    ├── BackendUnavailable  tried again after a backoff
+    │   └── NotConnected    … and no connection could be made at all
+    └── BackendRefused      dead letter at once
+"""
+
+
+class GatewayError(Exception):
+    """The root. The message names thing and value, and no secret."""
+
+
+class StartRefused(GatewayError):
+    pass
+
+
+class BadBody(GatewayError):
+    pass
+
+
+class BadSignature(GatewayError):
+    pass
+
+
+class NotAllowed(GatewayError):
+    pass
+
+
+class BodyTooLarge(GatewayError):
+    pass
+
+
+class StoreUnavailable(GatewayError):
+    """retry_after: after how many seconds WAHA shall send it again."""
+
+    def __init__(self, message: str, *, retry_after: int = 2) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class BackendError(GatewayError):
+    """status is the backend's HTTP status, None without an answer; answer its first bytes."""
+
+    def __init__(self, message: str, *, status: int | None = None, answer: bytes = b"") -> None:
+        super().__init__(message)
+        self.status = status
+        self.answer = answer
+
+
+class BackendUnavailable(BackendError):
+    """retry_after: seconds the backend asked us to wait, if it did."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        answer: bytes = b"",
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, status=status, answer=answer)
+        self.retry_after = retry_after
+
+
+class NotConnected(BackendUnavailable):
+    pass
+
+
+class BackendRefused(BackendError):
+    pass

@@ -1,0 +1,239 @@
+"""The nouns that travel through the gateway. Values only: no network, no disk, no clock."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, NewType
+
+# One WhatsApp person: phone digits ("971501234567"), or "158764321000005@lid" while no phone is
+# known. A WAHA session other than WAHA_SESSION stands before it: "sales/971501234567". Locks,
+# lines and aliases are kept under this id, so the same person on two numbers is two users.
+UserId = NewType("UserId", str)
+TenantId = NewType("TenantId", int)
+
+LARGEST_TENANT = 2_147_483_647  # backends keep the number in a signed 32-bit column
+
+
+class Moment(NamedTuple):
+    """When a link was sent or a lock changed; compared in this order.
+
+    WhatsApp stamps messages in whole seconds. Within one second WAHA's envelope decides, which has
+    milliseconds. Both are Unix times in seconds.
+    """
+
+    second: int
+    fraction: float
+
+    @classmethod
+    def of(cls, time: float) -> "Moment":
+        return cls(int(time), time)
+
+
+NEVER = Moment(0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """Where a user belongs. tenant is None for a user who has no lock, or lost it.
+
+    changed is when that was last decided. It outlives an unlock, so that a link sent before the
+    unlock cannot undo it.
+    """
+
+    tenant: TenantId | None
+    changed: Moment
+
+
+class Chat(Enum):
+    """What kind of chat an event belongs to. Only a PERSON can be routed."""
+
+    PERSON = "person"
+    OWN_NUMBER = "own_number"
+    GROUP = "group"
+    STATUS = "status"
+    NEWSLETTER = "newsletter"
+    BROADCAST = "broadcast"
+    NOBODY = "no_user"
+
+
+@dataclass(frozen=True, slots=True)
+class SeenKey:
+    """What tells one event from another. twins: the same key under another chat may be the same.
+
+    WhatsApp's message ids are chosen by the sender's phone and unique in one chat only, yet one
+    message can reach us under the person's phone and again under the LID. So a message's key
+    (twins=True) counts for one person, every other key for itself.
+    """
+
+    digest: bytes  # 16 bytes
+    twins: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InboundMessage:
+    """One WAHA event, reduced to what routing needs, with the bytes it came in."""
+
+    event: str
+    session: str
+    chat: Chat
+    phone: UserId | None  # of the person in the chat, as far as this event tells
+    lid: UserId | None
+    own: bool  # sent by the gateway's number itself
+    text: str  # what the person wrote, or "": the only place where a deep link counts
+    sent: Moment
+    event_time: float  # Unix seconds; orders a line
+    arrived: float  # Unix seconds, our clock
+    seen_key: SeenKey | None  # None: nothing tells a copy from a new one
+    idempotency_key: str
+    message_id: str | None
+    session_status: str | None  # what a session.status event says, as WAHA writes it
+    headers: tuple[tuple[str, str], ...]  # those that go on to the backend
+    body: bytes
+
+    @property
+    def user(self) -> UserId:
+        """The phone if this event shows one, else the LID. Only for a PERSON."""
+        user = self.phone or self.lid
+        assert user is not None, "only a person's chat has a user"
+        return user
+
+
+class LockPolicy(Enum):
+    """Whether a later link of another tenant moves a locked user."""
+
+    LAST_LINK = "last_link"
+    FIRST_LINK = "first_link"
+
+
+class Note(Enum):
+    """Why a link in a message did not change the lock; kept in the history."""
+
+    CONFIRMED = "confirmed"  # the user's own link again: nothing changes but the time
+    STALE = "stale"  # older than the last change of the lock
+    QUOTED = "quoted"  # stands inside a sentence of a user who has a lock
+    REFUSED = "refused"  # LOCK_POLICY=first_link
+
+
+@dataclass(frozen=True, slots=True)
+class LinkNote:
+    note: Note
+    tenant: TenantId  # the tenant that the link named
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Lock the user to tenant, and deliver the message there."""
+
+    tenant: TenantId
+    previous: TenantId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Deliver to the tenant of the lock."""
+
+    tenant: TenantId
+    link: LinkNote | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskForLink:
+    """Nobody to deliver to: the user has no lock and sent no link that counts."""
+
+    link: LinkNote | None = None
+
+
+Decision = Bind | Forward | AskForLink
+Decide = Callable[[Lock], Decision]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What the store made of a message. decision is None for a duplicate."""
+
+    user: UserId
+    decision: Decision | None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message on its way to one tenant, as claimed from the store.
+
+    Times are Unix seconds. attempt counts from 1 and is the one about to be made.
+    """
+
+    id: int
+    tenant: TenantId
+    user: UserId
+    alias: UserId | None
+    idempotency_key: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    attempt: int
+    own_faults: int  # failed attempts that were this message's own fault
+    tried_at: float | None  # when the last attempt ended
+    age: float  # seconds since the first attempt that count towards MAX_DELIVERY_AGE
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The backend has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """Not the message's turn after all: nothing is counted, it is due at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The attempt failed; the line waits for wait seconds."""
+
+    wait: float
+    reason: str
+    own_fault: bool
+    tried_at: float
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Given up; a person may look at it and replay it."""
+
+    reason: str
+    died_at: float
+    status: int | None = None  # the backend's last HTTP status
+    answer: bytes = b""  # the first bytes of its answer
+
+
+Outcome = Done | PutBack | Again | Dead
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits, in flight included. oldest is the arrival of the oldest, or None."""
+
+    waiting: int
+    oldest: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the store says of itself. None means well; text names what is wrong and since when."""
+
+    refusing: str | None  # why accept() would raise StoreUnavailable
+    mappings_behind: str | None  # why the mappings file lacks changes that are durable elsewhere
+
+
+def scoped(session: str, user: str, home_session: str) -> UserId:
+    """The id under which user is kept, for an event of session."""
+    return UserId(user if session == home_session else f"{session}/{user}")
+
+
+def unscoped(user: UserId) -> str:
+    """The person's id as WhatsApp knows it."""
+    return user.rpartition("/")[2]
+
+
+def is_lid(user: UserId) -> bool:
+    return user.endswith("@lid")

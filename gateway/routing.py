@@ -1,0 +1,62 @@
+"""Every rule of who talks to whom, on one page."""
+
+from gateway import deeplink
+from gateway.model import (
+    AskForLink,
+    Bind,
+    Chat,
+    Decision,
+    Forward,
+    InboundMessage,
+    LinkNote,
+    Lock,
+    LockPolicy,
+    Note,
+)
+
+# WAHA raises the same message under both names; which one a user subscribed to is not our affair.
+MESSAGES = frozenset({"message", "message.any"})
+
+
+def reason_to_ignore(message: InboundMessage, forward_events: frozenset[str]) -> str | None:
+    """Why message is for no tenant, in the words of the webhook's answer; None if it is for one.
+
+    forward_events holds the names of FORWARD_EVENTS: "message" stands for what users send, under
+    either name; "message.any" adds what the gateway's own number sends; "*" is every event.
+    """
+    everything = "*" in forward_events
+    if message.event in MESSAGES:
+        if not (everything or forward_events & MESSAGES):
+            return "event_not_forwarded"
+    elif not (everything or message.event in forward_events):
+        return "event_not_forwarded"
+    if message.chat is not Chat.PERSON:
+        return str(message.chat.value)
+    if message.event in MESSAGES and message.own:
+        return None if everything or "message.any" in forward_events else "from_me"
+    return None
+
+
+def decide(message: InboundMessage, lock: Lock, *, policy: LockPolicy, prefix: str) -> Decision:
+    """What is to be done with a person's message, given where the person belongs."""
+    text = message.text if message.event in MESSAGES and not message.own else ""
+    stale = message.sent < lock.changed
+    if lock.tenant is None:
+        link = deeplink.parse(text, prefix=prefix, must_open=False)
+        if link is None:
+            return AskForLink()
+        return AskForLink(LinkNote(Note.STALE, link)) if stale else Bind(link)
+
+    link = deeplink.parse(text, prefix=prefix, must_open=True)
+    if link is None:
+        quoted = deeplink.parse(text, prefix=prefix, must_open=False)
+        if quoted is None or quoted == lock.tenant:
+            return Forward(lock.tenant)
+        return Forward(lock.tenant, LinkNote(Note.QUOTED, quoted))
+    if stale:
+        return Forward(lock.tenant, LinkNote(Note.STALE, link))
+    if link == lock.tenant:
+        return Forward(lock.tenant, LinkNote(Note.CONFIRMED, link))
+    if policy is LockPolicy.FIRST_LINK:
+        return Forward(lock.tenant, LinkNote(Note.REFUSED, link))
+    return Bind(link, previous=lock.tenant)

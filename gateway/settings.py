@@ -1,0 +1,256 @@
+"""Every environment variable: type, unit, default, meaning. Read once, from there or from .env.
+
+A wrong value stops the start and names itself: see load().
+"""
+
+import base64
+import binascii
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from gateway.errors import StartRefused
+from gateway.model import LockPolicy
+
+MESSAGE_EVENTS = frozenset({"message", "message.any"})
+# WAHA docs 2026.8, "Events". Unknown names are refused: a typo would drop events silently.
+WAHA_EVENTS = MESSAGE_EVENTS | frozenset(
+    [
+        "session.status",
+        "message.reaction",
+        "message.ack",
+        "message.ack.group",
+        "message.waiting",
+        "message.edited",
+        "message.revoked",
+        "chat.archive",
+        "group.v2.join",
+        "group.v2.leave",
+        "group.v2.participants",
+        "group.v2.participants.join-request",
+        "group.v2.update",
+        "presence.update",
+        "poll.vote",
+        "poll.vote.failed",
+        "event.response",
+        "event.response.failed",
+        "label.upsert",
+        "label.deleted",
+        "label.chat.added",
+        "label.chat.deleted",
+        "call.received",
+        "call.accepted",
+        "call.rejected",
+        "engine.event",
+        "group.join",
+        "group.leave",
+        "state.change",
+    ]
+)
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be http://host[:port][/path] or https://…, without ? and #")
+    _ = parts.port  # raises ValueError when it is no port
+    return value.rstrip("/")
+
+
+def _path(value: str) -> str:
+    if not re.fullmatch(r"/[!-~]*", value):
+        raise ValueError("must begin with / and hold no blanks")
+    return value
+
+
+def _digits(value: str) -> str:
+    if not re.fullmatch(r"[0-9]{5,20}", value):
+        raise ValueError("must be the number in 5-20 digits, without + and blanks")
+    return value
+
+
+def _prefix(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,39}", value) or value.endswith("_"):
+        raise ValueError("must be 1-40 of A-Z a-z 0-9 _ -, begin with a letter, not end with _")
+    return value
+
+
+def _session(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
+        raise ValueError("must be 1-64 of A-Z a-z 0-9 _ -")
+    return value
+
+
+def _events(value: Any) -> Any:
+    return {name.strip() for name in value.split(",")} if isinstance(value, str) else value
+
+
+def _known_events(value: frozenset[str]) -> frozenset[str]:
+    if unknown := value - WAHA_EVENTS - {"*"}:
+        raise ValueError(f"{sorted(unknown)[0]!r} is no event of WAHA; * stands for all")
+    if not value & (MESSAGE_EVENTS | {"*"}):
+        raise ValueError("must name message, message.any or *: without messages no link locks")
+    return value
+
+
+def _secrets(value: SecretStr) -> SecretStr:
+    if "" in value.get_secret_value().split(",")[1:] or value.get_secret_value().startswith(","):
+        raise ValueError("must be one key, or new,old while rotating")
+    return value
+
+
+def _signing_secrets(value: SecretStr) -> SecretStr:
+    for secret in split(_secrets(value)):
+        try:
+            key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        except binascii.Error:
+            key = b""
+        # Standard Webhooks 1.0: "between 24 bytes (192 bits) and 64 bytes (512 bits)".
+        if not secret.startswith("whsec_") or not 24 <= len(key) <= 64:
+            raise ValueError("must be whsec_ and 24-64 bytes in base64 (or new,old)")
+    return value
+
+
+def split(value: SecretStr) -> tuple[str, ...]:
+    """The keys in a setting that takes `new,old` while rotating; none if it is empty."""
+    return tuple(key for key in value.get_secret_value().split(",") if key)
+
+
+Secrets = Annotated[SecretStr, AfterValidator(_secrets)]
+
+
+class Settings(BaseSettings):
+    """One frozen value, passed down. Only whatsapp_router.py reads the environment."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=False,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(8001, ge=1, le=65535, description="port to listen on")
+    data_dir: Path = Field(Path("data"), description="folder of the mappings file and router.db")
+    store_url: str = Field("", description="empty: files in DATA_DIR")
+    backend_api_url: Annotated[str, AfterValidator(_http_url)] = Field(
+        "http://localhost:8000", description="the agents' backend"
+    )
+    backend_webhook_path: Annotated[str, AfterValidator(_path)] = Field(
+        "/api/webhook/waha", description="where the backend takes webhooks"
+    )
+    backend_timeout: float = Field(
+        120, gt=0, le=3600, description="seconds for one attempt; longer than the slowest answer"
+    )
+    backend_signing_secret: Annotated[SecretStr, AfterValidator(_signing_secrets)] = Field(
+        SecretStr(""), description="whsec_…: signs what goes to the backend; new,old while rotating"
+    )
+    waha_api_key: SecretStr = Field(
+        SecretStr(""), description="X-Api-Key that lets a webhook in where it is not signed"
+    )
+    waha_session: Annotated[str, AfterValidator(_session)] = Field(
+        "default", description="the WAHA session whose users stand in the file without a prefix"
+    )
+    webhook_hmac_key: Secrets = Field(
+        SecretStr(""), description="set: every webhook must be signed; new,old while rotating"
+    )
+    admin_api_key: Secrets = Field(
+        SecretStr(""), description="X-Api-Key for /router/*, /ready, /docs; new,old while rotating"
+    )
+    gateway_phone: Annotated[str, AfterValidator(_digits)] = Field(
+        "971557357753", description="the WhatsApp number that all tenants share"
+    )
+    deep_link_prefix: Annotated[str, AfterValidator(_prefix)] = Field(
+        "start_realty", description="what stands before _2 in a link"
+    )
+    lock_policy: LockPolicy = Field(
+        LockPolicy.LAST_LINK,
+        description="last_link: a new link moves the user; first_link: it does not",
+    )
+    forward_events: Annotated[
+        frozenset[str], NoDecode, BeforeValidator(_events), AfterValidator(_known_events)
+    ] = Field(
+        frozenset({"message"}), description="what goes to the backend: names of WAHA's events, or *"
+    )
+    max_in_flight: int = Field(256, ge=1, le=10_000, description="messages at the backend at once")
+    max_in_flight_per_tenant: int = Field(
+        32, ge=1, le=10_000, description="of one tenant, once half of MAX_IN_FLIGHT is in use"
+    )
+    max_body_bytes: int = Field(
+        8_388_608, ge=1024, le=104_857_600, description="larger webhooks get 413"
+    )
+    max_backlog: int = Field(1_000_000, ge=1, description="waiting messages; more get 503")
+    max_backlog_per_tenant: int = Field(100_000, ge=1, description="the same for one tenant")
+    max_delivery_age: float = Field(
+        86_400, gt=0, description="seconds after its first attempt until a message is a dead letter"
+    )
+    log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR"
+    )
+    log_format: Annotated[str, Field(pattern="^(text|json)$")] = Field(
+        "text", description="text for people, json for machines"
+    )
+    log_mask_users: bool = Field(False, description="true: only the last four digits in the log")
+
+    @property
+    def backend_url(self) -> str:
+        return self.backend_api_url + self.backend_webhook_path
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """127/8, ::1, the same mapped into IPv6, and the name localhost."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def load(env_file: str | None = ".env") -> Settings:
+    """The settings; raise StartRefused with a line for each wrong value."""
+    try:
+        return Settings(_env_file=env_file)  # type: ignore[call-arg]  # pydantic-settings' own
+    except ValidationError as exc:
+        raw = _raw_values(env_file)
+        raise StartRefused(
+            "\n".join(_line(error, raw) for error in exc.errors(include_url=False))
+        ) from None
+
+
+def _line(error: Any, raw: dict[str, str]) -> str:
+    name = str(error["loc"][0]).upper()
+    field = Settings.model_fields[name.lower()]
+    secret = field.annotation is SecretStr
+    shown = "(not shown)" if secret else repr(raw.get(name, ""))
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    return f"{name}={shown}: {reason}. It is: {field.description} (default {_default(field)})."
+
+
+def _default(field: Any) -> str:
+    value = field.default
+    if isinstance(value, SecretStr):
+        return "empty"
+    if isinstance(value, frozenset):
+        return ",".join(sorted(value))
+    return str(getattr(value, "value", value)) or "empty"
+
+
+def _raw_values(env_file: str | None) -> dict[str, str]:
+    import os
+
+    from dotenv import dotenv_values
+
+    values = dotenv_values(env_file) if env_file else {}
+    merged = {name.upper(): text or "" for name, text in values.items()}
+    return merged | {name.upper(): text for name, text in os.environ.items()}

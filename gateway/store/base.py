@@ -1,0 +1,94 @@
+"""What every store promises. Callers know nothing else of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.model import (
+    Accepted,
+    Backlog,
+    Decide,
+    Delivery,
+    Health,
+    InboundMessage,
+    Lock,
+    Outcome,
+    TenantId,
+    UserId,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Above these the store refuses messages, or leaves them waiting."""
+
+    max_in_flight: int = 256
+    max_in_flight_per_tenant: int = 32
+    max_backlog: int = 1_000_000
+    max_backlog_per_tenant: int = 100_000
+    min_free_disk_bytes: int = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some locks in the order of their user ids. next: pass it as `after` for more, if not None."""
+
+    locks: Mapping[UserId, TenantId]
+    next: UserId | None
+
+
+class Store(Protocol):
+    """Locks and deliveries, changed together or not at all.
+
+    Deliveries of one user to one tenant are a line: ordered by event time, then arrival. A claimed
+    delivery holds back the later ones of its own line, and of no other.
+    Every method that says `durable` raises StoreUnavailable when it cannot promise that; then
+    nothing was kept.
+    """
+
+    async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
+        """Keep message and what decide says of it, in one commit; durable on return.
+
+        decide is given the person's lock as it stands at the commit. It is pure, and is asked again
+        if the lock changes before that. Accepted.decision is None when the message was seen before:
+        that, too, is said only after the first copy is durable.
+        Both ids of a person, where message shows them, are learnt on the way: the newer sighting
+        wins, the lock follows the LID, and of two locks the newer one stays.
+        Lock changes are in the mappings file on return, or soon after (see FileStore).
+        """
+
+    async def learn(self, message: InboundMessage) -> None:
+        """Keep only what message shows of a person's two ids; durable."""
+
+    async def claim(self, limit: int, *, wait: float, probe: bool = False) -> list[Delivery]:
+        """Up to limit heads of lines that are due; ours until settled. None within wait seconds: [].
+
+        The next slot goes to the tenant with the fewest in flight, then to the one served longest
+        ago, then to the oldest head. With probe=True it is one delivery, of the tenant probed
+        longest ago. A claim ends with the process.
+        """
+
+    async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Say what became of a claimed delivery; durable. Its line goes on."""
+
+    async def all_due(self) -> None:
+        """Whatever waits for a backoff is due now."""
+
+    async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
+        """The id under which the person is kept, and the lock; either id finds it."""
+
+    async def unlock(self, user: UserId) -> tuple[UserId, TenantId | None]:
+        """Take the lock away, durable; who it was, and the tenant, None if there was no lock."""
+
+    def totals(self) -> tuple[int, int]:
+        """How many users have a lock, and at how many tenants."""
+
+    async def locks(self, limit: int, after: UserId | None) -> Page:
+        """Up to limit locks whose user ids come after `after`."""
+
+    async def backlog(self) -> Backlog: ...
+
+    def health(self) -> Health: ...
+
+    async def close(self) -> None:
+        """Finish what was begun and let go of everything."""

@@ -1,0 +1,665 @@
+"""The store without a server: locks in router_mappings.json, all else in router.db.
+
+A lock change is committed in router.db first, as a row of lock_redo; the JSON is rewritten right
+behind, and the row goes only when the new file is durable. At start the rows are applied to what
+the JSON says. So one commit decides, and the JSON, which people read with `cat`, follows.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import heapq
+import logging
+import math
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from gateway.errors import StoreUnavailable
+from gateway.model import (
+    NEVER,
+    Accepted,
+    Again,
+    AskForLink,
+    Backlog,
+    Bind,
+    Dead,
+    Decide,
+    Decision,
+    Delivery,
+    Done,
+    Health,
+    InboundMessage,
+    LinkNote,
+    Lock,
+    Moment,
+    Note,
+    Outcome,
+    PutBack,
+    TenantId,
+    UserId,
+    is_lid,
+)
+from gateway.store import mappings
+from gateway.store.base import Limits, Page
+from gateway.store.history import Kind, last_change, tell
+from gateway.store.journal import Journal, connect
+from gateway.store.opening import forgive_the_clock, open_folder
+from gateway.store.seen import SeenKeys
+from gateway.store.shares import Head, Shares
+
+MAPPINGS_WAIT_SECONDS = 0.05  # who reads the file right after the answer finds the lock in it
+_WATCH_SECONDS = 5.0
+_LONG_TROUBLE_SECONDS = 10.0  # then WAHA is asked to wait longer, see journal.py
+_LATER_SECONDS = 1.0  # at least so often claim() looks at the clock, which may jump
+
+log = logging.getLogger(__name__)
+
+Tx = sqlite3.Connection
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class _Changes:
+    """What a transaction did, for memory to follow after its commit."""
+
+    locks: list[tuple[UserId, TenantId | None, int]] = field(default_factory=list)
+    counts: list[tuple[TenantId, int]] = field(default_factory=list)
+    heads: list[Head] = field(default_factory=list)
+    renamed: list[tuple[UserId, UserId]] = field(default_factory=list)
+    reread: list[TenantId] = field(default_factory=list)
+    settled: int | None = None
+
+    def merge_of(self, old: UserId, new: UserId, tenants: Iterable[TenantId]) -> None:
+        self.renamed.append((old, new))
+        self.reread.extend(tenants)
+
+
+class FileStore:
+    """See base.Store. One process; a second one on the same folder refuses to start."""
+
+    @classmethod
+    async def open(
+        cls,
+        folder: Path,
+        limits: Limits,
+        *,
+        clock: Clock = time.time,
+        write_file: Callable[[Path, bytes], None] = mappings.replace_file,
+        connect_to: Callable[[Path], Tx] = connect,
+    ) -> "FileStore":
+        """Raise StartRefused, with file and cure, if the folder's state cannot be trusted."""
+        return cls(*open_folder(folder, clock(), connect_to), folder, limits, clock, write_file)
+
+    def __init__(
+        self,
+        mutex: IO[str],
+        connection: Tx,
+        locks: dict[UserId, TenantId],
+        folder: Path,
+        limits: Limits,
+        clock: Clock,
+        write_file: Callable[[Path, bytes], None],
+    ) -> None:
+        self._mutex = mutex
+        self._folder = folder
+        self._limits = limits
+        self._clock = clock
+        self._shares = Shares(limits.max_in_flight, limits.max_in_flight_per_tenant)
+        for tenant, count in connection.execute(
+            "SELECT tenant, count(*) FROM delivery GROUP BY tenant"
+        ):
+            self._shares.add(tenant, count)
+        self._shares.forget_all()
+        self._journal = Journal(connection)
+        self._mappings = mappings.Mappings(
+            folder / mappings.FILE_NAME, locks, written=self._in_file, write_file=write_file
+        )
+        # Lock changes of the transaction that runs, for the later ones in it.
+        self._staged: dict[UserId, TenantId | None] = {}
+        self._staged_in = 0
+        self._seen = SeenKeys()
+        self._work = asyncio.Event()  # something may be due that was not
+        self._low_disk: str | None = None
+        self._refusing_since: float | None = None
+        self._chores: set[asyncio.Task[None]] = set()
+        self._look_at_disk()
+        self._watch = asyncio.create_task(self._watch_over())
+
+    # accepting
+
+    async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
+        if self._low_disk:
+            raise self._refuse(self._low_disk)
+        changes, accepted = await self._journal.run(
+            lambda tx: self._accept(tx, message, decide), lambda result: self._publish(result[0])
+        )
+        if isinstance(accepted, str):
+            raise self._refuse(accepted)
+        self._refusing_since = None
+        if changes.locks:
+            await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
+        return accepted
+
+    async def learn(self, message: InboundMessage) -> None:
+        await self._journal.run(lambda tx: self._learn(tx, message), self._publish)
+
+    def _learn(self, tx: Tx, message: InboundMessage) -> _Changes:
+        changes = _Changes()
+        self._person(tx, message, changes)
+        return changes
+
+    def _accept(
+        self, tx: Tx, message: InboundMessage, decide: Decide
+    ) -> tuple[_Changes, Accepted | str]:
+        """What was done and decided; a text if it was refused."""
+        changes = _Changes()
+        user, alias = self._person(tx, message, changes)
+        key = message.idempotency_key
+        if message.seen_key:
+            ids = (user, alias) if not is_lid(user) else (None, user)
+            seen, collision = self._seen.find(tx, message.seen_key, ids, message.arrived)
+            if seen:
+                return changes, Accepted(user, None)
+            if collision:  # another person's message has the same id: it needs a key of its own
+                key = hashlib.sha256(f"{key}\0{user}".encode()).hexdigest()[:32]
+        lock = self._lock(tx, user)
+        decision = decide(lock)
+        if not isinstance(decision, AskForLink) and (full := self._backlog_full(decision.tenant)):
+            return changes, full
+        if message.seen_key:
+            self._seen.add(tx, message.seen_key, ids, message.arrived)
+        self._note(tx, message, user, lock, decision, changes)
+        if not isinstance(decision, AskForLink):
+            self._add_delivery(tx, message, decision.tenant, user, alias, key, changes)
+        return changes, Accepted(user, decision)
+
+    def _note(
+        self,
+        tx: Tx,
+        message: InboundMessage,
+        user: UserId,
+        lock: Lock,
+        decision: Decision,
+        changes: _Changes,
+    ) -> None:
+        if isinstance(decision, Bind):
+            kind = Kind.LOCKED if lock.tenant is None else Kind.MOVED
+            self._set_lock(tx, user, decision.tenant, changes)
+            tell(tx, message.arrived, user, kind, lock.tenant, decision.tenant,
+                  message.sent, message.message_id)  # fmt: skip
+        elif isinstance(link := decision.link, LinkNote):
+            changed = message.sent if link.note is Note.CONFIRMED else None
+            tell(tx, message.arrived, user, link.note, lock.tenant, link.tenant,
+                  changed, message.message_id)  # fmt: skip
+
+    def _add_delivery(
+        self,
+        tx: Tx,
+        message: InboundMessage,
+        tenant: TenantId,
+        user: UserId,
+        alias: UserId | None,
+        key: str,
+        changes: _Changes,
+    ) -> None:
+        head = tx.execute(
+            "SELECT id, event_time, due FROM delivery WHERE user = ? AND tenant = ?"
+            " ORDER BY event_time, id LIMIT 1",
+            (user, tenant),
+        ).fetchone()
+        due: float | None = message.arrived
+        if head is not None:
+            due = None
+            if message.event_time < head[1]:  # this one comes first, but no sooner than the head
+                due = head[2]
+                tx.execute("UPDATE delivery SET due = NULL WHERE id = ?", (head[0],))
+        id_ = tx.execute(
+            "INSERT INTO delivery (tenant, user, alias, event_time, arrived, idempotency_key,"
+            " message_id, headers, due, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (tenant, user, alias, message.event_time, message.arrived, key,
+             message.message_id, orjson.dumps(message.headers).decode(), due, message.body),
+        ).lastrowid  # fmt: skip
+        assert id_ is not None
+        changes.counts.append((tenant, 1))
+        if due is not None:
+            delivery = Delivery(
+                id=id_,
+                tenant=tenant,
+                user=user,
+                alias=alias,
+                idempotency_key=key,
+                headers=message.headers,
+                body=message.body,
+                attempt=1,
+                own_faults=0,
+                tried_at=None,
+                age=0.0,
+            )
+            changes.heads.append(Head(id_, tenant, user, due, delivery))
+
+    # who a person is
+
+    def _person(
+        self, tx: Tx, message: InboundMessage, changes: _Changes
+    ) -> tuple[UserId, UserId | None]:
+        """The id to keep the person under, and the other one; what message shows is learnt."""
+        phone, lid = message.phone, message.lid
+        if phone and lid:
+            self._sight(tx, lid, phone, message, changes)
+        if lid:
+            phone = _phone_of(tx, lid)
+        elif phone:
+            lid = _lid_of(tx, phone)
+        user, alias = (phone, lid) if phone else (lid, None)
+        assert user is not None, "only a person's message is accepted"
+        if alias and self._tenant(alias):  # a file from elsewhere may hold the lock under it
+            self._melt(tx, alias, user, message, changes)
+        return user, alias
+
+    def _sight(
+        self, tx: Tx, lid: UserId, phone: UserId, message: InboundMessage, changes: _Changes
+    ) -> None:
+        """A message showed that lid is phone: the newer sighting wins, the lock follows the LID."""
+        before = tx.execute("SELECT phone, sighted FROM alias WHERE lid = ?", (lid,)).fetchone()
+        if before and before[0] == phone:
+            return
+        owner = tx.execute("SELECT lid, sighted FROM alias WHERE phone = ?", (phone,)).fetchone()
+        newest = max((row[1] for row in (before, owner) if row), default=0.0)
+        if message.event_time < newest:
+            return
+        if owner:  # the number changed hands: whoever had it is known by LID only
+            tx.execute("DELETE FROM alias WHERE lid = ?", (owner[0],))
+            self._melt(tx, phone, owner[0], message, changes)
+        tx.execute(
+            "INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (lid, phone, message.event_time)
+        )
+        if before:
+            self._melt(tx, before[0], phone, message, changes)
+        self._melt(tx, lid, phone, message, changes)
+
+    def _melt(
+        self, tx: Tx, old: UserId, new: UserId, message: InboundMessage, changes: _Changes
+    ) -> None:
+        """All that is kept under old is kept under new from now on."""
+        was, is_ = self._lock(tx, old), self._lock(tx, new)
+        changed = max(was.changed, is_.changed)
+        stays = is_.tenant
+        if was.tenant is not None and is_.tenant is not None:
+            stays = was.tenant if was.changed > is_.changed else is_.tenant
+            changed = max(changed, message.sent)
+        elif was.tenant is not None:
+            stays = was.tenant
+        if was.tenant is not None:
+            self._set_lock(tx, old, None, changes)
+            tell(tx, message.arrived, old, Kind.MERGED, was.tenant, None, changed,
+                  message.message_id, f"is {new}")  # fmt: skip
+        if stays != is_.tenant:
+            self._set_lock(tx, new, stays, changes)
+        if was.tenant is not None or changed > is_.changed:
+            tell(tx, message.arrived, new, Kind.MERGED, is_.tenant, stays, changed,
+                  message.message_id, f"was {old}")  # fmt: skip
+        self._move_lines(tx, old, new, changes)
+
+    def _move_lines(self, tx: Tx, old: UserId, new: UserId, changes: _Changes) -> None:
+        lines = "SELECT DISTINCT tenant FROM delivery WHERE user = ?"
+        tenants = [row[0] for row in tx.execute(lines, (old,))]
+        alias = None if is_lid(new) else _lid_of(tx, new)
+        for table in ("delivery", "dead_letter"):
+            tx.execute(f"UPDATE {table} SET user = ?, alias = ? WHERE user = ?", (new, alias, old))
+        for tenant in tenants:
+            line = (new, tenant)
+            due = tx.execute(
+                "SELECT min(due) FROM delivery WHERE user = ? AND tenant = ?", line
+            ).fetchone()[0]
+            tx.execute("UPDATE delivery SET due = NULL WHERE user = ? AND tenant = ?", line)
+            self._promote(tx, tenant, new, due, _Changes())
+        changes.merge_of(old, new, tenants)
+
+    # locks
+
+    def _tenant(self, user: UserId) -> TenantId | None:
+        """The lock as this transaction has it: not yet in memory what it changed itself."""
+        if self._staged_in != self._journal.batch:
+            self._staged.clear()
+            self._staged_in = self._journal.batch
+        if self._staged and user in self._staged:
+            return self._staged[user]
+        return self._mappings.get(user)
+
+    def _lock(self, tx: Tx, user: UserId) -> Lock:
+        return Lock(self._tenant(user), last_change(tx, user) or NEVER)
+
+    def _set_lock(self, tx: Tx, user: UserId, tenant: TenantId | None, changes: _Changes) -> None:
+        number = tx.execute(
+            "INSERT INTO lock_redo (user, tenant) VALUES (?, ?)", (user, tenant)
+        ).lastrowid
+        assert number is not None
+        self._tenant(user)  # a new transaction starts with nothing staged
+        self._staged[user] = tenant
+        changes.locks.append((user, tenant, number))
+
+    def _in_file(self, number: int) -> None:
+        """The mappings file holds every change up to number: its redo rows are not needed."""
+
+        def forget(tx: Tx) -> None:
+            tx.execute("DELETE FROM lock_redo WHERE id <= ?", (number,))
+
+        async def chore() -> None:
+            # If that fails they are applied once more at the next start, which changes nothing.
+            with contextlib.suppress(StoreUnavailable):
+                await self._journal.run(forget)
+
+        task = asyncio.create_task(chore())
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+    async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
+        def look(tx: Tx) -> tuple[UserId, Lock]:
+            known = _known_as(tx, user)
+            return known, self._lock(tx, known)
+
+        return await self._journal.run(look)
+
+    async def unlock(self, user: UserId) -> tuple[UserId, TenantId | None]:
+        def work(tx: Tx) -> tuple[_Changes, UserId, TenantId | None]:
+            changes, known = _Changes(), _known_as(tx, user)
+            lock = self._lock(tx, known)
+            if lock.tenant is not None:
+                now = self._clock()
+                changed = max(Moment.of(now), lock.changed)
+                self._set_lock(tx, known, None, changes)
+                tell(tx, now, known, Kind.UNLOCKED, lock.tenant, None, changed, None, "operator")
+            return changes, known, lock.tenant
+
+        changes, known, tenant = await self._journal.run(
+            work, lambda result: self._publish(result[0])
+        )
+        if changes.locks:
+            await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
+        return known, tenant
+
+    def totals(self) -> tuple[int, int]:
+        return len(self._mappings), self._mappings.tenants
+
+    async def locks(self, limit: int, after: UserId | None) -> Page:
+        users = self._mappings.users()
+        # In a thread: among a million users it takes a while.
+        first = await asyncio.to_thread(
+            heapq.nsmallest, limit + 1, (u for u in users if after is None or u > after)
+        )
+        page = first[:limit]
+        found = {user: tenant for user in page if (tenant := self._mappings.get(user))}
+        return Page(found, page[-1] if len(first) > limit else None)
+
+    # delivering
+
+    async def claim(self, limit: int, *, wait: float, probe: bool = False) -> list[Delivery]:
+        deadline = time.monotonic() + wait
+        while True:
+            self._work.clear()
+            now = self._clock()
+            if stale := self._shares.stale(now):
+                await self._fetch(stale, now)
+            heads = self._shares.probe() if probe else self._shares.pick(limit)
+            if heads:
+                return await self._read(heads)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return []
+            until_due = max(0.0, self._shares.next_due() - self._clock())
+            try:
+                async with asyncio.timeout(min(left, until_due, _LATER_SECONDS)):
+                    await self._work.wait()
+            except TimeoutError:
+                pass
+
+    async def _fetch(self, tenants: list[TenantId], now: float) -> None:
+        """Fill the windows of tenants from the database."""
+
+        def look(tx: Tx) -> list[tuple[TenantId, list[Head], bool, float]]:
+            found = []
+            for tenant in tenants:
+                window = self._shares.window_of(tenant)
+                rows = tx.execute(
+                    "SELECT id, user, due FROM delivery WHERE tenant = ? AND due <= ?"
+                    " ORDER BY due, id LIMIT ?",
+                    (tenant, now, window),
+                ).fetchall()
+                (next_due,) = tx.execute(
+                    "SELECT min(due) FROM delivery WHERE tenant = ? AND due > ?", (tenant, now)
+                ).fetchone()
+                heads = [Head(id_, tenant, user, due) for id_, user, due in rows]
+                more = len(rows) == window
+                found.append((tenant, heads, more, math.inf if next_due is None else next_due))
+            return found
+
+        def fill(found: list[tuple[TenantId, list[Head], bool, float]]) -> None:
+            for tenant, heads, more, next_due in found:
+                self._shares.fetched(tenant, heads, more=more, next_due=next_due, now=now)
+
+        # Not before the commit: rows of the same transaction are not durable yet.
+        await self._journal.run(look, fill)
+
+    async def _read(self, heads: list[Head]) -> list[Delivery]:
+        """The deliveries of picked heads; those that are not in memory are read."""
+        wanted = [head for head in heads if head.delivery is None]
+        if wanted:
+            try:
+                await self._journal.run(lambda tx: _load(tx, wanted))
+            except BaseException:
+                for head in heads:
+                    self._shares.release(head.id)
+                    self._shares.offer(head, self._clock())
+                raise
+        found = [head.delivery for head in heads if head.delivery]
+        for head in heads:
+            if head.delivery is None:  # taken away by an operator meanwhile
+                self._shares.release(head.id)
+            head.delivery = None
+        return found
+
+    async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        await self._journal.run(lambda tx: self._settle(tx, delivery, outcome), self._publish)
+
+    def _settle(self, tx: Tx, delivery: Delivery, outcome: Outcome) -> _Changes:
+        changes = _Changes(settled=delivery.id)
+        due = self._clock()
+        match outcome:
+            case Done():
+                row = _delete(tx, delivery.id)
+            case PutBack():
+                row = tx.execute(
+                    "SELECT tenant, user FROM delivery WHERE id = ?", (delivery.id,)
+                ).fetchone()
+            case Again():
+                row = tx.execute(
+                    "UPDATE delivery SET due = NULL, attempts = attempts + 1,"
+                    " own_faults = own_faults + ?, tried_at = ?, age = ?, last_error = ?"
+                    " WHERE id = ? RETURNING tenant, user",
+                    (outcome.own_fault, outcome.tried_at, outcome.age, outcome.reason,
+                     delivery.id),
+                ).fetchone()  # fmt: skip
+                due = outcome.tried_at + outcome.wait
+            case Dead():
+                tx.execute(_BURY, (outcome.died_at, outcome.reason, outcome.status,
+                                   outcome.answer, delivery.id))  # fmt: skip
+                row = _delete(tx, delivery.id)
+        if row is None:  # erased meanwhile: that wins
+            return changes
+        tenant, user = row
+        if isinstance(outcome, Done | Dead):
+            changes.counts.append((tenant, -1))
+        self._promote(tx, tenant, user, due, changes)
+        return changes
+
+    def _promote(
+        self, tx: Tx, tenant: TenantId, user: UserId, due: float, changes: _Changes
+    ) -> None:
+        """The first delivery of the line is its head, due then."""
+        row = tx.execute(
+            f"SELECT due, {_COLUMNS} FROM delivery WHERE user = ? AND tenant = ?"
+            " ORDER BY event_time, id LIMIT 1",
+            (user, tenant),
+        ).fetchone()
+        if row is None:
+            return
+        if row[0] != due:
+            tx.execute("UPDATE delivery SET due = ? WHERE id = ?", (due, row[1]))
+        changes.heads.append(Head(row[1], tenant, user, due, _delivery(row[1:])))
+
+    async def all_due(self) -> None:
+        now = self._clock()
+
+        def work(tx: Tx) -> None:
+            tx.execute("UPDATE delivery SET due = ? WHERE due > ?", (now, now))
+
+        await self._journal.run(work, lambda _: self._look_again())
+
+    def _look_again(self) -> None:
+        self._shares.forget_all()
+        self._work.set()
+
+    # what memory knows
+
+    def _publish(self, changes: _Changes) -> None:
+        """Memory follows the disk: called right after the commit."""
+        for user, lock, number in changes.locks:
+            self._mappings.change(user, lock, number)
+        for tenant, count in changes.counts:
+            self._shares.add(tenant, count)
+        for old, new in changes.renamed:
+            self._shares.rename(old, new)
+        self._shares.forget(changes.reread)
+        if changes.settled is not None:
+            self._shares.release(changes.settled)
+        now = self._clock()
+        for head in changes.heads:
+            self._shares.offer(head, now)
+        self._work.set()
+
+    def _backlog_full(self, tenant: TenantId) -> str | None:
+        if self._shares.waiting >= self._limits.max_backlog:
+            return f"{self._shares.waiting} messages wait, MAX_BACKLOG={self._limits.max_backlog}"
+        if self._shares.waiting_of(tenant) >= self._limits.max_backlog_per_tenant:
+            return (
+                f"{self._shares.waiting_of(tenant)} messages of tenant {tenant} wait, "
+                f"MAX_BACKLOG_PER_TENANT={self._limits.max_backlog_per_tenant}"
+            )
+        return None
+
+    def _refuse(self, reason: str) -> StoreUnavailable:
+        now = time.monotonic()
+        if self._refusing_since is None:
+            self._refusing_since = now
+        long = now - self._refusing_since > _LONG_TROUBLE_SECONDS
+        return StoreUnavailable(reason, retry_after=20 if long else 2)
+
+    async def backlog(self) -> Backlog:
+        def look(tx: Tx) -> float | None:
+            row = tx.execute("SELECT arrived FROM delivery ORDER BY id LIMIT 1").fetchone()
+            return row[0] if row else None
+
+        return Backlog(self._shares.waiting, await self._journal.run(look))
+
+    def health(self) -> Health:
+        refusing = self._low_disk
+        if self._journal.trouble:
+            refusing = f"router.db cannot be written: {self._journal.trouble}"
+        elif self._shares.waiting >= self._limits.max_backlog:
+            refusing = f"{self._shares.waiting} messages wait, as many as MAX_BACKLOG allows"
+        return Health(refusing, self._mappings.trouble)
+
+    async def _watch_over(self) -> None:
+        last = self._clock()
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            self._look_at_disk()
+            now = self._clock()
+            try:
+                await self._journal.run(lambda tx: self._seen.purge(tx, self._clock()))
+                if now < last:
+                    await self._journal.run(lambda tx: forgive_the_clock(tx, self._clock()))
+                    self._look_again()
+            except StoreUnavailable:
+                pass  # the journal has said so, and tests itself
+            last = now
+
+    def _look_at_disk(self) -> None:
+        least = self._limits.min_free_disk_bytes
+        try:
+            free = shutil.disk_usage(self._folder).free
+            low = f"{self._folder}: {free >> 20} MB free on its disk, {least >> 20} MB are needed"
+        except OSError as exc:
+            free, low = -1, f"{self._folder}: {exc.strerror}"
+        if (free < least) != bool(self._low_disk):
+            said = low if free < least else f"{self._folder}: enough disk space again"
+            log.warning("%s", said, extra={"event": "store.disk"})
+        self._low_disk = low if free < least else None
+
+    async def close(self) -> None:
+        self._watch.cancel()
+        await self._mappings.close()
+        while self._chores:
+            await asyncio.wait(self._chores)
+        await self._journal.close()
+        self._mutex.close()
+
+
+_COLUMNS = (
+    "id, tenant, user, alias, idempotency_key, headers, body, attempts, own_faults, tried_at, age"
+)
+_BURY = (
+    "INSERT INTO dead_letter SELECT id, tenant, user, alias, event_time, arrived, idempotency_key,"
+    " message_id, headers, attempts + 1, ?, ?, ?, ?, body FROM delivery WHERE id = ?"
+)
+
+
+def _delivery(row: tuple[Any, ...]) -> Delivery:
+    id_, tenant, user, alias, key, headers, body, attempts, own_faults, tried_at, age = row
+    return Delivery(
+        id=id_,
+        tenant=tenant,
+        user=user,
+        alias=alias,
+        idempotency_key=key,
+        headers=tuple((name, value) for name, value in orjson.loads(headers)),
+        body=body,
+        attempt=attempts + 1,
+        own_faults=own_faults,
+        tried_at=tried_at,
+        age=age,
+    )
+
+
+def _load(tx: Tx, heads: list[Head]) -> None:
+    for head in heads:
+        row = tx.execute(f"SELECT {_COLUMNS} FROM delivery WHERE id = ?", (head.id,)).fetchone()
+        head.delivery = _delivery(row) if row else None
+
+
+def _delete(tx: Tx, id_: int) -> tuple[TenantId, UserId] | None:
+    row: tuple[TenantId, UserId] | None = tx.execute(
+        "DELETE FROM delivery WHERE id = ? RETURNING tenant, user", (id_,)
+    ).fetchone()
+    return row
+
+
+def _phone_of(tx: Tx, lid: UserId) -> UserId | None:
+    row = tx.execute("SELECT phone FROM alias WHERE lid = ?", (lid,)).fetchone()
+    return row[0] if row else None
+
+
+def _lid_of(tx: Tx, phone: UserId) -> UserId | None:
+    row = tx.execute("SELECT lid FROM alias WHERE phone = ?", (phone,)).fetchone()
+    return row[0] if row else None
+
+
+def _known_as(tx: Tx, user: UserId) -> UserId:
+    return (_phone_of(tx, user) if is_lid(user) else None) or user

@@ -1,0 +1,220 @@
+"""Group commit: many callers share one SQLite transaction, and wait for its fsync together.
+
+Everything that touches the connection runs here, one batch after the other: the statements in the
+event loop (they only change memory), the COMMIT with its fsync in a thread, without the GIL. While
+it runs the next batch gathers. Statements in the thread would be slower: each one gives up the GIL
+and must win it back from a busy event loop (switch interval 5 ms).
+"""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gateway.errors import StartRefused, StoreUnavailable
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+_BATCH = 256
+_TEST_SECONDS = 5.0  # between the store's tests of itself while it fails
+_LONG_TROUBLE_SECONDS = 10.0
+# WAHA obeys Retry-After, and tries 15 times: they then last 5 minutes instead of 30 seconds.
+_SHORT_RETRY, _LONG_RETRY = 2, 20
+_CHECK_SECONDS = 1.0  # of the start spent on looking for damage
+_PRAGMAS = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = FULL;
+PRAGMA secure_delete = ON;
+PRAGMA busy_timeout = 5000;
+PRAGMA temp_store = MEMORY;
+"""
+
+log = logging.getLogger(__name__)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the database and create what it lacks; raise StartRefused if SQLite calls it damaged."""
+    if sqlite3.sqlite_version_info < (3, 35):
+        raise StartRefused(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed")
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection.executescript(_PRAGMAS)
+        connection.executescript((Path(__file__).parent / "schema.sql").read_text("utf-8"))
+        damage = _first_damage(connection)
+    except sqlite3.Error as exc:
+        raise StartRefused(
+            f"{path}: SQLite cannot use it ({exc}): put the back-up in its place; "
+            "it holds the messages that wait, so do not delete it lightly"
+        ) from exc
+    if damage:
+        connection.close()
+        raise StartRefused(
+            f"{path}: SQLite calls it damaged ({damage}): put the back-up in its place"
+        )
+    return connection
+
+
+def _first_damage(connection: sqlite3.Connection) -> str | None:
+    """What quick_check finds within a second; the rest of a large file is not looked at."""
+    deadline = time.monotonic() + _CHECK_SECONDS
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+    try:
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.OperationalError as exc:
+        if "interrupted" not in str(exc):
+            raise
+        return None
+    finally:
+        connection.set_progress_handler(None, 0)
+    return None if found == "ok" else str(found)
+
+
+@dataclass(slots=True)
+class _Entry:
+    work: Work[Any]
+    publish: Callable[[Any], None] | None
+    done: asyncio.Future[Any]
+
+
+class Journal:
+    """The one writer. trouble is why it cannot commit, None while it can."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.trouble: str | None = None
+        self.batch = 0  # number of the transaction that runs, or ran last
+        self._troubled_since = 0.0
+        self._connection = connection
+        self._queue: list[_Entry] = []
+        self._filled = asyncio.Event()
+        self._closing = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._task = asyncio.create_task(self._commit_batches())
+        self._tester: asyncio.Task[None] | None = None
+
+    async def run(self, work: Work[T], publish: Callable[[T], None] | None = None) -> T:
+        """work's result, once all that it wrote is durable; raise StoreUnavailable if it is not.
+
+        work must be quick, and may run twice: after a batch failed, each of it is committed alone.
+        publish is called with the result after the commit, in the order of the runs: it is where
+        memory may learn what the disk knows.
+        """
+        if self._closing:
+            raise StoreUnavailable("the store is closing")
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Entry(work, publish, done))
+        self._filled.set()
+        return await done
+
+    def unavailable(self, reason: str) -> StoreUnavailable:
+        long = self.trouble and time.monotonic() - self._troubled_since > _LONG_TROUBLE_SECONDS
+        return StoreUnavailable(reason, retry_after=_LONG_RETRY if long else _SHORT_RETRY)
+
+    async def close(self) -> None:
+        """Commit what is queued, then close the file."""
+        self._closing = True
+        if self._tester:
+            self._tester.cancel()
+        self._filled.set()
+        await self._task
+        self._thread.shutdown()
+        try:
+            self._connection.close()
+        except sqlite3.Error as exc:
+            log.error("router.db: %s", exc, extra={"event": "store.failed"})
+
+    async def _commit_batches(self) -> None:
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            while self._queue:
+                batch, self._queue = self._queue[:_BATCH], self._queue[_BATCH:]
+                await self._commit_or_single_out(batch)
+            if self._closing:
+                return
+
+    async def _commit_or_single_out(self, batch: list[_Entry]) -> None:
+        try:
+            results = await self._commit(batch)
+        except Exception as exc:
+            if len(batch) == 1:
+                self._fail(batch[0], exc)
+                return
+            for entry in batch:
+                await self._commit_or_single_out([entry])
+            return
+        for entry, result in zip(batch, results, strict=True):
+            if entry.publish:
+                entry.publish(result)
+            if not entry.done.done():
+                entry.done.set_result(result)
+
+    async def _commit(self, batch: list[_Entry]) -> list[Any]:
+        connection = self._connection
+        self.batch += 1
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            changes = connection.total_changes
+            results = [entry.work(connection) for entry in batch]
+            if connection.total_changes == changes:
+                connection.execute("COMMIT")
+            else:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._thread, connection.execute, "COMMIT")
+                self._well()
+        except BaseException:
+            self._roll_back()
+            raise
+        return results
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            try:
+                self._connection.execute("ROLLBACK")
+            except sqlite3.Error as exc:
+                log.error("router.db: %s", exc, extra={"event": "store.failed"})
+
+    def _fail(self, entry: _Entry, exc: Exception) -> None:
+        error: Exception = exc
+        if isinstance(exc, sqlite3.DatabaseError):
+            if not isinstance(exc, sqlite3.DataError | sqlite3.IntegrityError):
+                self._unwell(exc)
+            error = self.unavailable(f"router.db: {exc}")
+            error.__cause__ = exc
+        if not entry.done.done():
+            entry.done.set_exception(error)
+
+    def _unwell(self, exc: Exception) -> None:
+        if self.trouble is None:
+            self._troubled_since = time.monotonic()
+            log.error(
+                "router.db cannot be written (%s): webhooks get 503 until it can",
+                exc,
+                extra={"event": "store.failed"},
+            )
+            if not self._closing:
+                self._tester = asyncio.create_task(self._test_until_well())
+        self.trouble = str(exc)
+
+    def _well(self) -> None:
+        if self.trouble is not None:
+            self.trouble = None
+            log.warning("router.db is written again", extra={"event": "store.healed"})
+
+    async def _test_until_well(self) -> None:
+        """A quiet night must not leave /health red: the store tests itself, traffic or not."""
+        while self.trouble is not None:
+            await asyncio.sleep(_TEST_SECONDS)
+            try:
+                await self.run(
+                    lambda connection: connection.execute(
+                        "INSERT OR REPLACE INTO meta VALUES ('tested', ?)", (time.time(),)
+                    )
+                )
+            except StoreUnavailable:
+                continue

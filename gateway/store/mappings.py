@@ -1,0 +1,200 @@
+"""router_mappings.json: the locks and nothing else, {"971501234567": 2}.
+
+The file is read at start and kept in memory. A rewrite carries all changes so far and replaces the
+file atomically. A damaged file is never overwritten: the start is refused, with the cure.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+
+from gateway.errors import StartRefused
+from gateway.model import LARGEST_TENANT, TenantId, UserId
+
+FILE_NAME = "router_mappings.json"
+_USER = re.compile(r"(?:[A-Za-z0-9_-]{1,64}/)?[0-9]{5,20}(?:@lid)?")
+_LOAD_SHARE = 5  # under load a rewrite takes at most this part of the time
+_RETRY_SECONDS = 5.0
+_CURE = "put the back-up in its place, or move the file away and run `python whatsapp_router.py rebuild`"
+
+log = logging.getLogger(__name__)
+
+
+def read(path: Path) -> dict[UserId, TenantId] | None:
+    """The locks in the file, None if there is none; raise StartRefused if it is damaged."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise StartRefused(
+            f"{path}: cannot be read ({exc.strerror}): check owner and rights"
+        ) from exc
+    try:
+        locks = orjson.loads(data)
+    except orjson.JSONDecodeError as exc:
+        raise StartRefused(f"{path}: not JSON, or cut off ({exc}): {_CURE}") from exc
+    if not isinstance(locks, dict):
+        raise StartRefused(f'{path}: must hold an object such as {{"971501234567": 2}}: {_CURE}')
+    for user, tenant in locks.items():
+        if not _USER.fullmatch(user):
+            raise StartRefused(
+                f"{path}: {user[:60]!r} is no user: must be 5-20 digits or …@lid: {_CURE}"
+            )
+        if type(tenant) is not int or not 0 < tenant <= LARGEST_TENANT:
+            raise StartRefused(
+                f"{path}: the tenant of {user!r} is {str(tenant)[:60]!r}, "
+                f"not a whole number of 1-{LARGEST_TENANT}: {_CURE}"
+            )
+    # No user holds a quote, and no tenant is text: two quotes stand in the file for each key.
+    if data.count(b'"') != 2 * len(locks) or b"\\" in data:
+        raise StartRefused(f"{path}: a user stands in it twice: keep one of the lines")
+    return locks
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put data at path so that a crash leaves the old bytes or the new, never a mix."""
+    temporary = path.with_name(path.name + ".tmp")  # same directory: the rename stays atomic
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_directory(path.parent)  # or the rename itself may be lost with the power
+
+
+def encode(locks: dict[UserId, TenantId]) -> bytes:
+    return orjson.dumps(locks) + b"\n"
+
+
+class Mappings:
+    """The locks in memory, and the file behind them.
+
+    write_file is handed in so that tests can let it fail. written is called, in the event loop,
+    with the number of the last change in the file, after each rewrite.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        locks: dict[UserId, TenantId],
+        *,
+        written: Callable[[int], None],
+        write_file: Callable[[Path, bytes], None] = replace_file,
+    ) -> None:
+        self.path = path
+        self.trouble: str | None = None  # why the file lacks changes
+        self._locks = locks
+        self._of_tenant = Counter(locks.values())
+        self._written = written
+        self._write_file = write_file
+        self._last_change = 0  # number of the newest change in memory
+        self._in_file = 0
+        self._changed = asyncio.Event()
+        self._advanced: asyncio.Future[None] | None = None
+        self._closing = False
+        self._task = asyncio.create_task(self._rewrite_behind())
+
+    def __len__(self) -> int:
+        return len(self._locks)
+
+    @property
+    def tenants(self) -> int:
+        return len(self._of_tenant)
+
+    def get(self, user: UserId) -> TenantId | None:
+        return self._locks.get(user)
+
+    def users(self) -> list[UserId]:
+        return list(self._locks)
+
+    def change(self, user: UserId, tenant: TenantId | None, number: int) -> None:
+        """Set or (None) remove a lock. number: of its lock_redo row, always growing."""
+        before = self._locks.pop(user, None)
+        if before is not None:
+            self._of_tenant[before] -= 1
+            if not self._of_tenant[before]:
+                del self._of_tenant[before]
+        if tenant is not None:
+            self._locks[user] = tenant
+            self._of_tenant[tenant] += 1
+        self._last_change = number
+        self._changed.set()
+
+    async def in_file(self, number: int, timeout: float) -> None:
+        """Return when change `number` is in the file, or after timeout seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._reach(number)
+
+    async def _reach(self, number: int) -> None:
+        while self._in_file < number:
+            if self._advanced is None:
+                self._advanced = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._advanced)  # others wait for it, too
+
+    async def close(self) -> None:
+        """Write what is not in the file yet; once, however it goes."""
+        self._closing = True
+        self._changed.set()
+        await self._task
+
+    async def _rewrite_behind(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._last_change > self._in_file:
+                began = time.monotonic()
+                wrote = await self._rewrite()
+                took = time.monotonic() - began
+                if not self._closing:
+                    await self._pause(took * (_LOAD_SHARE - 1) if wrote else _RETRY_SECONDS)
+                if not wrote:
+                    self._changed.set()
+            if self._closing:
+                return
+
+    async def _rewrite(self) -> bool:
+        number, data = self._last_change, encode(self._locks)
+        try:
+            await asyncio.to_thread(self._write_file, self.path, data)
+        except OSError as exc:
+            if self.trouble is None:
+                log.error(
+                    "%s cannot be written (%s); locks are safe in router.db meanwhile",
+                    self.path,
+                    exc,
+                    extra={"event": "mappings.failed"},
+                )
+            self.trouble = f"{self.path} cannot be written: {exc.strerror or exc}"
+            return False
+        if self.trouble is not None:
+            log.warning("%s is written again", self.path, extra={"event": "mappings.healed"})
+        self.trouble = None
+        self._in_file = number
+        if self._advanced is not None:
+            self._advanced.set_result(None)
+            self._advanced = None
+        self._written(number)
+        return True
+
+    async def _pause(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._closing and (left := deadline - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.1))
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,149 @@
+"""Opening a data folder: take it, check it, bring file and database together, or refuse to start.
+
+Nothing damaged is ever overwritten. Every refusal names the file, the place and the cure.
+"""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO
+
+from gateway.errors import StartRefused
+from gateway.model import Moment, TenantId, UserId
+from gateway.store import history, mappings
+from gateway.store.journal import connect
+
+DATABASE_NAME = "router.db"
+
+Tx = sqlite3.Connection
+
+
+def open_folder(
+    folder: Path, now: float, connect_to: Callable[[Path], Tx]
+) -> tuple[IO[str], Tx, dict[UserId, TenantId]]:
+    path = folder / mappings.FILE_NAME
+    mutex = take_folder(folder)
+    try:
+        connection = connect_to(folder / DATABASE_NAME)
+        try:
+            locks = _current_locks(path, connection)
+            _import_strangers(connection, path, locks, now)
+            forgive_the_clock(connection, now)
+        except BaseException:
+            connection.close()
+            raise
+    except BaseException:
+        mutex.close()
+        raise
+    return mutex, connection, locks
+
+
+def take_folder(folder: Path) -> IO[str]:
+    """The folder is ours until the file returned is closed; StartRefused if it is another's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mutex = open(folder / "router.lock", "a+", encoding="utf-8")
+    except OSError as exc:
+        raise StartRefused(
+            f"{folder}: cannot be written ({exc.strerror}): set DATA_DIR, or the folder's owner"
+        ) from exc
+    try:
+        fcntl.flock(mutex, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        mutex.close()
+        raise StartRefused(
+            f"{folder}: another router uses this folder. One process only: stop the other one, or"
+            " give each its own DATA_DIR; several routers together need Redis (STORE_URL=redis://…)"
+        ) from exc
+    mutex.truncate(0)
+    mutex.write(f"{os.getpid()}\n")
+    mutex.flush()
+    return mutex
+
+
+def _current_locks(path: Path, connection: Tx) -> dict[UserId, TenantId]:
+    """What the file says and the redo rows add; the file then holds it."""
+    locks = mappings.read(path)
+    redo = connection.execute("SELECT user, tenant FROM lock_redo ORDER BY id").fetchall()
+    if locks is None:
+        if history.knows_of_locks(connection):
+            raise StartRefused(
+                f"{path}: missing, but router.db beside it knows of locks: put the back-up in its"
+                " place, or write it from the history with `python whatsapp_router.py rebuild`"
+            )
+        locks = {}
+    elif not redo:
+        return locks
+    _apply(locks, redo)
+    _write(path, locks)
+    connection.execute("DELETE FROM lock_redo")
+    return locks
+
+
+def _apply(
+    locks: dict[UserId, TenantId], changes: Iterable[tuple[UserId, TenantId | None]]
+) -> None:
+    for user, tenant in changes:
+        if tenant is None:
+            locks.pop(user, None)
+        else:
+            locks[user] = tenant
+
+
+def _write(path: Path, locks: dict[UserId, TenantId]) -> None:
+    try:
+        mappings.replace_file(path, mappings.encode(locks))
+    except OSError as exc:
+        raise StartRefused(
+            f"{path}: cannot be written ({exc.strerror}): check disk and rights"
+        ) from exc
+
+
+def _import_strangers(
+    connection: Tx, path: Path, locks: dict[UserId, TenantId], now: float
+) -> None:
+    """Locks of a predecessor's file open the history, as old as that file at most."""
+    if not locks or not history.is_empty(connection):
+        return
+    written = Moment.of(min(now, path.stat().st_mtime))
+    connection.execute("BEGIN")
+    for user, tenant in locks.items():
+        history.tell(
+            connection, now, user, history.Kind.IMPORTED, None, tenant, written, None, path.name
+        )
+    connection.execute("COMMIT")
+
+
+def rebuild(folder: Path) -> tuple[Path, int]:
+    """Write the missing mappings file from the history; where, and how many locks.
+
+    Raise StartRefused if there is a file, which is never overwritten, or a router on the folder.
+    """
+    path = folder / mappings.FILE_NAME
+    mutex = take_folder(folder)
+    try:
+        if path.exists():
+            raise StartRefused(f"{path}: exists; move it away first, it is not overwritten")
+        database = folder / DATABASE_NAME
+        if not database.exists():
+            raise StartRefused(f"{database}: missing, so there is no history to use")
+        connection = connect(database)
+        try:
+            locks: dict[UserId, TenantId] = {}
+            _apply(locks, history.changes(connection))
+            _write(path, locks)
+            connection.execute("DELETE FROM lock_redo")
+        finally:
+            connection.close()
+    finally:
+        mutex.close()
+    return path, len(locks)
+
+
+def forgive_the_clock(tx: Tx, now: float) -> None:
+    """What was put off by a clock that has gone back since is due now."""
+    tx.execute(
+        "UPDATE delivery SET due = ? WHERE due > ? AND coalesce(tried_at, due) > ?", (now, now, now)
+    )

@@ -1,0 +1,82 @@
+-- router.db: everything but the locks themselves. Times are Unix seconds; ids of users as in model.UserId.
+
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+
+-- Deliveries that wait or are in flight. Of each line (user, tenant) exactly one row has a due time:
+-- the head. The others wait for it.
+CREATE TABLE IF NOT EXISTS delivery (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- in order of arrival, never used twice
+    tenant INTEGER NOT NULL,
+    user TEXT NOT NULL,
+    alias TEXT,
+    event_time REAL NOT NULL,
+    arrived REAL NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    message_id TEXT,
+    headers TEXT NOT NULL,                 -- JSON: [[name, value], …]
+    due REAL,
+    attempts INTEGER NOT NULL DEFAULT 0,   -- failed so far
+    own_faults INTEGER NOT NULL DEFAULT 0,
+    tried_at REAL,                         -- when the last attempt ended
+    age REAL NOT NULL DEFAULT 0,           -- seconds that count towards MAX_DELIVERY_AGE
+    last_error TEXT,
+    body BLOB NOT NULL                     -- last: long ones do not slow down the columns before
+);
+CREATE INDEX IF NOT EXISTS delivery_line ON delivery (user, tenant, event_time, id);
+CREATE INDEX IF NOT EXISTS delivery_head ON delivery (tenant, due, id) WHERE due IS NOT NULL;
+
+-- Deliveries given up on.
+CREATE TABLE IF NOT EXISTS dead_letter (
+    id INTEGER PRIMARY KEY,                -- the delivery's
+    tenant INTEGER NOT NULL,
+    user TEXT NOT NULL,
+    alias TEXT,
+    event_time REAL NOT NULL,
+    arrived REAL NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    message_id TEXT,
+    headers TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    died_at REAL NOT NULL,
+    reason TEXT NOT NULL,
+    status INTEGER,                        -- of the backend's last answer
+    answer BLOB NOT NULL,                  -- its first bytes
+    body BLOB NOT NULL
+);
+
+CREATE INDEX IF NOT EXISTS dead_letter_user ON dead_letter (user);
+
+-- Lock changes that are not yet in router_mappings.json. tenant NULL: unlocked.
+CREATE TABLE IF NOT EXISTS lock_redo (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    user TEXT NOT NULL,
+    tenant INTEGER
+);
+
+-- Append-only evidence: every change of a lock, and every link that changed none.
+CREATE TABLE IF NOT EXISTS history (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,                      -- our clock
+    user TEXT NOT NULL,
+    kind TEXT NOT NULL,                    -- files.Kind
+    from_tenant INTEGER,
+    to_tenant INTEGER,
+    changed_second INTEGER,                -- model.Moment of the change; NULL: the lock did not change
+    changed_fraction REAL,
+    message_id TEXT,
+    why TEXT
+);
+CREATE INDEX IF NOT EXISTS history_change ON history (user, id) WHERE changed_second IS NOT NULL;
+
+-- Which LID is which phone: one to one.
+CREATE TABLE IF NOT EXISTS alias (
+    lid TEXT PRIMARY KEY,
+    phone TEXT NOT NULL UNIQUE,
+    sighted REAL NOT NULL                  -- event time of the message that showed both
+) WITHOUT ROWID;
+
+-- Keys of events accepted. Three tables that take turns, see files._SeenKeys. phone and lid are
+-- hashes of the person's ids, 0 if unknown then: a key may outlive the erasure of a person.
+CREATE TABLE IF NOT EXISTS seen_0 (key BLOB, phone INTEGER, lid INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seen_1 (key BLOB, phone INTEGER, lid INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seen_2 (key BLOB, phone INTEGER, lid INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;

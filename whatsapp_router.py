@@ -1,0 +1,29 @@
+"""The entry: settings from the environment, `app` for any ASGI server, and the command line.
+
+python whatsapp_router.py                                   serves on HOST:PORT
+python whatsapp_router.py say 971501234567 start_realty_2   posts a message as WAHA would
+python whatsapp_router.py rebuild                           writes a lost mappings file anew
+"""
+
+import sys
+
+from gateway import commands, log
+from gateway.app import create_app
+from gateway.errors import StartRefused
+from gateway.settings import Settings, load
+
+
+def _settings() -> Settings:
+    try:
+        settings = load()
+    except StartRefused as exc:
+        sys.exit(f"{exc}")
+    log.set_up(settings.log_level, settings.log_format, mask_users=settings.log_mask_users)
+    return settings
+
+
+settings = _settings()
+app = create_app(settings)
+
+if __name__ == "__main__":
+    sys.exit(commands.main(sys.argv[1:], settings, app))
