@@ -11,7 +11,7 @@ __all__ = ["Limits", "Page", "Store", "open_store"]
 
 
 async def open_store(url: str, limits: Limits) -> Store:
-    """The store that url names by its scheme, as in file:<folder>; raise StartRefused if unusable."""
+    """The store that url names by its scheme (file:<folder>); StartRefused if unusable."""
     scheme, _, place = url.partition(":")
     if scheme not in _STORES:
         raise StartRefused(

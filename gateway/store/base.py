@@ -61,7 +61,7 @@ class Store(Protocol):
         """Keep only what message shows of a person's two ids; durable."""
 
     async def claim(self, limit: int, *, wait: float, probe: bool = False) -> list[Delivery]:
-        """Up to limit heads of lines that are due; ours until settled. None within wait seconds: [].
+        """Up to limit heads of lines that are due; ours until settled. [] after wait seconds.
 
         The next slot goes to the tenant with the fewest in flight, then to the one served longest
         ago, then to the oldest head. With probe=True it is one delivery, of the tenant probed

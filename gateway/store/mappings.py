@@ -23,7 +23,10 @@ FILE_NAME = "router_mappings.json"
 _USER = re.compile(r"(?:[A-Za-z0-9_-]{1,64}/)?[0-9]{5,20}(?:@lid)?")
 _LOAD_SHARE = 5  # under load a rewrite takes at most this part of the time
 _RETRY_SECONDS = 5.0
-_CURE = "put the back-up in its place, or move the file away and run `python whatsapp_router.py rebuild`"
+_CURE = (
+    "put the back-up in its place, or move the file away and run"
+    " `python whatsapp_router.py rebuild`"
+)
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """WAHA's webhook signature: hex HMAC-SHA512 of the raw body, in X-Webhook-Hmac.
 
 Source: WAHA docs, "Events", section "HMAC authentication". The key is the text's UTF-8 bytes.
-Neither headers nor time are signed, and WAHA repeats a webhook for minutes, so there is no time window:
-copies are caught by de-duplication, old links by their age.
+Neither headers nor time are signed, and WAHA repeats a webhook for minutes, so there is no time
+window: copies are caught by de-duplication, old links by their age.
 """
 
 import hashlib

@@ -1,0 +1,96 @@
+"""Stores, and a backend that is a real server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from gateway.store import Limits, Store, open_store
+
+# Tests must pass on a full laptop, too; what a full disk does has tests of its own.
+LIMITS = Limits(min_free_disk_bytes=0)
+
+
+async def wait_until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
+    """Return when condition() is true; fail the test if it is not within seconds."""
+    for _ in range(int(seconds * 200)):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"still not true after {seconds} s")
+
+
+@pytest.fixture(params=["file"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a store of each kind lives; the same url opened again is the same store."""
+    urls = {"file": f"file:{tmp_path / 'data'}"}
+    return urls[request.param]
+
+
+@pytest.fixture
+async def store(store_url: str) -> AsyncIterator[Store]:
+    opened = await open_store(store_url, LIMITS)
+    yield opened
+    await opened.close()
+
+
+@dataclass
+class Received:
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def tenant(self) -> int:
+        return int(self.headers["X-Tenant-ID"])
+
+    @property
+    def user(self) -> str:
+        return self.headers["X-User-ID"]
+
+    @property
+    def key(self) -> str:
+        return self.headers["Idempotency-Key"]
+
+
+@dataclass
+class FakeBackend:
+    """Keeps what it received. answer: the status for a request, or a response."""
+
+    url: str = ""
+    received: list[Received] = field(default_factory=list)
+    answer: Callable[[Received], int | web.StreamResponse] = lambda _: 200
+    open_gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.open_gate.set()
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [one.body for one in self.received]
+
+    async def take(self, request: web.Request) -> web.StreamResponse:
+        one = Received(request.path, dict(request.headers), await request.read())
+        self.received.append(one)
+        await self.open_gate.wait()
+        answer = self.answer(one)
+        return web.Response(status=answer) if isinstance(answer, int) else answer
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[FakeBackend]:
+    """A backend on a free port. Clear open_gate to let it hold its answers back."""
+    fake = FakeBackend()
+    app = web.Application(client_max_size=2**30)
+    app.router.add_post("/{path:.*}", fake.take)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield fake
+    fake.open_gate.set()
+    await runner.cleanup()

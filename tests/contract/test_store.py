@@ -1,0 +1,572 @@
+"""What every store promises, run over each of them. These tests see only base.Store."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from gateway.errors import StoreUnavailable
+from gateway.model import (
+    Accepted,
+    Again,
+    AskForLink,
+    Bind,
+    Dead,
+    Decision,
+    Delivery,
+    Done,
+    Forward,
+    InboundMessage,
+    Lock,
+    LockPolicy,
+    PutBack,
+)
+from gateway.store import Limits, Store, open_store
+from tests.conftest import LIMITS
+from tests.messages import ALI, LID, NOW, OMAR, SARA, by_the_rules, message, tenant, user
+
+Reopen = Callable[..., Awaitable[Store]]
+
+
+@pytest.fixture
+async def reopen(store_url: str) -> AsyncIterator[Reopen]:
+    """Opens the store again, and what was opened before is gone."""
+    opened: list[Store] = []
+
+    async def open_(limits: Limits = LIMITS) -> Store:
+        if opened:
+            await opened.pop().close()
+        opened.append(await open_store(store_url, limits))
+        return opened[-1]
+
+    yield open_
+    await opened.pop().close()
+
+
+async def accept(
+    store: Store, inbound: InboundMessage, policy: LockPolicy = LockPolicy.LAST_LINK
+) -> Accepted:
+    return await store.accept(inbound, by_the_rules(inbound, policy))
+
+
+async def say(store: Store, text: str, *, user: str = ALI, **how: object) -> Accepted:
+    return await accept(store, message(text, user, **how))
+
+
+async def claim(
+    store: Store, limit: int = 100, *, wait: float = 0.0, probe: bool = False
+) -> list[Delivery]:
+    return await store.claim(limit, wait=wait, probe=probe)
+
+
+async def claim_one(store: Store, *, wait: float = 5.0) -> Delivery:
+    (delivery,) = await claim(store, 1, wait=wait)
+    return delivery
+
+
+async def drain(store: Store) -> list[Delivery]:
+    """Claim and settle until nothing is due."""
+    done: list[Delivery] = []
+    while claimed := await claim(store):
+        for delivery in claimed:
+            await store.settle(delivery, Done())
+        done += claimed
+    return done
+
+
+def texts(deliveries: list[Delivery]) -> list[str]:
+    import json
+
+    return [json.loads(delivery.body)["payload"]["body"] for delivery in deliveries]
+
+
+async def tenant_of(store: Store, text: str) -> int | None:
+    return (await store.lock_of(user(text)))[1].tenant
+
+
+# accept
+
+
+async def test_a_link_locks_and_its_message_is_the_first_delivery(store: Store) -> None:
+    accepted = await say(store, "start_realty_2")
+
+    assert accepted == Accepted(user(ALI), Bind(tenant(2)))
+    assert await tenant_of(store, ALI) == 2
+    assert store.totals() == (1, 1)
+    delivery = await claim_one(store)
+    assert (delivery.tenant, delivery.user, delivery.attempt) == (2, ALI, 1)
+
+
+async def test_without_a_lock_nothing_is_delivered(store: Store) -> None:
+    assert await say(store, "hello") == Accepted(user(ALI), AskForLink())
+    assert await claim(store) == []
+    assert store.totals() == (0, 0)
+
+
+async def test_a_delivery_carries_the_very_bytes_and_headers(store: Store) -> None:
+    await say(store, "start_realty_2")
+    await drain(store)
+    inbound = message("مرحبا 👋")
+    await accept(store, inbound)
+    delivery = await claim_one(store)
+    assert delivery.body == inbound.body
+    assert delivery.headers == inbound.headers
+    assert delivery.idempotency_key == inbound.idempotency_key
+
+
+async def test_a_new_link_moves_the_user_and_what_waits_stays_where_it_was(store: Store) -> None:
+    await say(store, "start_realty_2", sent=NOW - 3)
+    await say(store, "for two", sent=NOW - 2)
+    moved = await say(store, "start_realty_9", sent=NOW - 1)
+    await say(store, "for nine", sent=NOW)
+
+    assert moved.decision == Bind(tenant(9), previous=tenant(2))
+    assert store.totals() == (1, 1)
+    assert [(d.tenant, texts([d])[0]) for d in await drain(store)] == [
+        (2, "start_realty_2"),
+        (9, "start_realty_9"),
+        (2, "for two"),
+        (9, "for nine"),
+    ]
+
+
+async def test_decide_is_given_the_lock_as_it_stands_in_the_same_commit(store: Store) -> None:
+    """Link and follow-up arrive together: the follow-up sees the lock that the link made."""
+    inbound = [message("start_realty_2"), message("hello"), message("start_realty_9"), message("x")]
+    accepted = await asyncio.gather(*(accept(store, one) for one in inbound))
+    decisions = [one.decision for one in accepted]
+    assert decisions == [
+        Bind(tenant(2)),
+        Forward(tenant(2)),
+        Bind(tenant(9), previous=tenant(2)),
+        Forward(tenant(9)),
+    ]
+
+
+async def test_a_decision_that_fails_keeps_nothing_and_harms_nobody_else(store: Store) -> None:
+    def stumble(_: Lock) -> Decision:
+        raise RuntimeError("stumbled")
+
+    inbound = message("start_realty_2")
+    results = await asyncio.gather(
+        say(store, "start_realty_3", user=SARA),
+        store.accept(inbound, stumble),
+        say(store, "start_realty_4", user=OMAR),
+        return_exceptions=True,
+    )
+    assert isinstance(results[1], RuntimeError)
+    assert [await tenant_of(store, who) for who in (SARA, ALI, OMAR)] == [3, None, 4]
+    assert (await accept(store, inbound)).decision == Bind(tenant(2))
+
+
+# what was seen before
+
+
+async def test_a_copy_is_a_duplicate_and_is_delivered_once(store: Store) -> None:
+    inbound = message("start_realty_2")
+    first, copy = await asyncio.gather(accept(store, inbound), accept(store, inbound))
+    later = await accept(store, inbound)
+    assert first.decision == Bind(tenant(2))
+    assert copy == later == Accepted(user(ALI), None)
+    assert len(await drain(store)) == 1
+
+
+async def test_a_copy_is_known_after_a_restart(reopen: Reopen) -> None:
+    inbound = message("start_realty_2")
+    await accept(await reopen(), inbound)
+    assert (await accept(await reopen(), inbound)).decision is None
+
+
+async def test_message_and_message_any_are_one(store: Store) -> None:
+    await say(store, "start_realty_2", bare_id="3EB0A")
+    twin = await say(store, "start_realty_2", bare_id="3EB0A", event="message.any")
+    assert twin.decision is None
+
+
+async def test_twins_by_phone_and_by_lid_are_one(store: Store) -> None:
+    await say(store, "start_realty_2", bare_id="3EB0A")
+    twin = await say(store, "start_realty_2", user=LID, other_id=ALI, bare_id="3EB0A")
+    assert twin == Accepted(user(ALI), None)
+    # The twin's two ids are learnt all the same.
+    assert (await say(store, "hello", user=LID)).user == ALI
+
+
+async def test_a_phone_and_a_lid_not_known_to_differ_are_one(store: Store) -> None:
+    await say(store, "start_realty_2", bare_id="3EB0A")
+    assert (await say(store, "start_realty_2", user=LID, bare_id="3EB0A")).decision is None
+
+
+async def test_a_lid_known_to_be_somebody_else_is_another_message(store: Store) -> None:
+    await say(store, "hello", user=LID, other_id=SARA)
+    await say(store, "start_realty_2", bare_id="3EB0A")
+    other = await say(store, "start_realty_3", user=LID, bare_id="3EB0A")
+    assert other == Accepted(user(SARA), Bind(tenant(3)))
+
+
+async def test_two_people_may_use_one_message_id_and_both_are_delivered(store: Store) -> None:
+    await say(store, "start_realty_2", bare_id="3EB0A")
+    other = await say(store, "start_realty_2", user=SARA, bare_id="3EB0A")
+    assert other.decision == Bind(tenant(2))
+    keys = {delivery.idempotency_key for delivery in await drain(store)}
+    assert len(keys) == 2, "one key for two messages would let the backend drop one of them"
+
+
+async def test_without_ids_nothing_is_a_copy(store: Store) -> None:
+    from tests.messages import parse
+
+    body = b'{"event":"message","payload":{"from":"971501234567@c.us","body":"start_realty_2"}}'
+    assert (await accept(store, parse(body))).decision is not None
+    assert (await accept(store, parse(body))).decision is not None
+
+
+# locks
+
+
+async def test_a_lock_outlives_a_restart(reopen: Reopen) -> None:
+    await say(await reopen(), "start_realty_2")
+    again = await reopen()
+    assert await tenant_of(again, ALI) == 2
+    assert (await say(again, "hello")).decision == Forward(tenant(2))
+
+
+async def test_an_old_link_moves_nobody_back(reopen: Reopen) -> None:
+    await say(await reopen(), "start_realty_2", sent=NOW - 10)
+    await say(await reopen(), "start_realty_9", sent=NOW - 5)
+    late = await say(await reopen(), "start_realty_2", sent=NOW - 8)
+    assert isinstance(late.decision, Forward)
+    assert late.decision.tenant == 9
+    assert await tenant_of(await reopen(), ALI) == 9
+
+
+async def test_the_users_own_link_again_renews_the_time_of_the_lock(store: Store) -> None:
+    await say(store, "start_realty_2", sent=NOW - 10)
+    await say(store, "start_realty_2", sent=NOW - 2)
+    late = await say(store, "start_realty_9", sent=NOW - 5)
+    assert isinstance(late.decision, Forward)
+    assert await tenant_of(store, ALI) == 2
+
+
+async def test_unlock_takes_the_lock_and_keeps_the_time(reopen: Reopen) -> None:
+    store = await reopen()
+    await say(store, "start_realty_2", sent=NOW)
+    assert await store.unlock(user(ALI)) == (ALI, 2)
+    assert await store.unlock(user(ALI)) == (ALI, None)
+    assert store.totals() == (0, 0)
+
+    store = await reopen()
+    assert await tenant_of(store, ALI) is None
+    late = await say(store, "start_realty_2", sent=NOW + 1)  # the unlock is of today
+    assert isinstance(late.decision, AskForLink)
+    now = time.time() + 1
+    assert (await say(store, "start_realty_3", sent=now, now=now)).decision == Bind(tenant(3))
+
+
+async def test_first_link_stays_until_an_operator_unlocks(store: Store) -> None:
+    first = LockPolicy.FIRST_LINK
+    await accept(store, message("start_realty_2", sent=NOW), first)
+    later = await accept(store, message("start_realty_9", sent=NOW + 1, now=NOW + 1), first)
+    assert isinstance(later.decision, Forward)
+    assert later.decision.tenant == 2
+    await store.unlock(user(ALI))
+    now = time.time() + 1
+    freed = await accept(store, message("start_realty_9", sent=now, now=now), first)
+    assert freed.decision == Bind(tenant(9))
+
+
+async def test_locks_come_in_pages_in_order(store: Store) -> None:
+    people = [f"9715012345{number:02}" for number in range(25)]
+    await asyncio.gather(*(say(store, "start_realty_2", user=who) for who in reversed(people)))
+    seen: list[str] = []
+    after = None
+    for _ in range(3):
+        page = await store.locks(10, after)
+        seen += page.locks
+        after = page.next
+    assert after is None
+    assert seen == people
+    assert store.totals() == (25, 1)
+
+
+# who a person is
+
+
+async def test_either_id_finds_the_lock_once_both_were_seen(reopen: Reopen) -> None:
+    store = await reopen()
+    await say(store, "start_realty_2", user=LID, other_id=ALI)
+    assert await store.lock_of(user(LID)) == await store.lock_of(user(ALI))
+    assert (await store.lock_of(user(LID)))[0] == ALI
+
+    store = await reopen()
+    accepted = await say(store, "hello", user=LID)
+    assert accepted == Accepted(user(ALI), Forward(tenant(2)))
+    deliveries = await drain(store)
+    assert [(d.user, d.alias) for d in deliveries] == [(ALI, LID)] * 2
+
+
+async def test_a_lock_made_by_lid_follows_to_the_phone(store: Store) -> None:
+    await say(store, "start_realty_2", user=LID)
+    assert (await store.lock_of(user(LID)))[0] == LID
+    accepted = await say(store, "hello", other_id=LID)
+    assert accepted == Accepted(user(ALI), Forward(tenant(2)))
+    assert (await store.locks(10, None)).locks == {ALI: 2}
+
+
+@pytest.mark.parametrize(("lid_sent", "phone_sent", "stays"), [(1, 2, 5), (2, 1, 2)])
+async def test_of_two_locks_the_newer_one_stays(
+    store: Store, lid_sent: int, phone_sent: int, stays: int
+) -> None:
+    await say(store, "start_realty_2", user=LID, sent=NOW - 10 + lid_sent)
+    await say(store, "start_realty_5", user=ALI, sent=NOW - 10 + phone_sent)
+    await say(store, "hello", user=LID, other_id=ALI)
+    assert (await store.locks(10, None)).locks == {ALI: stays}
+    assert store.totals() == (1, 1)
+
+
+async def test_the_lock_follows_the_lid_to_a_new_phone(store: Store) -> None:
+    await say(store, "start_realty_2", user=LID, other_id=ALI, raised=NOW - 10)
+    moved = await say(store, "new number", user=LID, other_id=SARA, raised=NOW - 5)
+    assert moved == Accepted(user(SARA), Forward(tenant(2)))
+    assert await tenant_of(store, ALI) is None
+    # An older sighting that comes late changes nothing.
+    late = await say(store, "late", user=LID, other_id=ALI, raised=NOW - 7)
+    assert late == Accepted(user(SARA), Forward(tenant(2)))
+
+
+async def test_a_number_that_changes_hands_takes_no_lock_along(store: Store) -> None:
+    other_lid = "158764321000099@lid"
+    await say(store, "start_realty_2", user=LID, other_id=ALI, raised=NOW - 10)
+    newcomer = await say(store, "hello", user=other_lid, other_id=ALI, raised=NOW - 5)
+    assert newcomer == Accepted(user(ALI), AskForLink())
+    assert (await say(store, "still me", user=LID)) == Accepted(user(LID), Forward(tenant(2)))
+
+
+async def test_learn_keeps_ids_and_nothing_else(store: Store) -> None:
+    await store.learn(message("our answer", user=LID, other_id=ALI, own=True))
+    assert (await store.lock_of(user(LID)))[0] == ALI
+    assert await claim(store) == []
+
+
+async def test_lines_of_one_person_become_one_and_keep_their_order(store: Store) -> None:
+    await say(store, "start_realty_2", user=LID, raised=NOW - 10)
+    await say(store, "second", user=LID, raised=NOW - 9)
+    first = await claim_one(store)
+    await say(store, "third", user=ALI, other_id=LID, raised=NOW - 8)
+    assert await claim(store) == [], "the first is in flight, under its old name"
+    await store.settle(first, Done())
+    rest = await drain(store)
+    assert texts(rest) == ["second", "third"]
+    assert {(d.user, d.alias) for d in rest} == {(user(ALI), user(LID))}
+
+
+async def test_two_in_flight_of_lines_that_become_one_hold_back_the_rest(store: Store) -> None:
+    await say(store, "start_realty_2", user=LID, raised=NOW - 10)
+    await say(store, "start_realty_2", user=ALI, raised=NOW - 9)
+    by_lid, by_phone = await claim(store)
+    await say(store, "third", user=ALI, other_id=LID, raised=NOW - 8)
+    await store.settle(by_lid, Done())
+    assert await claim(store) == []
+    await store.settle(by_phone, Done())
+    assert texts(await drain(store)) == ["third"]
+
+
+# lines
+
+
+async def test_a_line_goes_one_at_a_time_in_order_of_events(store: Store) -> None:
+    await say(store, "start_realty_2", raised=NOW - 10)
+    link = await claim_one(store)
+    for text, raised in [("b", NOW - 4), ("c", NOW - 3), ("a", NOW - 5), ("d", NOW - 3)]:
+        await say(store, text, raised=raised)
+    assert await claim(store) == []
+    await store.settle(link, Done())
+    order = []
+    while claimed := await claim(store):
+        assert len(claimed) == 1
+        order += texts(claimed)
+        await store.settle(claimed[0], Done())
+    assert order == ["a", "b", "c", "d"]
+
+
+async def test_an_older_message_that_arrives_while_the_head_waits_goes_first(store: Store) -> None:
+    await say(store, "start_realty_2", raised=NOW - 5)
+    await say(store, "older", raised=NOW - 9)
+    assert texts(await drain(store)) == ["older", "start_realty_2"]
+
+
+async def test_different_lines_go_at_the_same_time(store: Store) -> None:
+    for who in (ALI, SARA, OMAR):
+        await say(store, "start_realty_2", user=who)
+    assert len(await claim(store)) == 3
+
+
+async def test_a_failing_delivery_holds_back_its_own_user_and_nobody_else(store: Store) -> None:
+    for who in (ALI, SARA):
+        await say(store, "start_realty_2", user=who)
+        await say(store, "next", user=who)
+    alis, saras = sorted(await claim(store), key=lambda delivery: delivery.user)
+    await store.settle(alis, again(wait=3600))
+    await store.settle(saras, Done())
+    assert [d.user for d in await drain(store)] == [SARA]
+
+
+def again(*, wait: float, own_fault: bool = False, age: float = 0.0) -> Again:
+    return Again(wait, "no answer", own_fault=own_fault, tried_at=time.time(), age=age)
+
+
+async def test_what_failed_comes_again_with_the_same_key_and_the_next_number(store: Store) -> None:
+    await say(store, "start_realty_2")
+    first = await claim_one(store)
+    await store.settle(first, again(wait=0.05, own_fault=True, age=7.0))
+    second = await claim_one(store)
+    assert second.idempotency_key == first.idempotency_key
+    assert (second.attempt, second.own_faults, second.age) == (2, 1, 7.0)
+    assert second.tried_at == pytest.approx(time.time(), abs=60)
+
+
+async def test_due_times_and_counts_outlive_a_restart(reopen: Reopen) -> None:
+    store = await reopen()
+    await say(store, "start_realty_2")
+    await store.settle(await claim_one(store), again(wait=3600, own_fault=True))
+    store = await reopen()
+    assert await claim(store) == []
+    await store.all_due()
+    delivery = await claim_one(store)
+    assert (delivery.attempt, delivery.own_faults) == (2, 1)
+
+
+async def test_what_was_put_back_is_due_at_once_and_not_counted(store: Store) -> None:
+    await say(store, "start_realty_2")
+    await store.settle(await claim_one(store), PutBack())
+    assert (await claim_one(store)).attempt == 1
+
+
+async def test_a_dead_letter_lets_its_line_go_on(store: Store) -> None:
+    await say(store, "start_realty_2")
+    await say(store, "next")
+    await store.settle(await claim_one(store), Dead("refused", time.time(), 422, b"no"))
+    assert texts(await drain(store)) == ["next"]
+    assert (await store.backlog()).waiting == 0
+
+
+async def test_a_claim_ends_with_the_process_and_the_delivery_comes_again(reopen: Reopen) -> None:
+    store = await reopen()
+    await say(store, "start_realty_2")
+    await say(store, "next")
+    before = await claim_one(store)
+    after = await claim_one(await reopen())
+    assert after.idempotency_key == before.idempotency_key
+
+
+async def test_what_is_done_does_not_come_again(reopen: Reopen) -> None:
+    store = await reopen()
+    await say(store, "start_realty_2")
+    await drain(store)
+    assert await claim(await reopen()) == []
+
+
+async def test_claim_waits_for_a_message(store: Store) -> None:
+    waiting = asyncio.create_task(claim(store, wait=10))
+    await asyncio.sleep(0)
+    await say(store, "start_realty_2")
+    assert len(await waiting) == 1
+
+
+async def test_a_backlog_larger_than_memory_keeps_comes_whole_and_in_order(reopen: Reopen) -> None:
+    store = await reopen()
+    people = [f"97150{number:07}" for number in range(200)]
+    for round_ in range(3):
+        await asyncio.gather(
+            *(
+                say(store, f"start_realty_2 {round_}", user=who, raised=NOW + round_)
+                for who in people
+            )
+        )
+    store = await reopen()
+    assert (await store.backlog()).waiting == 600
+    order: dict[str, list[str]] = {}
+    for delivery in await drain(store):
+        order.setdefault(delivery.user, []).extend(texts([delivery]))
+    assert order == {who: [f"start_realty_2 {n}" for n in range(3)] for who in people}
+
+
+# fair shares and limits
+
+
+async def test_the_next_slot_goes_to_the_tenant_with_the_fewest_in_flight(store: Store) -> None:
+    for number in range(6):
+        await say(store, "start_realty_1", user=f"97150000000{number}")
+    for number in range(2):
+        await say(store, "start_realty_2", user=f"97150000001{number}")
+    assert sorted(d.tenant for d in await claim(store, 4)) == [1, 1, 2, 2]
+    assert [d.tenant for d in await claim(store, 4)] == [1, 1, 1, 1]
+
+
+async def test_of_equals_the_one_served_longest_ago_is_next(store: Store) -> None:
+    for who, link in [
+        ("97150000001", 1),
+        ("97150000002", 2),
+        ("97150000003", 1),
+        ("97150000004", 2),
+    ]:
+        await say(store, f"start_realty_{link}", user=who)
+    served = []
+    for _ in range(4):
+        delivery = await claim_one(store)
+        served.append(delivery.tenant)
+        await store.settle(delivery, Done())
+    assert served == [1, 2, 1, 2]
+
+
+async def test_the_cap_of_a_tenant_binds_once_half_of_all_is_in_use(reopen: Reopen) -> None:
+    store = await reopen(Limits(max_in_flight=8, max_in_flight_per_tenant=2, min_free_disk_bytes=0))
+    for number in range(8):
+        await say(store, "start_realty_1", user=f"97150000000{number}")
+    assert len(await claim(store, 8)) == 4, "alone it may have half of all, beyond its cap"
+    for number in range(8):
+        await say(store, "start_realty_2", user=f"97150000001{number}")
+    assert [d.tenant for d in await claim(store, 4)] == [2, 2]
+
+
+async def test_a_probe_is_of_the_tenant_probed_longest_ago(store: Store) -> None:
+    for link in (1, 2, 3):
+        await say(store, f"start_realty_{link}", user=f"9715000000{link}")
+    probed = []
+    for _ in range(6):
+        (probe,) = await claim(store, probe=True)
+        probed.append(probe.tenant)
+        await store.settle(probe, PutBack())
+    assert sorted(probed[:3]) == [1, 2, 3]
+    assert probed[3:] == probed[:3]
+
+
+async def test_a_full_backlog_refuses_and_keeps_nothing(reopen: Reopen) -> None:
+    store = await reopen(Limits(max_backlog=2, min_free_disk_bytes=0))
+    await say(store, "start_realty_1")
+    await say(store, "start_realty_2", user=SARA)
+    refused = message("start_realty_3", OMAR)
+    with pytest.raises(StoreUnavailable, match="MAX_BACKLOG=2"):
+        await accept(store, refused)
+    assert await tenant_of(store, OMAR) is None
+    assert store.health().refusing is not None
+
+    await drain(store)
+    assert store.health().refusing is None
+    assert (await accept(store, refused)).decision == Bind(tenant(3))
+
+
+async def test_a_full_backlog_of_one_tenant_refuses_only_its_own(reopen: Reopen) -> None:
+    store = await reopen(Limits(max_backlog_per_tenant=1, min_free_disk_bytes=0))
+    await say(store, "start_realty_1")
+    with pytest.raises(StoreUnavailable, match="of tenant 1 wait, MAX_BACKLOG_PER_TENANT=1"):
+        await say(store, "more")
+    assert (await say(store, "start_realty_2", user=SARA)).decision == Bind(tenant(2))
+    assert store.health().refusing is None
+
+
+async def test_the_backlog_tells_how_many_wait_and_since_when(store: Store) -> None:
+    assert (await store.backlog()).oldest is None
+    await say(store, "start_realty_2", now=NOW + 1)
+    await say(store, "more", now=NOW + 2)
+    backlog = await store.backlog()
+    assert (backlog.waiting, backlog.oldest) == (2, NOW + 1)

@@ -1,0 +1,74 @@
+"""Which texts name a tenant, and which do not."""
+
+import pytest
+
+from gateway import deeplink
+
+MARKS = "\u200e\u200f\u202a\u202b\u202c\u2066\u2069\ufeff\u00ad"
+
+
+def parse(text: str, *, must_open: bool = False, prefix: str = "start_realty") -> int | None:
+    return deeplink.parse(text, prefix=prefix, must_open=must_open)
+
+
+@pytest.mark.parametrize(
+    ("text", "tenant"),
+    [
+        ("start_realty_2", 2),
+        ("START_Realty_2", 2),
+        ("start_realty_02", 2),
+        ("start_realty_2147483647", 2147483647),
+        ("  \n start_realty_7 \n\nHello", 7),
+        ("start_realty_2.", 2),
+        ("start_realty_2, please", 2),
+        ("start_realty_2👋🏽", 2),
+        ("start_realty_۲", 2),  # Persian
+        ("start_realty_٤٢", 42),  # Arabic
+        ("start_realty_४", 4),  # Devanagari
+        (f"{MARKS}start{MARKS}_realty_{MARKS}4{MARKS}2{MARKS}", 42),
+        ("start_realty_abc", None),
+        ("startrealty2", None),
+        ("start_realty2", None),
+        ("start_realty_", None),
+        ("start_realty_0", None),
+        ("start_realty_-1", None),
+        ("start_realty_2x", None),
+        ("start_realty_2_3", None),
+        ("start_realty_2147483648", None),
+        ("start_realty_99999999999", None),
+        ("start_realty_" + "9" * 5000, None),
+        ("xstart_realty_2", None),
+        ("restart_realty_2", None),
+        ("_start_realty_2", None),
+        ("start realty 2", None),
+        ("", None),
+        ("hello", None),
+    ],
+)
+@pytest.mark.parametrize("must_open", [True, False])
+def test_a_text_that_is_a_link_or_none(text: str, tenant: int | None, must_open: bool) -> None:
+    assert parse(text, must_open=must_open) == tenant
+
+
+@pytest.mark.parametrize(
+    ("text", "anywhere", "opening"),
+    [
+        ("Hello start_realty_2", 2, None),
+        ("I saw https://wa.me/971557357753?text=start_realty_9 today", 9, None),
+        ("start_realty_2 and start_realty_3", 2, 2),  # of two, the one it begins with
+        ("hi start_realty_2 or start_realty_3", None, None),
+        ("hi start_realty_2 or START_REALTY_02", 2, None),
+        ("start_realty_0 start_realty_2", 2, None),
+        ("hi (start_realty_5)!", 5, None),
+        ("\u200f\u202astart_realty_7\u202c \n\nHello 👋", 7, 7),
+        ("x" * 65_530 + " start_realty_2", None, None),  # no person typed that
+    ],
+)
+def test_where_a_link_may_stand(text: str, anywhere: int | None, opening: int | None) -> None:
+    assert parse(text) == anywhere
+    assert parse(text, must_open=True) == opening
+
+
+def test_the_prefix_is_a_setting_and_no_pattern() -> None:
+    assert parse("join.us_4", prefix="join.us") == 4
+    assert parse("joinxus_4", prefix="join.us") is None

@@ -1,0 +1,262 @@
+"""WAHA's bodies: whose they are, and what they can do. payloads/ has one of each kind."""
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import BadBody
+from gateway.model import NEVER, Bind, Lock, LockPolicy, Moment
+from gateway.routing import decide, reason_to_ignore
+from tests.messages import ALI, LID, NOW, example, message, parse, webhook
+
+# example: user, alias, reason to ignore with FORWARD_EVENTS=*, with the default, tenant it binds to
+EXAMPLES: dict[int, tuple[str | None, str | None, str | None, str | None, int | None]] = {
+    1: ("971501234501", None, None, None, None),
+    2: ("971501234502", "158764321000002@lid", None, None, None),
+    3: ("971501234503", "158764321000003@lid", None, None, None),
+    4: ("971501234504", None, None, None, 7),
+    5: ("971501234505", "158764321000005@lid", None, None, 12),
+    6: ("971501234505", "158764321000005@lid", None, None, None),
+    7: ("158764321000007@lid", None, None, None, None),
+    8: ("971501234508", "158764321000008@lid", None, None, None),
+    9: ("158764321000009@lid", None, None, None, 9),
+    10: (None, None, "group", "group", None),
+    11: (None, None, "group", "group", None),
+    12: (None, None, "status", "status", None),
+    13: (None, None, "newsletter", "newsletter", None),
+    14: ("971501234501", None, None, "from_me", None),
+    15: ("971501234502", None, None, "from_me", None),
+    16: ("971501234503", None, None, "from_me", None),
+    17: ("971501234517", None, None, None, None),
+    18: ("971501234518", None, None, None, None),
+    19: ("971501234519", None, None, None, None),
+    20: ("971501234508", "158764321000008@lid", None, None, None),
+    21: ("971501234521", None, None, None, 7),
+    22: ("971501234501", None, None, "event_not_forwarded", None),
+    23: ("971501234502", None, None, "event_not_forwarded", None),
+    24: ("971501234501", None, None, "event_not_forwarded", None),
+    25: ("971501234502", None, None, "event_not_forwarded", None),
+    26: ("971501234502", None, None, "event_not_forwarded", None),
+    27: ("971501234502", None, None, "event_not_forwarded", None),
+    28: ("971501234502", None, None, "event_not_forwarded", None),
+    29: ("971501234502", None, None, "event_not_forwarded", None),
+    30: (None, None, "no_user", "event_not_forwarded", None),
+    31: ("971501234531", None, None, None, 7),
+    32: ("971501234504", None, None, None, 8),
+    33: ("971501234533", None, None, None, 5),
+    34: ("971501234533", "158764321000033@lid", None, None, 5),
+    35: ("971501234535", None, None, None, None),
+    36: ("971501234535", None, None, None, None),
+    37: ("971501234537", None, None, None, None),
+    38: ("971501234538", None, None, None, None),
+    39: ("971501234539", None, None, None, None),
+    40: ("971501234540", None, None, None, None),
+}
+
+
+@pytest.mark.parametrize("number", EXAMPLES)
+def test_every_example_gives_its_user_and_what_it_can_do(number: int) -> None:
+    user, alias, reason, default_reason, binds = EXAMPLES[number]
+    inbound = parse(example(number))
+
+    assert (inbound.phone or inbound.lid) == user
+    assert (inbound.lid if inbound.phone else None) == alias
+    assert reason_to_ignore(inbound, frozenset({"*"})) == reason
+    assert reason_to_ignore(inbound, frozenset({"message"})) == default_reason
+    if reason is None:
+        decision = decide(
+            inbound, Lock(None, NEVER), policy=LockPolicy.LAST_LINK, prefix="start_realty"
+        )
+        assert (decision.tenant if isinstance(decision, Bind) else None) == binds
+
+
+def test_twins_have_one_key_and_are_one_message() -> None:
+    assert parse(example(35)).seen_key == parse(example(36)).seen_key
+    assert parse(example(33)).seen_key == parse(example(34)).seen_key
+    assert parse(example(33)).idempotency_key == parse(example(34)).idempotency_key
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"bare_id": "3EB0OTHER"},
+        {"bare_id": "3EB0", "own": True},
+        {"bare_id": "3EB0", "session": "sales"},
+        {"bare_id": "3EB0", "event": "message.edited"},
+    ],
+)
+def test_different_messages_have_different_keys(how: dict[str, Any]) -> None:
+    assert message(bare_id="3EB0").seen_key != message(**how).seen_key
+
+
+def test_events_that_are_no_messages_are_told_apart_by_envelope_and_name() -> None:
+    body = json.loads(webhook(event="message.ack"))
+    again = parse(json.dumps(body).encode())
+    body["event"] = "message.reaction"
+    assert parse(webhook(event="message.ack")).seen_key != again.seen_key
+    assert parse(json.dumps(body).encode()).seen_key != again.seen_key
+
+
+def test_without_ids_the_request_id_tells_copies_and_else_nothing_does() -> None:
+    body = b'{"event":"message","payload":{"from":"971501234567@c.us","body":"hi"}}'
+    first = parse(body, x_webhook_request_id="3b2ozlbljmwtg6fr5")
+    assert first.seen_key == parse(body, x_webhook_request_id="3b2ozlbljmwtg6fr5").seen_key
+    assert first.seen_key != parse(body, x_webhook_request_id="another").seen_key
+    assert parse(body).seen_key is None
+    assert parse(body).idempotency_key != parse(body).idempotency_key
+
+
+def test_a_body_typed_for_curl_is_understood() -> None:
+    inbound = parse(b'{"event":"message","payload":{"from":"971501234567@c.us","body":"hi"}}')
+    assert (inbound.user, inbound.text, inbound.session) == (ALI, "hi", "default")
+    own = parse(
+        b'{"event":"message.any","payload":{"id":"x","fromMe":true,"from":"971557357753@c.us",'
+        b'"to":"971501234567@c.us"}}'
+    )
+    assert (own.user, own.own) == (ALI, True)
+
+
+def test_users_of_another_session_are_other_users() -> None:
+    inbound = message(session="sales", other_id=LID)
+    assert (inbound.phone, inbound.lid) == (f"sales/{ALI}", f"sales/{LID}")
+
+
+@pytest.mark.parametrize(
+    ("how", "phone", "lid"),
+    [
+        ({"other_id": LID}, ALI, LID),
+        ({"user": LID, "other_id": ALI}, ALI, LID),
+        ({"user": LID, "other_id": f"{ALI}:45@s.whatsapp.net"}, ALI, LID),
+        ({"user": f"{ALI}:45@s.whatsapp.net"}, ALI, None),
+        ({"other_id": "971501234599"}, ALI, None),  # a phone beside a phone says nothing
+        ({"user": LID, "other_id": "971501230000"}, None, LID),  # me.id
+        ({"user": LID, "other_id": "971557357753"}, None, LID),  # GATEWAY_PHONE
+        ({"other_id": "230000000000001@lid"}, ALI, None),  # me.lid
+        ({"user": LID, "other_id": "12@s.whatsapp.net"}, None, LID),
+        ({"user": LID, "_data": {"key": {"senderPn": f"{ALI}@s.whatsapp.net"}}}, ALI, LID),
+        ({"user": LID, "_data": {"Info": {"SenderAlt": f"{ALI}@s.whatsapp.net"}}}, ALI, LID),
+        ({"user": LID, "_data": {"Info": {"RecipientAlt": f"{ALI}@s.whatsapp.net"}}}, None, LID),
+        (
+            {
+                "user": LID,
+                "own": True,
+                "_data": {"Info": {"RecipientAlt": f"{ALI}@s.whatsapp.net"}},
+            },
+            ALI,
+            LID,
+        ),
+        ({"user": LID, "own": True, "_data": {"key": {"senderPn": f"{ALI}@c.us"}}}, None, LID),
+        ({"user": LID, "_data": "gone"}, None, LID),
+        ({"user": LID, "_data": {"key": ["gone"], "Info": 7}}, None, LID),
+    ],
+)
+def test_which_ids_a_message_shows(how: dict[str, Any], phone: str | None, lid: str | None) -> None:
+    inbound = message(**how)
+    assert (inbound.phone, inbound.lid) == (phone, lid)
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "second"),
+    [
+        (NOW - 5, int(NOW) - 5),
+        (NOW - 4.5, int(NOW) - 5),
+        ((NOW - 5) * 1000, int(NOW) - 5),  # poll votes come in milliseconds
+        (NOW + 5, int(NOW)),
+        (None, int(NOW)),
+        ("1782892860", int(NOW)),
+        (True, int(NOW)),
+        (0, int(NOW)),
+        (-1, int(NOW)),
+        (1e300, int(NOW)),
+        (10**400, int(NOW)),
+    ],
+)
+def test_a_time_is_taken_as_it_comes_or_counts_as_now(timestamp: object, second: int) -> None:
+    body = webhook(timestamp=timestamp)
+    assert parse(body).sent.second == second
+
+
+def test_the_fraction_comes_from_the_envelope() -> None:
+    assert message(sent=NOW - 5, raised=NOW - 3.5).sent == Moment(int(NOW) - 5, NOW - 3.5)
+    assert message(sent=NOW - 5, raised=NOW + 3.5).sent == Moment(int(NOW) - 5, NOW)
+    assert message(raised=NOW - 3.5).event_time == NOW - 3.5
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\x00", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b'{"event":NaN}', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"a":' * 100_000, "not JSON"),
+        (b'{"event":"message","payload":' + b"1" * 5000 + b"}", "not JSON"),
+        (b"[]", "array"),
+        (b'"message"', "text"),
+        (b"7", "number"),
+        (b"null", "null"),
+        (b"{}", "`event`"),
+        (b'{"event":7}', "`event`"),
+        (b'{"event":""}', "`event`"),
+        (b'{"event":"message","session":7}', "`session`"),
+        (b'{"event":"message","session":"a b"}', "`session`"),
+        (b'{"event":"message","session":"\\u0000"}', "`session`"),
+    ],
+)
+def test_what_is_no_event_is_refused_by_name(body: bytes, names: str) -> None:
+    with pytest.raises(BadBody, match=names):
+        parse(body)
+
+
+def test_half_an_emoji_is_routed_all_the_same() -> None:
+    body = webhook("cut \\ud83d off").replace(b"\\\\ud83d", b"\\ud83d")
+    assert b"\\ud83d" in body
+    assert parse(body).user == ALI
+    assert parse(body).body == body
+
+
+def test_an_id_that_cannot_be_stored_is_hashed() -> None:
+    inbound = parse(webhook(bare_id="XX").replace(b"XX", b"a\\ud83d b\\u0000"))
+    assert inbound.user == ALI
+    assert inbound.message_id is not None
+    assert len(inbound.message_id) == 64
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(number=st.sampled_from(sorted(EXAMPLES)), path=st.data(), value=json_values)
+def test_whatever_stands_in_a_field_the_body_is_read_or_refused(
+    number: int, path: st.DataObject, value: object
+) -> None:
+    body = json.loads(example(number))
+    place = body
+    while True:
+        key = path.draw(st.sampled_from(sorted(place)))
+        if not isinstance(place[key], dict) or not place[key] or path.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = value
+    try:
+        inbound = parse(json.dumps(body).encode())
+    except BadBody:
+        return
+    reason_to_ignore(inbound, frozenset({"*"}))
+
+
+@given(st.binary(max_size=200))
+def test_whatever_the_bytes_the_body_is_read_or_refused(body: bytes) -> None:
+    with contextlib.suppress(BadBody):
+        parse(body)
