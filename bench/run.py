@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import uvloop
 
@@ -31,7 +31,7 @@ PATH = "/webhook/waha"
 class Sink(asyncio.Protocol):
     """Answers 200 to every POST; keeps user and number of each, in order of arrival."""
 
-    got: dict[str, list[int]] = defaultdict(list)
+    got: ClassVar[dict[str, list[int]]] = defaultdict(list)
     count = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

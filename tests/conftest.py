@@ -1,7 +1,7 @@
 """Stores, and a backend that is a real server."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +40,7 @@ async def store(store_url: str) -> AsyncIterator[Store]:
 @dataclass
 class Received:
     path: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]  # whatever the case of their names
     body: bytes
 
     @property
@@ -73,7 +73,7 @@ class FakeBackend:
         return [one.body for one in self.received]
 
     async def take(self, request: web.Request) -> web.StreamResponse:
-        one = Received(request.path, dict(request.headers), await request.read())
+        one = Received(request.path, request.headers, await request.read())
         self.received.append(one)
         await self.open_gate.wait()
         answer = self.answer(one)

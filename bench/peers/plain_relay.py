@@ -1,6 +1,6 @@
 """The plain relay: FastAPI and httpx on aiohttp's transport; no lock, no store, no order.
 
-    TARGET=http://127.0.0.1:9000/hook PORT=9001 python bench/peers/plain_relay.py
+TARGET=http://127.0.0.1:9000/hook PORT=9001 python bench/peers/plain_relay.py
 """
 
 import contextlib
@@ -38,4 +38,6 @@ async def relay(request: Request) -> dict[str, str]:
 
 if __name__ == "__main__":
     port = int(os.environ["PORT"])
-    uvicorn.run(app, port=port, loop="uvloop", http="httptools", access_log=False, log_level="error")
+    uvicorn.run(
+        app, port=port, loop="uvloop", http="httptools", access_log=False, log_level="error"
+    )

@@ -1,6 +1,7 @@
 """What every store promises, run over each of them. These tests see only base.Store."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -24,7 +25,18 @@ from gateway.model import (
 )
 from gateway.store import Limits, Store, open_store
 from tests.conftest import LIMITS
-from tests.messages import ALI, LID, NOW, OMAR, SARA, by_the_rules, message, tenant, user
+from tests.messages import (
+    ALI,
+    LID,
+    NOW,
+    OMAR,
+    SARA,
+    by_the_rules,
+    message,
+    parse,
+    tenant,
+    user,
+)
 
 Reopen = Callable[..., Awaitable[Store]]
 
@@ -76,8 +88,6 @@ async def drain(store: Store) -> list[Delivery]:
 
 
 def texts(deliveries: list[Delivery]) -> list[str]:
-    import json
-
     return [json.loads(delivery.body)["payload"]["body"] for delivery in deliveries]
 
 
@@ -213,8 +223,6 @@ async def test_two_people_may_use_one_message_id_and_both_are_delivered(store: S
 
 
 async def test_without_ids_nothing_is_a_copy(store: Store) -> None:
-    from tests.messages import parse
-
     body = b'{"event":"message","payload":{"from":"971501234567@c.us","body":"start_realty_2"}}'
     assert (await accept(store, parse(body))).decision is not None
     assert (await accept(store, parse(body))).decision is not None

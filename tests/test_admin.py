@@ -1,0 +1,168 @@
+"""/router/*, /health and /ready: answers to the letter."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.clients import HOOK, client_of
+from tests.messages import ALI, LID, SARA, example, webhook
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    with client_of(tmp_path) as opened:
+        yield opened
+
+
+def lock(client: TestClient, user: str = ALI, tenant: int = 2, **how: str) -> None:
+    body = webhook(f"start_realty_{tenant}", user, sent=time.time(), **how)
+    assert client.post(HOOK, content=body).json()["status"] == "routed"
+
+
+def test_health(client: TestClient) -> None:
+    text = (
+        '{"status":"healthy","service":"whatsapp-gateway-router",'
+        '"total_locked_users":%d,"unique_tenants":%d}'
+    )
+    assert client.get("/health").text == text % (0, 0)
+    lock(client)
+    lock(client, SARA)
+    assert client.get("/health").text == text % (2, 1)
+
+
+def test_a_user(client: TestClient) -> None:
+    assert client.get(f"/router/user/{ALI}").text == (
+        '{"phone":"971501234567","locked_to_tenant":null,"status":"no_session"}'
+    )
+    lock(client)
+    assert client.get(f"/router/user/{ALI}").text == (
+        '{"phone":"971501234567","locked_to_tenant":2,"status":"active_session"}'
+    )
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "971501234567",
+        "+971501234567",
+        "+971 50 123 4567",
+        "+971-50-123.4567",
+        "(971) 501234567",
+        "971501234567@c.us",
+        "971501234567@s.whatsapp.net",
+        " 971501234567 ",
+    ],
+)
+def test_a_phone_in_any_usual_spelling(client: TestClient, spelling: str) -> None:
+    lock(client)
+    answer = client.get(f"/router/user/{quote(spelling)}").json()
+    assert answer == {"phone": ALI, "locked_to_tenant": 2, "status": "active_session"}
+
+
+def test_a_lid_finds_the_person(client: TestClient) -> None:
+    lock(client, LID, other_id=ALI)
+    for spelling in (LID, ALI):
+        assert client.get(f"/router/user/{spelling}").json()["phone"] == ALI
+    assert client.get("/router/user/158764321000099@lid").json()["phone"] == "158764321000099@lid"
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["1234", "9" * 21, "abc", "97150x1234567", "971501234567@g.us", "+", "@lid", "12@lid", "%00"],
+)
+def test_what_is_no_user_is_named(client: TestClient, spelling: str) -> None:
+    for answer in (
+        client.get(f"/router/user/{quote(spelling)}"),
+        client.post(f"/router/unlock/{quote(spelling)}"),
+    ):
+        assert answer.status_code == 422
+        assert "is no user" in answer.json()["detail"]
+
+
+def test_stats(client: TestClient) -> None:
+    assert client.get("/router/stats").text == (
+        '{"total_locked_users":0,"unique_tenants":0,"mappings":{}}'
+    )
+    lock(client, SARA, 3)
+    lock(client, ALI, 2)
+    assert client.get("/router/stats").text == (
+        '{"total_locked_users":2,"unique_tenants":2,"mappings":{"971501234567":2,"971501234568":3}}'
+    )
+    first = client.get("/router/stats?limit=1")
+    assert first.text == (
+        '{"total_locked_users":2,"unique_tenants":2,"mappings":{"971501234567":2},'
+        '"next":"971501234567"}'
+    )
+    second = client.get("/router/stats", params={"limit": 1, "after": first.json()["next"]})
+    assert second.json() == {"total_locked_users": 2, "unique_tenants": 2, "mappings": {SARA: 3}}
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=1000000", "after=" + "9" * 200])
+def test_stats_refuses_what_it_cannot_count(client: TestClient, query: str) -> None:
+    assert client.get(f"/router/stats?{query}").status_code == 422
+
+
+def test_unlock(client: TestClient) -> None:
+    lock(client)
+    assert client.post(f"/router/unlock/{ALI}").text == (
+        '{"status":"unlocked","phone":"971501234567","was_locked_to":2}'
+    )
+    again = client.post(f"/router/unlock/{ALI}")
+    assert (again.status_code, again.text) == (404, '{"status":"not_found","phone":"971501234567"}')
+
+
+def test_another_session(client: TestClient) -> None:
+    lock(client)
+    lock(client, tenant=7, session="sales")
+    assert client.get(f"/router/user/{ALI}?session=sales").json()["locked_to_tenant"] == 7
+    assert client.get(f"/router/user/{ALI}?session=default").json()["locked_to_tenant"] == 2
+    assert client.get(f"/router/user/{ALI}?session=a/b").status_code == 422
+    mappings = client.get("/router/stats").json()["mappings"]
+    assert mappings == {ALI: 2, f"sales/{ALI}": 7}
+    unlocked = client.post(f"/router/unlock/{ALI}?session=sales").json()
+    assert unlocked == {"status": "unlocked", "phone": ALI, "was_locked_to": 7}
+
+
+def test_ready_has_a_line_for_each_part(client: TestClient) -> None:
+    client.post(HOOK, content=example(30))
+    answer = client.get("/ready")
+    assert answer.status_code == 200
+    assert list(answer.json()) == [
+        "status",
+        "store",
+        "mappings_file",
+        "backlog",
+        "backend_gate",
+        "waha_sessions",
+    ]
+    assert all(line.startswith("ok: ") for line in list(answer.json().values())[1:])
+    assert "default WORKING" in answer.json()["waha_sessions"]
+    assert len(answer.text.splitlines()) == 8
+
+
+def test_ready_says_that_a_session_is_down(client: TestClient) -> None:
+    client.post(
+        HOOK,
+        content=example(30).replace(
+            b'"status":"WORKING","statuses"', b'"status":"FAILED","statuses"'
+        ),
+    )
+    answer = client.get("/ready")
+    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+    assert answer.json()["waha_sessions"].startswith("degraded: default FAILED")
+
+
+def test_the_documents_are_served(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {
+        "/health",
+        "/ready",
+        "/router/user/{phone}",
+        "/router/stats",
+        "/router/unlock/{phone}",
+    }
+    assert "swagger" in client.get("/docs").text

@@ -1,0 +1,297 @@
+"""The courier: a real store, a real backend, a clock of ours where hours pass."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from gateway import delivery as delivery_module
+from gateway.backend import Backend, transport
+from gateway.delivery import Courier
+from gateway.errors import StoreUnavailable
+from gateway.model import Delivery, Outcome
+from gateway.store import Store
+from tests.conftest import FakeBackend, Received, wait_until
+from tests.messages import ALI, OMAR, SARA, by_the_rules, message
+
+Start = Callable[..., Courier]
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backoff of nothing: how long it is has tests of its own."""
+    monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 0.0)
+    monkeypatch.setattr(delivery_module, "_STORE_SECONDS", 0.01)
+
+
+@pytest.fixture
+async def start(store: Store, backend: FakeBackend) -> AsyncIterator[Start]:
+    started: list[Courier] = []
+
+    def make(*, url: str | None = None, timeout: float = 5, **how: Any) -> Courier:
+        to = Backend(url or backend.url, timeout=timeout, secrets=(), transport=transport(256))
+        courier = Courier(store, to, **{"max_in_flight": 256, "max_age": 86_400.0} | how)
+        courier.start()
+        started.append(courier)
+        return courier
+
+    yield make
+    for courier in started:
+        await courier.stop(grace=0)
+
+
+async def say(store: Store, text: str, user: str = ALI, **how: Any) -> None:
+    inbound = message(text, user, **how)
+    await store.accept(inbound, by_the_rules(inbound))
+
+
+def texts(received: list[Received], user: str) -> list[str]:
+    return [json.loads(one.body)["payload"]["body"] for one in received if one.user == user]
+
+
+async def emptied(store: Store) -> None:
+    """Nothing waits any more."""
+    while (await store.backlog()).waiting:
+        await asyncio.sleep(0.005)
+
+
+async def test_messages_arrive_in_order_one_at_a_time(
+    store: Store, backend: FakeBackend, start: Start
+) -> None:
+    start()
+    for number in range(20):
+        for user, link in ((ALI, 2), (SARA, 3)):
+            await say(store, f"start_realty_{link} {number}", user)
+    await asyncio.wait_for(emptied(store), 10)
+    for user, link in ((ALI, 2), (SARA, 3)):
+        assert texts(backend.received, user) == [f"start_realty_{link} {n}" for n in range(20)]
+    assert {(one.user, one.tenant) for one in backend.received} == {(ALI, 2), (SARA, 3)}
+
+
+async def test_lines_go_in_parallel(store: Store, backend: FakeBackend, start: Start) -> None:
+    backend.open_gate.clear()
+    start()
+    for user in (ALI, SARA, OMAR):
+        await say(store, "start_realty_2", user)
+        await say(store, "next", user)
+    await wait_until(lambda: len(backend.received) == 3)
+    assert {one.user for one in backend.received} == {ALI, SARA, OMAR}
+    backend.open_gate.set()
+    await wait_until(lambda: len(backend.received) == 6)
+
+
+async def test_a_failing_message_comes_again_and_holds_back_only_its_user(
+    store: Store, backend: FakeBackend, start: Start
+) -> None:
+    failures = 3
+
+    def fails_ali_first(one: Received) -> int:
+        nonlocal failures
+        if one.user == ALI and failures:
+            failures -= 1
+            return 503
+        return 200
+
+    backend.answer = fails_ali_first
+    start()
+    await say(store, "start_realty_2")
+    await say(store, "next")
+    await say(store, "start_realty_2", SARA)
+    await asyncio.wait_for(emptied(store), 10)
+    assert texts(backend.received, ALI) == ["start_realty_2"] * 4 + ["next"]
+    alis = [one for one in backend.received if one.user == ALI]
+    assert len({one.key for one in alis[:4]}) == 1
+    assert [one.headers["X-Delivery-Attempt"] for one in alis] == ["1", "2", "3", "4", "1"]
+
+
+async def test_a_refusal_is_a_dead_letter_and_the_line_goes_on(
+    store: Store, backend: FakeBackend, start: Start
+) -> None:
+    backend.answer = lambda one: 422 if b"start_realty" in one.body else 200
+    start()
+    await say(store, "start_realty_2")
+    await say(store, "next")
+    await asyncio.wait_for(emptied(store), 10)
+    assert texts(backend.received, ALI) == ["start_realty_2", "next"]
+
+
+async def test_after_twelve_own_faults_it_is_a_dead_letter(
+    store: Store, backend: FakeBackend, start: Start
+) -> None:
+    """Others get through, this one never does."""
+    backend.answer = lambda one: 500 if b"poison" in one.body else 200
+    start()
+    await say(store, "start_realty_2 poison")
+    await say(store, "next")
+    others = asyncio.create_task(keep_talking(store))
+    await wait_until(lambda: "next" in texts(backend.received, ALI))
+    others.cancel()
+    poison = texts(backend.received, ALI).count("start_realty_2 poison")
+    # A failure between two successes of others is an own fault; some fall between two others.
+    assert poison >= 12
+
+
+async def keep_talking(store: Store) -> None:
+    while True:
+        await say(store, "start_realty_2", SARA)
+        await asyncio.sleep(0.001)
+
+
+async def test_a_backend_that_fails_everybody_makes_no_dead_letters(
+    store: Store, backend: FakeBackend, start: Start
+) -> None:
+    backend.answer = lambda one: 500
+    courier = start()
+    for number in range(12):
+        await say(store, f"start_realty_{number % 3 + 1}", f"97150000{number:04}")
+    await wait_until(lambda: courier.gate.closed)
+    backend.answer = lambda one: 200
+    await asyncio.wait_for(emptied(store), 10)
+    assert not courier.gate.closed
+    assert len({one.user for one in backend.received}) == 12
+
+
+async def test_an_outage_is_nobodys_fault_and_burns_no_attempts(
+    store: Store, backend: FakeBackend, start: Start, unused_port: int
+) -> None:
+    courier = start(url=f"http://127.0.0.1:{unused_port}")
+    for user in (ALI, SARA, OMAR):
+        await say(store, "start_realty_2", user)
+    await wait_until(lambda: courier.gate.closed)
+    courier.stop_claiming()
+    await wait_until(lambda: courier.in_flight == 0)
+    claimed = await store.claim(10, wait=5)
+    assert {one.user for one in claimed} == {ALI, SARA, OMAR}
+    # Two failures came before it was clear that the backend is away.
+    assert sum(one.attempt - 1 for one in claimed) == 2
+    assert sum(one.own_faults for one in claimed) == 0
+
+
+@pytest.fixture
+async def unused_port() -> int:
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port: int = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+    return port
+
+
+async def test_too_old_is_a_dead_letter_but_not_for_waiting(
+    store: Store, backend: FakeBackend, start: Start
+) -> None:
+    wall, steady = 1_782_900_000.0, 0.0
+    attempts = 0
+
+    def fails_for_hours(one: Received) -> int:
+        nonlocal steady, wall, attempts
+        if b"poison" not in one.body:
+            return 200
+        attempts += 1
+        steady += 3600
+        wall += 3600
+        return 503
+
+    backend.answer = fails_for_hours
+    start(max_age=5 * 3600.0 - 1, clock=lambda: wall, monotonic=lambda: steady)
+    wall += 7 * 86_400  # a week in the store, before its first attempt
+    await say(store, "start_realty_2 poison")
+    await say(store, "next")
+    await wait_until(lambda: "next" in texts(backend.received, ALI))
+    assert attempts == 5
+
+
+async def test_retry_after_holds_back_the_line(
+    store: Store, backend: FakeBackend, start: Start
+) -> None:
+    def asks_ali_to_wait(one: Received) -> web.Response:
+        if one.user == SARA:
+            return web.Response()
+        return web.Response(status=429, headers={"Retry-After": "3600"})
+
+    backend.answer = asks_ali_to_wait
+    start()
+    await say(store, "start_realty_2")
+    await wait_until(lambda: backend.received)
+    await say(store, "start_realty_2", SARA)
+    await wait_until(lambda: len(backend.received) == 2)
+    assert [one.user for one in backend.received] == [ALI, SARA]
+    assert await store.claim(10, wait=0) == []
+
+
+class Flaky:
+    """A store whose settle fails a few times."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.failures = 3
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("disk")
+        await self.store.settle(delivery, outcome)
+
+
+async def test_an_outcome_is_told_until_the_store_takes_it(
+    store: Store, backend: FakeBackend
+) -> None:
+    to = Backend(backend.url, timeout=5, secrets=(), transport=transport(10))
+    courier = Courier(Flaky(store), to, max_in_flight=10, max_age=86_400)
+    courier.start()
+    await say(store, "start_realty_2")
+    await asyncio.wait_for(emptied(store), 10)
+    assert len(backend.received) == 1
+    await courier.stop(grace=1)
+
+
+async def test_an_unforeseen_error_settles_its_delivery_and_the_worker_goes_on(
+    store: Store, backend: FakeBackend, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stumbles = 2
+    post = Backend.post
+
+    async def stumbling(self: Backend, delivery: Delivery) -> int:
+        nonlocal stumbles
+        if stumbles:
+            stumbles -= 1
+            raise ZeroDivisionError
+        return await post(self, delivery)
+
+    monkeypatch.setattr(Backend, "post", stumbling)
+    start()
+    await say(store, "start_realty_2")
+    await asyncio.wait_for(emptied(store), 10)
+    assert backend.received[0].headers["X-Delivery-Attempt"] == "3"
+
+
+async def test_stop_lets_what_is_in_flight_finish_and_begins_nothing(
+    store: Store, backend: FakeBackend, start: Start
+) -> None:
+    backend.open_gate.clear()
+    courier = start()
+    await say(store, "start_realty_2")
+    await say(store, "next")
+    await wait_until(lambda: backend.received)
+    stopping = asyncio.create_task(courier.stop(grace=10))
+    await asyncio.sleep(0)
+    backend.open_gate.set()
+    await stopping
+    assert texts(backend.received, ALI) == ["start_realty_2"]
+    assert (await store.backlog()).waiting == 1
+
+
+async def test_what_does_not_finish_in_time_stays_in_the_store(
+    store: Store, backend: FakeBackend, start: Start
+) -> None:
+    backend.open_gate.clear()
+    courier = start()
+    await say(store, "start_realty_2")
+    await wait_until(lambda: backend.received)
+    await courier.stop(grace=0.05)
+    assert (await store.backlog()).waiting == 1
