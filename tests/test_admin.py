@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -18,7 +19,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         yield opened
 
 
-def lock(client: TestClient, user: str = ALI, tenant: int = 2, **how: str) -> None:
+def lock(client: TestClient, user: str = ALI, tenant: int = 2, **how: Any) -> None:
     body = webhook(f"start_realty_{tenant}", user, sent=time.time(), **how)
     assert client.post(HOOK, content=body).json()["status"] == "routed"
 

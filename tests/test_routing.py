@@ -1,5 +1,7 @@
 """Who talks to whom: the rules as tables."""
 
+from typing import Any
+
 import pytest
 
 from gateway.model import (
@@ -86,7 +88,7 @@ def test_a_link_without_a_time_counts_as_sent_now() -> None:
         {"vCards": ["BEGIN:VCARD\nNOTE:start_realty_9\nEND:VCARD"]},
     ],
 )
-def test_only_what_a_person_writes_binds(how: dict[str, object]) -> None:
+def test_only_what_a_person_writes_binds(how: dict[str, Any]) -> None:
     link = message("start_realty_9", **how)
     assert decide(link, FREE, policy=LAST, prefix="start_realty") == AskForLink()
     assert decide(link, AT_2, policy=LAST, prefix="start_realty") == Forward(tenant(2))
@@ -122,6 +124,6 @@ def test_a_quoted_text_does_not_bind() -> None:
         ({"user": "120363@g.us", "event": "message.any", "own": True}, {"message"}, "group"),
     ],
 )
-def test_what_is_for_no_tenant(how: dict[str, str], forward: set[str], reason: str | None) -> None:
+def test_what_is_for_no_tenant(how: dict[str, Any], forward: set[str], reason: str | None) -> None:
     user = how.pop("user", ALI) if "user" in how else ALI
     assert reason_to_ignore(message("hi", user, **how), frozenset(forward)) == reason

@@ -72,7 +72,7 @@ def _first_damage(connection: sqlite3.Connection) -> str | None:
         return None
     finally:
         connection.set_progress_handler(None, 0)
-    return None if found == "ok" else str(found)
+    return None if found == "ok" else " ".join(str(found).split())
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,7 @@ async def accept(
     return await store.accept(inbound, by_the_rules(inbound, policy))
 
 
-async def say(store: Store, text: str, *, user: str = ALI, **how: object) -> Accepted:
+async def say(store: Store, text: str, *, user: str = ALI, **how: Any) -> Accepted:
     return await accept(store, message(text, user, **how))
 
 

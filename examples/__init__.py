@@ -1,0 +1,1 @@
+"""The other side, and a walk through the product."""

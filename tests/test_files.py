@@ -1,0 +1,313 @@
+"""What the file store promises beyond the contract: the JSON behind the commit, failing disks."""
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import StoreUnavailable
+from gateway.model import Accepted, AskForLink, Bind, Delivery, Done
+from gateway.store import Limits, files, journal, mappings
+from gateway.store.files import FileStore
+from gateway.store.seen import SeenKeys
+from tests.conftest import LIMITS, wait_until
+from tests.messages import ALI, NOW, OMAR, SARA, by_the_rules, message, user
+
+
+class Disk:
+    """The real one, unless it is told to fail."""
+
+    def __init__(self) -> None:
+        self.fails_commit = False
+        self.fails_file = False
+        self.poison: str | None = None  # an INSERT that names it fails at its commit
+        self.commits = 0
+        self.writes = 0
+
+    def connect(self, path: Path) -> sqlite3.Connection:
+        disk = self
+        journal.connect(path).close()  # as it should be
+
+        class Connection(sqlite3.Connection):
+            poisoned = False
+
+            def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+                if disk.poison and disk.poison in tuple(parameters):
+                    self.poisoned = True
+                if sql == "COMMIT":
+                    disk.commits += 1
+                    if disk.fails_commit or self.poisoned:
+                        raise sqlite3.OperationalError("database or disk is full")
+                if sql == "ROLLBACK":
+                    self.poisoned = False
+                return super().execute(sql, parameters)
+
+        return sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, factory=Connection
+        )
+
+    def write_file(self, path: Path, data: bytes) -> None:
+        self.writes += 1
+        if self.fails_file:
+            raise OSError(28, "No space left on device")
+        mappings.replace_file(path, data)
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+Open = Callable[..., Awaitable[FileStore]]
+
+
+@pytest.fixture
+async def open_files(tmp_path: Path, disk: Disk) -> AsyncIterator[Open]:
+    opened: list[FileStore] = []
+
+    async def open_(limits: Limits = LIMITS, **how: Any) -> FileStore:
+        if opened:
+            await opened.pop().close()
+        opened.append(
+            await FileStore.open(
+                tmp_path, limits, write_file=disk.write_file, connect_to=disk.connect, **how
+            )
+        )
+        return opened[-1]
+
+    yield open_
+    for store in opened:
+        await store.close()
+
+
+async def say(store: FileStore, text: str, user: str = ALI, **how: Any) -> Accepted:
+    inbound = message(text, user, **how)
+    return await store.accept(inbound, by_the_rules(inbound))
+
+
+def in_file(tmp_path: Path) -> Any:
+    return json.loads((tmp_path / "router_mappings.json").read_text())
+
+
+async def test_the_lock_is_in_the_file_right_after_the_answer(
+    open_files: Open, tmp_path: Path
+) -> None:
+    store = await open_files()
+    await say(store, "start_realty_2")
+    assert in_file(tmp_path) == {ALI: 2}
+    await store.unlock(user(ALI))
+    assert in_file(tmp_path) == {}
+    assert not (tmp_path / "router_mappings.json.tmp").exists()
+
+
+async def test_one_rewrite_carries_all_changes_so_far(
+    open_files: Open, disk: Disk, tmp_path: Path
+) -> None:
+    store = await open_files()
+    people = [f"97150{number:07}" for number in range(500)]
+    await asyncio.gather(*(say(store, "start_realty_2", who) for who in people))
+    await wait_until(lambda: len(in_file(tmp_path)) == 500)
+    assert disk.writes < 100
+
+
+async def test_many_messages_share_one_commit(open_files: Open, disk: Disk) -> None:
+    store = await open_files()
+    before = disk.commits
+    await asyncio.gather(*(say(store, "hello", f"97150{n:07}") for n in range(200)))
+    assert disk.commits - before < 20
+
+
+async def test_while_the_file_cannot_be_written_locks_are_safe_in_the_database(
+    open_files: Open, disk: Disk, tmp_path: Path
+) -> None:
+    store = await open_files()
+    disk.fails_file = True
+    accepted = await asyncio.wait_for(say(store, "start_realty_2"), 5)
+    assert accepted.decision == Bind(2)  # type: ignore[arg-type]
+    assert in_file(tmp_path) == {}
+    trouble = store.health().mappings_behind
+    assert trouble is not None
+    assert "No space left" in trouble
+    assert store.health().refusing is None
+
+    store = await open_files()  # it may end and start, too
+    assert in_file(tmp_path) == {ALI: 2}
+    assert store.totals() == (1, 1)
+
+
+async def test_the_file_catches_up_by_itself(
+    open_files: Open, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mappings, "_RETRY_SECONDS", 0.01)
+    store = await open_files()
+    disk.fails_file = True
+    await say(store, "start_realty_2")
+    disk.fails_file = False
+    await wait_until(lambda: in_file(tmp_path) == {ALI: 2})
+    await wait_until(lambda: store.health().mappings_behind is None)
+
+
+async def test_a_commit_that_fails_promises_nothing_and_keeps_nothing(
+    open_files: Open, disk: Disk, tmp_path: Path
+) -> None:
+    store = await open_files()
+    inbound = message("start_realty_2")
+    disk.fails_commit = True
+    with pytest.raises(StoreUnavailable) as refused:
+        await store.accept(inbound, by_the_rules(inbound))
+    assert refused.value.retry_after == 2
+    assert store.totals() == (0, 0)
+    refusing = store.health().refusing
+    assert refusing is not None
+    assert "disk is full" in refusing
+
+    disk.fails_commit = False
+    assert (await store.accept(inbound, by_the_rules(inbound))).decision == Bind(2)  # type: ignore[arg-type]
+    assert store.health().refusing is None
+    assert in_file(tmp_path) == {ALI: 2}
+    assert len(await store.claim(10, wait=0)) == 1
+
+
+async def test_after_ten_seconds_of_trouble_waha_is_asked_to_wait_longer(
+    open_files: Open, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_files()
+    disk.fails_commit = True
+    with pytest.raises(StoreUnavailable):
+        await say(store, "start_realty_2")
+    monkeypatch.setattr(journal, "_LONG_TROUBLE_SECONDS", -1.0)
+    with pytest.raises(StoreUnavailable) as refused:
+        await say(store, "start_realty_2")
+    assert refused.value.retry_after == 20
+
+
+async def test_it_heals_without_traffic(
+    open_files: Open, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_TEST_SECONDS", 0.01)
+    store = await open_files()
+    disk.fails_commit = True
+    with pytest.raises(StoreUnavailable):
+        await say(store, "start_realty_2")
+    assert store.health().refusing
+    disk.fails_commit = False
+    await wait_until(lambda: store.health().refusing is None)
+
+
+async def test_in_a_batch_that_fails_only_the_culprit_is_refused(
+    open_files: Open, disk: Disk
+) -> None:
+    store = await open_files()
+    culprit = message("start_realty_3", SARA)
+    disk.poison = culprit.idempotency_key
+    results = await asyncio.gather(
+        say(store, "start_realty_2", ALI),
+        store.accept(culprit, by_the_rules(culprit)),
+        say(store, "start_realty_4", OMAR),
+        say(store, "hello", ALI),
+        return_exceptions=True,
+    )
+    assert [isinstance(one, StoreUnavailable) for one in results] == [False, True, False, False]
+    assert store.totals() == (2, 2)
+    claimed = await store.claim(10, wait=0)
+    assert {one.user for one in claimed} == {ALI, OMAR}
+
+
+async def test_a_copy_of_a_message_whose_commit_failed_is_the_first(
+    open_files: Open, disk: Disk
+) -> None:
+    store = await open_files()
+    inbound = message("start_realty_2")
+    disk.fails_commit = True
+    with pytest.raises(StoreUnavailable):
+        await store.accept(inbound, by_the_rules(inbound))
+    disk.fails_commit = False
+    assert (await store.accept(inbound, by_the_rules(inbound))).decision is not None
+
+
+async def test_a_settle_that_fails_can_be_told_again(open_files: Open, disk: Disk) -> None:
+    store = await open_files()
+    await say(store, "start_realty_2")
+    await say(store, "next")
+    (first,) = await store.claim(10, wait=0)
+    disk.fails_commit = True
+    with pytest.raises(StoreUnavailable):
+        await store.settle(first, Done())
+    assert await store.claim(10, wait=0) == [], "its line is still held"
+    disk.fails_commit = False
+    await store.settle(first, Done())
+    assert len(await store.claim(10, wait=0)) == 1
+
+
+async def test_a_full_disk_refuses_before_anything_is_written(open_files: Open) -> None:
+    store = await open_files(Limits(min_free_disk_bytes=2**62))
+    with pytest.raises(StoreUnavailable, match="MB are needed"):
+        await say(store, "start_realty_2")
+    assert store.health().refusing
+
+
+async def test_history_tells_every_change_and_every_link_that_changed_none(
+    open_files: Open, tmp_path: Path
+) -> None:
+    store = await open_files()
+    await say(store, "start_realty_2", sent=NOW - 9, bare_id="A1")
+    await say(store, "start_realty_5", sent=NOW - 8, bare_id="A2")
+    await say(store, "start_realty_2", sent=NOW - 8.5, raised=NOW - 8.5, bare_id="A3")
+    await say(store, "see start_realty_2", sent=NOW - 7, bare_id="A4")
+    await say(store, "start_realty_5", sent=NOW - 6, bare_id="A5")
+    await store.unlock(user(ALI))
+    rows = sqlite3.connect(tmp_path / "router.db").execute(
+        "SELECT user, kind, from_tenant, to_tenant, message_id, changed_second NOT NULL"
+        " FROM history ORDER BY id"
+    )
+    assert rows.fetchall() == [
+        (ALI, "locked", None, 2, "A1", 1),
+        (ALI, "moved", 2, 5, "A2", 1),
+        (ALI, "stale", 5, 2, "A3", 0),
+        (ALI, "quoted", 5, 2, "A4", 0),
+        (ALI, "confirmed", 5, 5, "A5", 1),
+        (ALI, "unlocked", 5, None, None, 1),
+    ]
+
+
+async def test_seen_keys_last_48_hours_and_are_then_emptied_little_by_little(
+    open_files: Open, tmp_path: Path
+) -> None:
+    store = await open_files()
+    hour = 3600.0
+    await say(store, "hello", bare_id="A1", now=NOW)
+    assert (await say(store, "hello", bare_id="A1", now=NOW + 47 * hour)).decision is None
+    assert (await say(store, "hello", bare_id="A1", now=NOW + 97 * hour)).decision == AskForLink()
+
+    connection = sqlite3.connect(tmp_path / "router.db")
+    tables = ("seen_0", "seen_1", "seen_2")
+
+    def rows() -> int:
+        return sum(connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables)
+
+    assert rows() == 2
+    seen = SeenKeys()
+    for days in range(0, 14, 2):
+        seen.purge(connection, NOW + 97 * hour + days * 24 * hour)
+    connection.commit()
+    assert rows() == 0
+    connection.close()
+
+
+async def test_a_clock_that_goes_back_delays_nobody(
+    open_files: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_WATCH_SECONDS", 0.01)
+    now = NOW
+    store = await open_files(clock=lambda: now)
+    for number in range(100):  # more than are kept in memory
+        await say(store, "start_realty_2", f"97150{number:07}", now=NOW)
+    now = NOW - 86_400
+    claimed: list[Delivery] = []
+    while len(claimed) < 100:
+        claimed += await asyncio.wait_for(store.claim(100, wait=5), 10)
+    assert len({one.user for one in claimed}) == 100

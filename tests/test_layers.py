@@ -1,0 +1,71 @@
+"""Imports point one way: each room only to rooms above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROWS = [
+    {"gateway", "model", "errors"},
+    {"settings", "log"},
+    {"deeplink", "backoff", "gate"},
+    {"routing"},
+    {"waha", "backend", "store"},
+    {"ingest", "delivery"},
+    {"api"},
+    {"app", "commands"},
+]
+PURE = ["deeplink", "backoff", "gate", "routing", "waha/events", "waha/signature", "model"]
+# What a room of values has no business with: network, disk, clock, dice.
+IMPURE = {"asyncio", "httpx", "aiohttp", "os", "pathlib", "socket", "sqlite3", "time", "logging"}
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of the modules that path imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "gateway":
+            names |= {f"gateway.{alias.name}" for alias in node.names if alias.name.islower()}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written in full"
+            names.add(node.module or "")
+    return names
+
+
+def modules() -> list[Path]:
+    return sorted((ROOT / "gateway").rglob("*.py"))
+
+
+def row_of(name: str) -> int:
+    (row,) = [number for number, names in enumerate(ROWS) if name in names]
+    return row
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_every_module_imports_only_from_rows_above(path: Path) -> None:
+    relative = path.relative_to(ROOT).with_suffix("")
+    mine = room(".".join(relative.parts).removesuffix(".__init__"))
+    for name in imported(path):
+        if name.split(".")[0] != "gateway" or room(name) == mine:
+            continue
+        assert row_of(room(name)) < row_of(mine), f"{relative} imports {name}"
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_rooms_touch_neither_network_nor_disk_nor_clock(name: str) -> None:
+    roots = {one.split(".")[0] for one in imported(ROOT / f"gateway/{name}.py")}
+    assert not roots & IMPURE
+
+
+def test_only_the_settings_and_the_entry_touch_the_environment() -> None:
+    for path in modules():
+        if path.name != "settings.py":
+            assert "os.environ" not in path.read_text("utf-8"), path

@@ -1,0 +1,211 @@
+"""Every refusal to start names file and cure and damages nothing; and what is taken over."""
+
+import json
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import StartRefused
+from gateway.model import Moment
+from gateway.store import open_store
+from gateway.store.opening import rebuild
+from tests.conftest import LIMITS
+from tests.messages import ALI, LID, NOW, SARA, by_the_rules, message, user
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "data"
+    path.mkdir()
+    return path
+
+
+def mappings(folder: Path) -> Path:
+    return folder / "router_mappings.json"
+
+
+async def start(folder: Path) -> None:
+    await (await open_store(f"file:{folder}", LIMITS)).close()
+
+
+async def lock(folder: Path, text: str = "start_realty_2", user: str = ALI, **how: Any) -> None:
+    store = await open_store(f"file:{folder}", LIMITS)
+    inbound = message(text, user, **how)
+    await store.accept(inbound, by_the_rules(inbound))
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"", "not JSON, or cut off"),
+        (b'{"971501234567": 2', "not JSON, or cut off"),
+        (b"\x00" * 100, "not JSON, or cut off"),
+        (b"\xff", "not JSON, or cut off"),
+        (b"[]", "must hold an object"),
+        (b"null", "must hold an object"),
+        (b'{"971501234567": 2, "971501234567": 3}', "stands in it twice"),
+        (b'{"971501234567": 2, "97150123456\\u0037": 3}', "stands in it twice"),
+        (b'{"+971501234567": 2}', "'+971501234567' is no user"),
+        (b'{"971501234567@c.us": 2}', "is no user"),
+        (b'{"1234": 2}', "is no user"),
+        (b'{"": 2}', "is no user"),
+        (b'{"a/b/971501234567": 2}', "is no user"),
+        (b'{"971501234567": 0}', "not a whole number"),
+        (b'{"971501234567": -2}', "not a whole number"),
+        (b'{"971501234567": 2.0}', "not a whole number"),
+        (b'{"971501234567": "2"}', "not a whole number"),
+        (b'{"971501234567": true}', "not a whole number"),
+        (b'{"971501234567": null}', "not a whole number"),
+        (b'{"971501234567": 2147483648}', "not a whole number"),
+    ],
+)
+async def test_a_damaged_mappings_file_is_refused_and_left_as_it_is(
+    folder: Path, content: bytes, names: str
+) -> None:
+    mappings(folder).write_bytes(content)
+    with pytest.raises(StartRefused) as refused:
+        await start(folder)
+    line = str(refused.value)
+    assert str(mappings(folder)) in line
+    assert names in line
+    assert "\n" not in line
+    assert mappings(folder).read_bytes() == content
+
+
+async def test_a_vanished_mappings_file_is_refused_and_rebuilt_from_the_history(
+    folder: Path,
+) -> None:
+    await lock(folder)
+    await lock(folder, "start_realty_7", SARA)
+    await lock(folder, "start_realty_9", LID)
+    await lock(folder, "hello", LID, other_id="971501234999")  # its lock follows to the phone
+    await lock(folder, "start_realty_8", SARA)
+    kept = json.loads(mappings(folder).read_text())
+    mappings(folder).unlink()
+    with pytest.raises(StartRefused, match=r"missing.*rebuild"):
+        await start(folder)
+    assert not mappings(folder).exists()
+
+    assert rebuild(folder) == (mappings(folder), 3)
+    assert (
+        json.loads(mappings(folder).read_text())
+        == kept
+        == {
+            ALI: 2,
+            SARA: 8,
+            "971501234999": 9,
+        }
+    )
+    await start(folder)
+
+
+async def test_rebuild_overwrites_nothing_and_disturbs_nobody(folder: Path) -> None:
+    with pytest.raises(StartRefused, match=r"router\.db: missing"):
+        rebuild(folder)
+    await lock(folder)
+    with pytest.raises(StartRefused, match="exists; move it away"):
+        rebuild(folder)
+    running = await open_store(f"file:{folder}", LIMITS)
+    mappings(folder).unlink()
+    with pytest.raises(StartRefused, match="another router uses this folder"):
+        rebuild(folder)
+    await running.close()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "header", "page"])
+async def test_a_damaged_database_is_refused(folder: Path, damage: str) -> None:
+    await lock(folder)
+    path = folder / "router.db"
+    content = bytearray(path.read_bytes())
+    if damage == "garbage":
+        content[:] = os.urandom(len(content))
+    elif damage == "header":
+        content[:16] = b"SQLite format 2\0"
+    else:
+        content[4096:8192] = os.urandom(4096)
+    path.write_bytes(content)
+    with pytest.raises(StartRefused, match=r"router\.db: SQLite c.*back-up"):
+        await start(folder)
+    assert path.read_bytes() == content
+
+
+async def test_a_second_router_on_the_folder_is_refused(folder: Path) -> None:
+    first = await open_store(f"file:{folder}", LIMITS)
+    with pytest.raises(StartRefused, match=r"another router uses this folder.*Redis"):
+        await start(folder)
+    await first.close()
+    await start(folder)
+
+
+async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartRefused, match="file/data: cannot be written"):
+        await start(tmp_path / "file" / "data")
+
+
+async def test_an_unknown_store_is_named() -> None:
+    with pytest.raises(StartRefused, match=r"STORE_URL='mysql://x'.*file:"):
+        await open_store("mysql://x", LIMITS)
+
+
+async def test_the_first_start_makes_the_files(folder: Path) -> None:
+    await start(folder)
+    assert mappings(folder).read_bytes() == b"{}\n"
+    assert (folder / "router.db").exists()
+
+
+async def test_a_predecessors_pretty_file_is_taken_over_as_old_as_it_is(folder: Path) -> None:
+    mappings(folder).write_text(json.dumps({ALI: 2, SARA: 12, LID: 3}, indent=4))
+    os.utime(mappings(folder), (NOW - 100, NOW - 100))
+    store = await open_store(f"file:{folder}", LIMITS)
+    assert store.totals() == (3, 3)
+    assert (await store.lock_of(user(ALI)))[1].changed == Moment.of(NOW - 100)
+
+    older = message("start_realty_9", sent=NOW - 101)
+    newer = message("start_realty_9", sent=NOW - 99)
+    assert (await store.accept(older, by_the_rules(older))).decision is not None
+    assert (await store.lock_of(user(ALI)))[1].tenant == 2
+    await store.accept(newer, by_the_rules(newer))
+    await store.close()
+    assert json.loads(mappings(folder).read_text()) == {ALI: 9, SARA: 12, LID: 3}
+
+    mappings(folder).unlink()
+    assert rebuild(folder)[1] == 3
+    assert json.loads(mappings(folder).read_text()) == {ALI: 9, SARA: 12, LID: 3}
+
+
+async def test_a_lock_that_did_not_reach_the_file_is_applied_at_the_start(folder: Path) -> None:
+    await lock(folder)
+    before = mappings(folder).read_bytes()
+    await lock(folder, "start_realty_7", SARA)
+    after = json.loads(mappings(folder).read_text())
+    database = sqlite3.connect(folder / "router.db")
+    database.execute("INSERT INTO lock_redo (user, tenant) VALUES (?, 7)", (SARA,))
+    database.execute("INSERT INTO lock_redo (user, tenant) VALUES ('971501234000', 4)")
+    database.execute("INSERT INTO lock_redo (user, tenant) VALUES ('971501234000', NULL)")
+    database.commit()
+    database.close()
+    mappings(folder).write_bytes(before)  # as if the process had died before the rewrite
+
+    await start(folder)
+    assert json.loads(mappings(folder).read_text()) == after
+    database = sqlite3.connect(folder / "router.db")
+    assert database.execute("SELECT count(*) FROM lock_redo").fetchone() == (0,)
+    database.close()
+
+
+async def test_a_clock_that_went_back_while_down_delays_nobody(folder: Path) -> None:
+    await lock(folder)
+    database = sqlite3.connect(folder / "router.db")
+    later = time.time() + 86_400
+    database.execute("UPDATE delivery SET due = ?, tried_at = ?", (later + 300, later))
+    database.commit()
+    database.close()
+    store = await open_store(f"file:{folder}", LIMITS)
+    assert len(await store.claim(1, wait=5)) == 1
+    await store.close()
