@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from gateway.commands import compose  # noqa: E402  # the folder is known only now
+from gateway.settings import Settings  # noqa: E402
 
 ALI, SARA, OMAR = "971501234567", "971501234568", "971501234569"
 GROUP = "120363040000000011@g.us"
@@ -38,26 +39,26 @@ SCENES = [
 def main() -> None:
     router_port, backend_port = _free_port(), _free_port()
     with tempfile.TemporaryDirectory(prefix="gateway-demo-") as folder:
-        quiet = {"LOG_LEVEL": "WARNING", "PYTHONUTF8": "1"}
-        backend_log = Path(folder) / "backend.log"
         backend = _start(
-            ["-m", "uvicorn", "examples.backend:app", "--port", str(backend_port)], {}, backend_log
+            "backend",
+            ["-m", "uvicorn", "examples.backend:app", "--port", str(backend_port)],
+            {"PYTHONPATH": str(ROOT)},
+            Path(folder),
         )
         router = _start(
-            ["whatsapp_router.py"],
+            "router",
+            [str(ROOT / "whatsapp_router.py")],
             {
                 "PORT": str(router_port),
-                "DATA_DIR": f"{folder}/data",
                 "BACKEND_API_URL": f"http://127.0.0.1:{backend_port}",
-            }
-            | dict.fromkeys(("WEBHOOK_HMAC_KEY", "WAHA_API_KEY", "ADMIN_API_KEY"), "")
-            | quiet,
-            Path(folder) / "router.log",
+                "LOG_LEVEL": "WARNING",
+            },
+            Path(folder),
         )
         try:
             _wait_for(f"http://127.0.0.1:{backend_port}/openapi.json")
             _wait_for(f"http://127.0.0.1:{router_port}/health")
-            _play(f"http://127.0.0.1:{router_port}", backend_log)
+            _play(f"http://127.0.0.1:{router_port}", Path(folder) / "backend.log")
             locks = (Path(folder) / "data" / "router_mappings.json").read_text().strip()
             print(f"\ndata/router_mappings.json: {locks}")
         finally:
@@ -89,12 +90,16 @@ def _received(backend_log: Path, text: str) -> str:
     raise SystemExit(f"the backend did not receive {text!r} within 5 s")
 
 
-def _start(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as output:
+def _start(
+    name: str, command: list[str], env: dict[str, str], folder: Path
+) -> subprocess.Popen[bytes]:
+    """Runs in folder and without the settings of your environment: the demo is always the same."""
+    neutral = {k: v for k, v in os.environ.items() if k.lower() not in Settings.model_fields}
+    with (folder / f"{name}.log").open("wb") as output:
         return subprocess.Popen(
             [sys.executable, *command],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONUTF8": "1", "BACKEND_SIGNING_SECRET": ""} | env,
+            cwd=folder,
+            env=neutral | {"PYTHONUTF8": "1"} | env,
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -1,0 +1,93 @@
+"""docker-compose.yml and Dockerfile, as far as they can be checked without Docker."""
+
+import re
+import shlex
+from typing import Any
+
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+from tests.e2e.router import ROOT
+
+COMPOSE = (ROOT / "docker-compose.yml").read_text("utf-8")
+DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
+
+
+def services() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(COMPOSE)["services"]
+    return found
+
+
+def test_the_composition_is_one_by_the_specification() -> None:
+    composition = PyCompose.from_yaml(COMPOSE)
+    composition.validate()
+    assert set(composition.service_names()) == {"waha", "router", "backend"}
+
+
+def test_the_parser_would_notice_a_mistake() -> None:
+    with pytest.raises(Exception, match="stop_grace"):
+        PyCompose.from_yaml(COMPOSE.replace("stop_grace_period", "stop_grace_time"))
+
+
+def test_names_ports_and_volumes_are_those_that_were_asked_for() -> None:
+    for name, service in services().items():
+        assert service["container_name"] == f"artinrealty-{name}"
+        assert service["networks"] == ["artinrealty_network"]
+        assert service["restart"] == "unless-stopped"
+    assert services()["waha"]["ports"] == ["127.0.0.1:3001:3000"]
+    assert services()["router"]["ports"] == ["127.0.0.1:8001:8001"]
+    assert services()["router"]["stop_grace_period"] == "30s"
+    assert services()["router"]["volumes"] == ["router_data:/app/data"]
+    assert "ports" not in services()["backend"]
+
+
+def test_every_secret_is_required_and_none_is_written_down() -> None:
+    for name, service in services().items():
+        for variable, value in service["environment"].items():
+            if re.search("KEY|SECRET|PASSWORD", variable):
+                assert ":?set it in .env}" in value, f"{name}: {variable}"
+    example = (ROOT / ".env.example").read_text("utf-8")
+    for secret in set(re.findall(r"\$\{([A-Z_]+):\?", COMPOSE)):
+        assert re.search(rf"^{secret}=$", example, re.MULTILINE), secret
+
+
+def test_waha_is_set_up_as_it_demands() -> None:
+    waha = services()["waha"]["environment"]
+    url, events = waha["WHATSAPP_HOOK_URL"], waha["WHATSAPP_HOOK_EVENTS"]
+    assert url == "http://router:8001/webhook/waha"
+    assert " " not in events
+    assert waha["WHATSAPP_HOOK_RETRIES_POLICY"] == "constant"
+    delay, attempts = (
+        int(waha[f"WHATSAPP_HOOK_RETRIES_{name}"]) for name in ("DELAY_SECONDS", "ATTEMPTS")
+    )
+    assert delay * attempts == 3600, "the router may be away for an hour"
+
+
+def test_the_images_steps_are_those_of_make_run() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert "pip install --quiet --disable-pip-version-check -r requirements.txt" in makefile
+    assert re.search(r"pip install [^\n]*-r requirements\.txt", DOCKERFILE)
+    assert "python whatsapp_router.py" in makefile
+    assert 'CMD ["python", "whatsapp_router.py"]' in DOCKERFILE
+
+
+def test_the_image_runs_as_nobody_special_and_asks_health() -> None:
+    assert re.search(r"^USER router$", DOCKERFILE, re.MULTILINE)
+    assert "chown router:router /app/data" in DOCKERFILE
+    assert "/health" in DOCKERFILE
+    assert "HOST=0.0.0.0" in DOCKERFILE
+
+
+def test_what_the_image_copies_exists_and_passes_the_ignore_file() -> None:
+    ignore = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE):
+        source = shlex.split(line)[0]
+        assert (ROOT / source).exists()
+        assert f"!{source}" in ignore
+
+
+def test_the_health_check_is_python_that_compiles() -> None:
+    code = re.search(r'CMD \["python", "-c", "(.*)"\]', DOCKERFILE)
+    assert code
+    compile(code[1].replace('\\"', '"'), "healthcheck", "exec")
