@@ -56,6 +56,7 @@ def create_app(
             max_age=settings.max_delivery_age,
         )
         app.state.courier = courier
+        routes_before = list(app.router.routes)
         ingest = Ingest(store, _rules(settings))
         for path in ("/webhook/waha", "/webhook/waha/"):  # a redirect would lose WAHA's body
             endpoint = WebhookEndpoint(ingest, access, settings.max_body_bytes)
@@ -81,6 +82,7 @@ def create_app(
         finally:
             await courier.stop(GRACE_SECONDS)
             await store.close()
+            app.router.routes[:] = routes_before  # those that knew the closed store go with it
             log.info("Gateway stopped", extra={"event": "stop"})
 
     app = FastAPI(

@@ -56,7 +56,7 @@ class Courier:
         self._monotonic = monotonic
         self._flying: set[asyncio.Task[None]] = set()
         self._landed = asyncio.Event()
-        self._stopping = False
+        self._stopped_at: float | None = None
         self._last_success = -1.0  # Unix seconds
         self._claiming: asyncio.Task[None] | None = None
         self._started = monotonic()
@@ -72,18 +72,23 @@ class Courier:
 
     def stop_claiming(self) -> None:
         """No new attempt begins from now on."""
-        self._stopping = True
+        self._stopped_at = self._stopped_at or self._monotonic()
         if self._claiming:
             self._claiming.cancel()
 
     async def stop(self, grace: float) -> None:
-        """Let what is in flight finish for grace seconds; what does not stays in the store."""
+        """Let what is in flight finish; what does not stays in the store.
+
+        grace: seconds since stop_claiming(), which this calls if nobody has yet.
+        """
         self.stop_claiming()
+        assert self._stopped_at is not None
         if self._claiming:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._claiming
         if self._flying:
-            await asyncio.wait(self._flying, timeout=grace)
+            left_of_grace = self._stopped_at + grace - self._monotonic()
+            await asyncio.wait(self._flying, timeout=max(0.0, left_of_grace))
         left = self._flying | self._openings
         for task in left:
             task.cancel()
@@ -92,7 +97,7 @@ class Courier:
         await self._backend.close()
 
     async def _claim_and_send(self) -> None:
-        while not self._stopping:
+        while self._stopped_at is None:
             try:
                 await (self._send_probe() if self.gate.closed else self._send_due())
             except StoreUnavailable:

@@ -10,9 +10,11 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from gateway.app import create_app
 from gateway.store import Limits
 from gateway.waha import signature
-from tests.clients import HOOK, client_of
+from tests.clients import HOOK, accepting, client_of, settings_of
+from tests.conftest import LIMITS
 from tests.messages import ALI, LID, SARA, example, webhook
 
 
@@ -172,3 +174,15 @@ def test_a_full_backlog_of_one_tenant(tmp_path: Path) -> None:
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
         assert post(client, now_webhook("start_realty_3", SARA))[0] == 200
         assert client.get("/health").status_code == 200
+
+
+def test_an_app_can_be_started_again(tmp_path: Path) -> None:
+
+    app = create_app(
+        settings_of(tmp_path), transport=lambda _: httpx.MockTransport(accepting), limits=LIMITS
+    )
+    for action in ("new_session_locked", "existing_session"):
+        with TestClient(app) as client:
+            answer = client.post(HOOK, content=now_webhook("start_realty_2")).json()
+            assert answer["action"] == action
+            assert len(client.get("/openapi.json").json()["paths"]) == 5

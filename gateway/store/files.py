@@ -580,15 +580,17 @@ class FileStore:
         last = self._clock()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            self._look_at_disk()
             now = self._clock()
             try:
+                self._look_at_disk()
                 await self._journal.run(lambda tx: self._seen.purge(tx, self._clock()))
                 if now < last:
                     await self._journal.run(lambda tx: forgive_the_clock(tx, self._clock()))
                     self._look_again()
             except StoreUnavailable:
                 pass  # the journal has said so, and tests itself
+            except Exception:
+                log.exception("the watch stumbled", extra={"event": "store.error"})
             last = now
 
     def _look_at_disk(self) -> None:

@@ -33,6 +33,7 @@ PRAGMA synchronous = FULL;
 PRAGMA secure_delete = ON;
 PRAGMA busy_timeout = 5000;
 PRAGMA temp_store = MEMORY;
+PRAGMA journal_size_limit = 67108864;
 """
 
 log = logging.getLogger(__name__)
@@ -149,10 +150,18 @@ class Journal:
                 await self._commit_or_single_out([entry])
             return
         for entry, result in zip(batch, results, strict=True):
+            self._announce(entry, result)
+
+    def _announce(self, entry: _Entry, result: Any) -> None:
+        try:
             if entry.publish:
                 entry.publish(result)
+        except Exception as exc:  # it is durable all the same, and the others' turn must come
+            log.exception("memory did not follow the disk", extra={"event": "store.error"})
             if not entry.done.done():
-                entry.done.set_result(result)
+                entry.done.set_exception(exc)
+        if not entry.done.done():
+            entry.done.set_result(result)
 
     async def _commit(self, batch: list[_Entry]) -> list[Any]:
         connection = self._connection

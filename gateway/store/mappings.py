@@ -166,10 +166,10 @@ class Mappings:
                 return
 
     async def _rewrite(self) -> bool:
-        number, data = self._last_change, encode(self._locks)
+        number = self._last_change
         try:
-            await asyncio.to_thread(self._write_file, self.path, data)
-        except OSError as exc:
+            await asyncio.to_thread(self._write_file, self.path, encode(self._locks))
+        except Exception as exc:  # whatever it is, the next rewrite must be tried
             if self.trouble is None:
                 log.error(
                     "%s cannot be written (%s); locks are safe in router.db meanwhile",
@@ -177,7 +177,7 @@ class Mappings:
                     exc,
                     extra={"event": "mappings.failed"},
                 )
-            self.trouble = f"{self.path} cannot be written: {exc.strerror or exc}"
+            self.trouble = f"{self.path} cannot be written: {exc}"
             return False
         if self.trouble is not None:
             log.warning("%s is written again", self.path, extra={"event": "mappings.healed"})
