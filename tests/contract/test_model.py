@@ -1,0 +1,154 @@
+"""A machine plays with the store at random and compares it with a small model.
+
+The model knows people (a phone and a LID each), what was accepted for which tenant, and what is in
+flight. It checks each claim: the right tenant, the oldest of its line, one at a time; and at the
+end that everything accepted was delivered once.
+"""
+
+import asyncio
+import itertools
+import json
+import tempfile
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gateway.model import Again, AskForLink, Dead, Delivery, Done, Outcome, PutBack
+from gateway.store import Store, open_store
+from tests.conftest import LIMITS
+from tests.messages import NOW, by_the_rules, message, user
+
+PEOPLE = range(3)
+SHOWN = ("phone", "lid", "both")
+
+
+@dataclass
+class Sent:
+    """An accepted message. place orders it in its line."""
+
+    text: str
+    person: int
+    by: str  # the id it came under: "phone" or "lid"
+    tenant: int
+    place: tuple[float, int]
+
+
+class Play(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.runner = asyncio.Runner()
+        self.numbers = itertools.count(1)
+        self.waiting: dict[str, Sent] = {}  # by text, in flight included
+        self.flying: dict[str, Delivery] = {}
+        self.one_person: set[int] = set()  # of whom both ids were seen together
+        self.store: Store = self.run(self.open())
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.runner.run(asyncio.wait_for(work, 10))
+
+    async def open(self) -> Store:
+        return await open_store(f"file:{Path(self.folder.name) / 'data'}", LIMITS)
+
+    def line(self, sent: Sent) -> tuple[int, str, int]:
+        return sent.person, "one" if sent.person in self.one_person else sent.by, sent.tenant
+
+    @rule(
+        person=st.sampled_from(PEOPLE),
+        shown=st.sampled_from(SHOWN),
+        link=st.sampled_from([0, 0, 1, 2, 3]),
+        age=st.integers(0, 20),
+        copies=st.sampled_from([1, 1, 1, 2]),
+    )
+    def somebody_writes(self, person: int, shown: str, link: int, age: int, copies: int) -> None:
+        number = next(self.numbers)
+        text = f"{f'start_realty_{link} ' if link else ''}#{number}"
+        phone, lid = f"97150123450{person}", f"15876432100000{person}@lid"
+        inbound = message(
+            text,
+            lid if shown == "lid" else phone,
+            other_id=lid if shown == "both" else None,
+            sent=NOW - age,
+        )
+
+        async def accept() -> Any:
+            calls = [self.store.accept(inbound, by_the_rules(inbound)) for _ in range(copies)]
+            return await asyncio.gather(*calls)
+
+        first, *others = self.run(accept())
+        assert all(other.decision is None for other in others)
+        if shown == "both":
+            self.one_person.add(person)
+        if not isinstance(first.decision, AskForLink):
+            by = "lid" if shown == "lid" else "phone"
+            place = (NOW - age, number)
+            self.waiting[text] = Sent(text, person, by, first.decision.tenant, place)
+
+    @rule(limit=st.integers(1, 5), probe=st.booleans())
+    def the_worker_claims(self, limit: int, probe: bool) -> None:
+        for delivery in self.run(self.store.claim(limit, wait=0, probe=probe)):
+            text = json.loads(delivery.body)["payload"]["body"]
+            sent = self.waiting[text]
+            assert text not in self.flying
+            assert delivery.tenant == sent.tenant
+            line = [one for one in self.waiting.values() if self.line(one) == self.line(sent)]
+            assert not any(one.text in self.flying for one in line), "one at a time"
+            assert sent.place == min(one.place for one in line), "the oldest first"
+            self.flying[text] = delivery
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), kind=st.sampled_from(["done", "done", "again", "put back", "dead"]))
+    def an_attempt_ends(self, data: st.DataObject, kind: str) -> None:
+        text = data.draw(st.sampled_from(sorted(self.flying)))
+        outcomes: dict[str, Outcome] = {
+            "done": Done(),
+            "again": Again(0.0, "no", own_fault=True, tried_at=NOW, age=1.0),
+            "put back": PutBack(),
+            "dead": Dead("refused", NOW),
+        }
+        self.run(self.store.settle(self.flying.pop(text), outcomes[kind]))
+        if kind in ("done", "dead"):
+            del self.waiting[text]
+
+    @rule(person=st.sampled_from(PEOPLE))
+    def an_operator_unlocks(self, person: int) -> None:
+        self.run(self.store.unlock(user(f"97150123450{person}")))
+
+    @rule()
+    def the_gate_opens(self) -> None:
+        self.run(self.store.all_due())
+
+    @rule()
+    def the_router_starts_again(self) -> None:
+        self.run(self.store.close())
+        self.flying.clear()
+        self.store = self.run(self.open())
+
+    @invariant()
+    def the_backlog_is_what_waits(self) -> None:
+        assert self.run(self.store.backlog()).waiting == len(self.waiting)
+
+    def teardown(self) -> None:
+        for delivery in self.flying.values():
+            self.run(self.store.settle(delivery, PutBack()))
+        self.flying.clear()
+        while self.waiting:
+            before = len(self.waiting)
+            self.the_worker_claims(100, False)
+            for text, delivery in self.flying.items():
+                self.run(self.store.settle(delivery, Done()))
+                del self.waiting[text]
+            self.flying.clear()
+            assert len(self.waiting) < before, f"never delivered: {list(self.waiting)}"
+        self.run(self.store.close())
+        self.runner.close()
+        self.folder.cleanup()
+
+
+TestPlay = Play.TestCase
+TestPlay.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
