@@ -260,3 +260,20 @@ def test_whatever_stands_in_a_field_the_body_is_read_or_refused(
 def test_whatever_the_bytes_the_body_is_read_or_refused(body: bytes) -> None:
     with contextlib.suppress(BadBody):
         parse(body)
+
+
+def test_headers_go_on_if_they_are_wahas_and_can_be_sent() -> None:
+    inbound = parse(
+        webhook(),
+        content_type="application/json",
+        x_webhook_timestamp="1782892860417",
+        x_webhook_odd="caf\u00e9",
+        x_webhook_control="a\x01b",
+        x_tenant_id="9",
+        webhook_id="9_x",
+        idempotency_key="stolen",
+    )
+    assert inbound.headers == (
+        ("content-type", "application/json"),
+        ("x-webhook-timestamp", "1782892860417"),
+    )

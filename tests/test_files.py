@@ -2,19 +2,22 @@
 
 import asyncio
 import json
+import random
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from gateway.errors import StoreUnavailable
 from gateway.model import Accepted, AskForLink, Bind, Delivery, Done
-from gateway.store import Limits, files, journal, mappings
+from gateway.store import Limits, Store, files, journal, mappings
 from gateway.store.files import FileStore
 from gateway.store.seen import SeenKeys
 from tests.conftest import LIMITS, wait_until
+from tests.contract.test_model import Play
 from tests.messages import ALI, NOW, OMAR, SARA, by_the_rules, message, user
 
 
@@ -24,6 +27,7 @@ class Disk:
     def __init__(self) -> None:
         self.fails_commit = False
         self.fails_file = False
+        self.fails_at_random: random.Random | None = None
         self.poison: str | None = None  # an INSERT that names it fails at its commit
         self.commits = 0
         self.writes = 0
@@ -40,8 +44,13 @@ class Disk:
                     self.poisoned = True
                 if sql == "COMMIT":
                     disk.commits += 1
-                    if disk.fails_commit or self.poisoned:
+                    chance = disk.fails_at_random
+                    wrote = self.total_changes > self.changes_before
+                    unlucky = wrote and chance is not None and chance.random() < 0.2
+                    if disk.fails_commit or self.poisoned or unlucky:
                         raise sqlite3.OperationalError("database or disk is full")
+                if sql.startswith("BEGIN"):
+                    self.changes_before = self.total_changes
                 if sql == "ROLLBACK":
                     self.poisoned = False
                 return super().execute(sql, parameters)
@@ -311,3 +320,27 @@ async def test_a_clock_that_goes_back_delays_nobody(
     while len(claimed) < 100:
         claimed += await asyncio.wait_for(store.claim(100, wait=5), 10)
     assert len({one.user for one in claimed}) == 100
+
+
+class PlayOnABadDisk(Play):
+    """Every few commits fail: what is refused leaves no trace, what is promised is kept."""
+
+    async def open(self) -> Store:
+        self.disk = Disk()
+        self.disk.fails_at_random = random.Random(self.seed())
+        return await FileStore.open(
+            Path(self.folder.name) / "data", LIMITS, connect_to=self.disk.connect
+        )
+
+    def seed(self) -> int:
+        return next(self.numbers)
+
+    def teardown(self) -> None:
+        self.disk.fails_at_random = None
+        super().teardown()
+
+
+TestPlayOnABadDisk = PlayOnABadDisk.TestCase
+TestPlayOnABadDisk.settings = hypothesis_settings(
+    max_examples=40, stateful_step_count=40, deadline=None
+)

@@ -21,7 +21,8 @@ class Access:
 
     def __init__(self, settings: Settings) -> None:
         self._hmac_keys = [key.encode() for key in split(settings.webhook_hmac_key)]
-        self._waha_key = split(settings.waha_api_key)
+        waha_key = settings.waha_api_key.get_secret_value()
+        self._waha_keys = (waha_key,) if waha_key else ()  # WAHA has one, commas and all
         self._admin_keys = split(settings.admin_api_key)
         self._on_loopback = settings.listens_on_loopback
 
@@ -29,12 +30,12 @@ class Access:
         """Return if a webhook may come from there, its signature aside; else raise."""
         if self._hmac_keys or self._from_here(connection):
             return
-        if not self._waha_key:
+        if not self._waha_keys:
             raise NotAllowed(
                 "no key is configured, so only this machine may call: set WEBHOOK_HMAC_KEY here and"
                 f" the webhook's hmac.key in WAHA ({self._why_not(connection)})"
             )
-        _check_key(connection, self._waha_key, "WAHA_API_KEY")
+        _check_key(connection, self._waha_keys, "WAHA_API_KEY")
 
     def check_signature(self, connection: HTTPConnection, body: bytes) -> None:
         """Return if body is signed as WEBHOOK_HMAC_KEY demands; else raise BadSignature."""

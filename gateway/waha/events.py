@@ -102,7 +102,10 @@ def parse(
         headers=tuple(
             (name, value)
             for name, value in headers.items()
-            if name == "content-type" or name.startswith("x-webhook-")
+            if (name == "content-type" or name.startswith("x-webhook-"))
+            # What is not plain text could not be sent on, and would hold up the user for good.
+            and value.isascii()
+            and value.isprintable()
         ),
         body=body,
     )
