@@ -38,6 +38,7 @@ class Disk:
 
         class Connection(sqlite3.Connection):
             poisoned = False
+            changes_before = 0
 
             def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
                 if disk.poison and disk.poison in tuple(parameters):
