@@ -65,6 +65,7 @@ def create_app(
         app.include_router(health.health_router(store))
         app.include_router(health.ready_router(store, courier, ingest), dependencies=guard)
         app.include_router(admin.router(store, settings.waha_session), dependencies=guard)
+        app.include_router(admin.letters_router(store, settings.waha_session), dependencies=guard)
         courier.start()
         users, tenants = store.totals()
         log.info(

@@ -1,6 +1,6 @@
 """The nouns that travel through the gateway. Values only: no network, no disk, no clock."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, NewType
@@ -210,11 +210,39 @@ Outcome = Done | PutBack | Again | Dead
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A delivery given up on. Times are Unix seconds; body is None in lists."""
+
+    id: int
+    tenant: TenantId
+    user: UserId
+    message_id: str | None
+    idempotency_key: str
+    arrived: float
+    died_at: float
+    attempts: int
+    reason: str
+    status: int | None  # of the backend's last answer
+    answer: bytes  # its first bytes
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which dead letters: all that fit every field that is not None."""
+
+    id: int | None = None
+    tenant: TenantId | None = None
+    user: UserId | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Backlog:
     """What waits, in flight included. oldest is the arrival of the oldest, or None."""
 
     waiting: int
     oldest: float | None
+    by_tenant: Mapping[TenantId, int]  # the largest first
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -165,5 +166,116 @@ def test_the_documents_are_served(client: TestClient) -> None:
         "/router/user/{phone}",
         "/router/stats",
         "/router/unlock/{phone}",
+        "/router/pending",
+        "/router/dead-letters",
+        "/router/dead-letters/replay",
+        "/router/dead-letters/{number}",
+        "/router/dead-letters/{number}/replay",
     }
     assert "swagger" in client.get("/docs").text
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Iterator[tuple[TestClient, list[int]]]:
+    """A client, and the backend's answers to come: the last one stays."""
+    answers = [422]
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(answers[0], text="no such flat")
+
+    with client_of(tmp_path, handler=answer) as opened:
+        yield opened, answers
+
+
+def until(client: TestClient, path: str, count: int) -> Any:
+    """The list at path once it has count entries: delivering is not waited for by the webhook."""
+    for _ in range(400):
+        found = client.get(path).json()["dead_letters"]
+        if len(found) == count:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"{path}: {found}")
+
+
+def test_dead_letters_are_seen_replayed_and_deleted(
+    refused: tuple[TestClient, list[int]],
+) -> None:
+    client, answers = refused
+    lock(client)
+    lock(client, SARA, 3)
+    listed = until(client, "/router/dead-letters", 2)
+    newest = listed[0]
+    assert list(newest) == [
+        "id",
+        "tenant_id",
+        "user",
+        "reason",
+        "last_status",
+        "answer",
+        "attempts",
+        "arrived",
+        "died",
+        "message_id",
+        "idempotency_key",
+    ]
+    assert (newest["last_status"], newest["answer"]) == (422, "no such flat")
+    by_user = client.get("/router/dead-letters?user=%2B971 50 123 4567").json()["dead_letters"]
+    assert [one["tenant_id"] for one in by_user] == [2]
+    assert len(client.get("/router/dead-letters?tenant=3").json()["dead_letters"]) == 1
+    page = client.get("/router/dead-letters?limit=1").json()
+    assert page["next"] == newest["id"]
+    rest = client.get(f"/router/dead-letters?limit=1&before={page['next']}").json()
+    assert [one["id"] for one in rest["dead_letters"]] == [listed[1]["id"]]
+    assert "next" not in rest
+
+    one = client.get(f"/router/dead-letters/{newest['id']}").json()
+    assert "start_realty" in one["body"]
+    answers[0] = 200
+    again = client.post(f"/router/dead-letters/{newest['id']}/replay")
+    assert again.json() == {"status": "replayed", "id": newest["id"]}
+    until(client, "/router/dead-letters", 1)
+    gone = client.delete(f"/router/dead-letters/{listed[1]['id']}")
+    assert gone.json() == {"status": "deleted", "id": listed[1]["id"]}
+    assert client.post("/router/dead-letters/replay?all=true").json() == {
+        "status": "replayed",
+        "count": 0,
+    }
+
+
+def test_what_is_no_dead_letter_is_named(client: TestClient) -> None:
+    for answer in (
+        client.get("/router/dead-letters/7"),
+        client.post("/router/dead-letters/7/replay"),
+        client.delete("/router/dead-letters/7"),
+    ):
+        assert (answer.status_code, answer.json()) == (404, {"status": "not_found", "id": 7})
+    for path in ("?tenant=0", "?tenant=x", "?user=abc", "?limit=0", "?before=-1", "/x", "/0"):
+        assert client.get(f"/router/dead-letters{path}").status_code == 422, path
+    refused = client.post("/router/dead-letters/replay")
+    assert (refused.status_code, "all=true" in refused.json()["detail"]) == (422, True)
+
+
+def test_pending(tmp_path: Path) -> None:
+    def away(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    with client_of(tmp_path, handler=away) as client:
+        assert client.get("/router/pending").text == '{"waiting":0,"oldest":null,"tenants":[]}'
+        lock(client)
+        pending = client.get("/router/pending").json()
+        assert pending["waiting"] == 1
+        assert pending["oldest"].endswith("Z")
+        assert pending["tenants"] == [{"tenant_id": 2, "waiting": 1}]
+
+
+def test_unlock_can_drop_what_waits(tmp_path: Path) -> None:
+    def away(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    with client_of(tmp_path, handler=away) as client:
+        for text in ("start_realty_2", "one", "two"):
+            client.post(HOOK, content=webhook(text, sent=time.time()))
+        assert client.post(f"/router/unlock/{ALI}?waiting=perhaps").status_code == 422
+        answer = client.post(f"/router/unlock/{ALI}?waiting=drop").json()
+        assert list(answer) == ["status", "phone", "was_locked_to", "dropped"]
+        assert answer["dropped"] in (2, 3), "what is in flight at that moment is not called back"

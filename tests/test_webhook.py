@@ -185,4 +185,4 @@ def test_an_app_can_be_started_again(tmp_path: Path) -> None:
         with TestClient(app) as client:
             answer = client.post(HOOK, content=now_webhook("start_realty_2")).json()
             assert answer["action"] == action
-            assert len(client.get("/openapi.json").json()["paths"]) == 5
+            assert len(client.get("/openapi.json").json()["paths"]) == 10

@@ -1,12 +1,22 @@
 """/router/*: what operators ask and order."""
 
+import base64
 import re
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, HTTPException, Path, Query
 
 from gateway.api.answers import Json
-from gateway.model import UserId, scoped, unscoped
+from gateway.model import (
+    LARGEST_TENANT,
+    DeadLetter,
+    Selection,
+    TenantId,
+    UserId,
+    scoped,
+    unscoped,
+)
 from gateway.store import Store
 
 _PHONE = re.compile(r"\+?([0-9]{5,20})(?:@c\.us|@s\.whatsapp\.net)?")
@@ -17,6 +27,9 @@ Session = Annotated[
     str | None,
     Query(pattern="^[A-Za-z0-9_-]{1,64}$", description="another WAHA session than WAHA_SESSION"),
 ]
+_LARGEST_ID = 2**63 - 1
+LetterId = Annotated[int, Path(ge=1, le=_LARGEST_ID, description="the dead letter's id")]
+Tenant = Annotated[int | None, Query(ge=1, le=LARGEST_TENANT)]
 
 
 def router(store: Store, home_session: str) -> APIRouter:
@@ -55,14 +68,129 @@ def router(store: Store, home_session: str) -> APIRouter:
         return Json(content)
 
     @api.post("/unlock/{phone}")
-    async def unlock(phone: str, session: Session = None) -> Json:
-        """Take a user's lock away. What already waits is still delivered."""
-        known, tenant = await store.unlock(user_of(phone, session))
-        if tenant is None:
+    async def unlock(
+        phone: str, session: Session = None, waiting: Literal["keep", "drop"] = "keep"
+    ) -> Json:
+        """Take a user's lock away. What already waits is still delivered, unless waiting=drop makes
+        dead letters of it."""
+        known, tenant, dropped = await store.unlock(
+            user_of(phone, session), drop_waiting=waiting == "drop"
+        )
+        if tenant is None and not dropped:
             return Json({"status": "not_found", "phone": unscoped(known)}, 404)
-        return Json({"status": "unlocked", "phone": unscoped(known), "was_locked_to": tenant})
+        content: dict[str, Any] = {
+            "status": "unlocked",
+            "phone": unscoped(known),
+            "was_locked_to": tenant,
+        }
+        if waiting == "drop":
+            content["dropped"] = dropped
+        return Json(content)
+
+    @api.get("/pending")
+    async def pending(limit: Annotated[int, Query(ge=1, le=100_000)] = 1000) -> Json:
+        """What waits or is in flight: how many, since when, of which tenants, the largest first."""
+        backlog = await store.backlog()
+        tenants = list(backlog.by_tenant.items())[:limit]
+        return Json(
+            {
+                "waiting": backlog.waiting,
+                "oldest": None if backlog.oldest is None else _time(backlog.oldest),
+                "tenants": [{"tenant_id": tenant, "waiting": n} for tenant, n in tenants],
+            }
+        )
 
     return api
+
+
+def letters_router(store: Store, home_session: str) -> APIRouter:
+    api = APIRouter(prefix="/router/dead-letters", tags=["dead letters"])
+
+    def selection(tenant: int | None, user: str | None, session: str | None) -> Selection:
+        known = scoped(session or home_session, _person(user), home_session) if user else None
+        return Selection(tenant=None if tenant is None else TenantId(tenant), user=known)
+
+    @api.get("")
+    async def some(
+        tenant: Tenant = None,
+        user: str | None = None,
+        session: Session = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+        before: Annotated[int | None, Query(ge=1, le=_LARGEST_ID)] = None,
+    ) -> Json:
+        """Newest first, without bodies; `next`, if there is more, goes into `before`."""
+        which = selection(tenant, user, session)
+        found = await store.dead_letters(which, limit=limit + 1, before=before)
+        content: dict[str, Any] = {"dead_letters": [_letter(letter) for letter in found[:limit]]}
+        if len(found) > limit:
+            content["next"] = found[limit - 1].id
+        return Json(content)
+
+    @api.get("/{number}")
+    async def one(number: LetterId) -> Json:
+        """One, with the body that was to be delivered and the backend's last answer."""
+        letter = await store.dead_letter(number)
+        return _not_found(number) if letter is None else Json(_letter(letter))
+
+    @api.post("/replay")
+    async def replay_all(
+        tenant: Tenant = None,
+        user: str | None = None,
+        session: Session = None,
+        all_: Annotated[bool, Query(alias="all")] = False,
+    ) -> Json:
+        """Deliver a tenant's, a user's, or with all=true every dead letter again."""
+        if tenant is None and user is None and not all_:
+            raise HTTPException(422, "say which: ?tenant=…, ?user=… or ?all=true")
+        replayed = await store.replay(selection(tenant, user, session))
+        return Json({"status": "replayed", "count": replayed})
+
+    @api.post("/{number}/replay")
+    async def replay_one(number: LetterId) -> Json:
+        """Deliver one again, with its key, behind what waits of its user."""
+        if not await store.replay(Selection(id=number)):
+            return _not_found(number)
+        return Json({"status": "replayed", "id": number})
+
+    @api.delete("/{number}")
+    async def delete(number: LetterId) -> Json:
+        """Delete one for good."""
+        if not await store.bury(Selection(id=number)):
+            return _not_found(number)
+        return Json({"status": "deleted", "id": number})
+
+    return api
+
+
+def _not_found(number: int) -> Json:
+    return Json({"status": "not_found", "id": number}, 404)
+
+
+def _letter(letter: DeadLetter) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "id": letter.id,
+        "tenant_id": letter.tenant,
+        "user": unscoped(letter.user),
+        "reason": letter.reason,
+        "last_status": letter.status,
+        "answer": letter.answer.decode("utf-8", "replace"),
+        "attempts": letter.attempts,
+        "arrived": _time(letter.arrived),
+        "died": _time(letter.died_at),
+        "message_id": letter.message_id,
+        "idempotency_key": letter.idempotency_key,
+    }
+    if letter.body is not None:
+        try:
+            content["body"] = letter.body.decode()
+        except UnicodeDecodeError:
+            content["body_base64"] = base64.b64encode(letter.body).decode()
+    return content
+
+
+def _time(seconds: float) -> str:
+    """A Unix time as people and programs read it: 2026-07-01T08:00:00Z."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _person(text: str) -> str:

@@ -7,12 +7,14 @@ from typing import Protocol
 from gateway.model import (
     Accepted,
     Backlog,
+    DeadLetter,
     Decide,
     Delivery,
     Health,
     InboundMessage,
     Lock,
     Outcome,
+    Selection,
     TenantId,
     UserId,
 )
@@ -77,8 +79,31 @@ class Store(Protocol):
     async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
         """The id under which the person is kept, and the lock; either id finds it."""
 
-    async def unlock(self, user: UserId) -> tuple[UserId, TenantId | None]:
-        """Take the lock away, durable; who it was, and the tenant, None if there was no lock."""
+    async def unlock(
+        self, user: UserId, *, drop_waiting: bool = False
+    ) -> tuple[UserId, TenantId | None, int]:
+        """Take the lock away, durable; who it was, the tenant (None: there was no lock), how many
+        messages were dropped.
+
+        drop_waiting: what waits of the user and was not in flight becomes dead letters.
+        """
+
+    async def dead_letters(
+        self, which: Selection, *, limit: int, before: int | None = None
+    ) -> list[DeadLetter]:
+        """Up to limit of them without bodies, newest first, with ids below `before`."""
+
+    async def dead_letter(self, id_: int) -> DeadLetter | None:
+        """One, with its body."""
+
+    async def replay(self, which: Selection) -> int:
+        """Put dead letters back into their lines, as of now; durable. How many.
+
+        They keep their keys; own faults and age start again.
+        """
+
+    async def bury(self, which: Selection) -> int:
+        """Delete dead letters for good; durable. How many."""
 
     def totals(self) -> tuple[int, int]:
         """How many users have a lock, and at how many tenants."""

@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +30,7 @@ from gateway.model import (
     Backlog,
     Bind,
     Dead,
+    DeadLetter,
     Decide,
     Decision,
     Delivery,
@@ -42,11 +43,12 @@ from gateway.model import (
     Note,
     Outcome,
     PutBack,
+    Selection,
     TenantId,
     UserId,
     is_lid,
 )
-from gateway.store import mappings
+from gateway.store import letters, mappings
 from gateway.store.base import Limits, Page
 from gateway.store.history import Kind, last_change, tell
 from gateway.store.journal import Journal, connect
@@ -314,12 +316,7 @@ class FileStore:
         for table in ("delivery", "dead_letter"):
             tx.execute(f"UPDATE {table} SET user = ?, alias = ? WHERE user = ?", (new, alias, old))
         for tenant in tenants:
-            line = (new, tenant)
-            due = tx.execute(
-                "SELECT min(due) FROM delivery WHERE user = ? AND tenant = ?", line
-            ).fetchone()[0]
-            tx.execute("UPDATE delivery SET due = NULL WHERE user = ? AND tenant = ?", line)
-            self._promote(tx, tenant, new, due, _Changes())
+            self._find_head(tx, tenant, new, _Changes())
         changes.merge_of(old, new, tenants)
 
     # locks
@@ -367,23 +364,26 @@ class FileStore:
 
         return await self._journal.run(look)
 
-    async def unlock(self, user: UserId) -> tuple[UserId, TenantId | None]:
-        def work(tx: Tx) -> tuple[_Changes, UserId, TenantId | None]:
+    async def unlock(
+        self, user: UserId, *, drop_waiting: bool = False
+    ) -> tuple[UserId, TenantId | None, int]:
+        def work(tx: Tx) -> tuple[_Changes, UserId, TenantId | None, int]:
             changes, known = _Changes(), _known_as(tx, user)
+            dropped = self._drop_waiting(tx, known, changes) if drop_waiting else 0
             lock = self._lock(tx, known)
             if lock.tenant is not None:
                 now = self._clock()
                 changed = max(Moment.of(now), lock.changed)
                 self._set_lock(tx, known, None, changes)
                 tell(tx, now, known, Kind.UNLOCKED, lock.tenant, None, changed, None, "operator")
-            return changes, known, lock.tenant
+            return changes, known, lock.tenant, dropped
 
-        changes, known, tenant = await self._journal.run(
+        changes, known, tenant, dropped = await self._journal.run(
             work, lambda result: self._publish(result[0])
         )
         if changes.locks:
             await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
-        return known, tenant
+        return known, tenant, dropped
 
     def totals(self) -> tuple[int, int]:
         return len(self._mappings), self._mappings.tenants
@@ -488,8 +488,15 @@ class FileStore:
                 ).fetchone()  # fmt: skip
                 due = outcome.tried_at + outcome.wait
             case Dead():
-                tx.execute(_BURY, (outcome.died_at, outcome.reason, outcome.status,
-                                   outcome.answer, delivery.id))  # fmt: skip
+                letters.add(
+                    tx,
+                    delivery.id,
+                    died_at=outcome.died_at,
+                    reason=outcome.reason,
+                    attempts=1,
+                    status=outcome.status,
+                    answer=outcome.answer,
+                )
                 row = _delete(tx, delivery.id)
         if row is None:  # erased meanwhile: that wins
             return changes
@@ -514,6 +521,19 @@ class FileStore:
             tx.execute("UPDATE delivery SET due = ? WHERE id = ?", (due, row[1]))
         changes.heads.append(Head(row[1], tenant, user, due, _delivery(row[1:])))
 
+    def _find_head(self, tx: Tx, tenant: TenantId, user: UserId, changes: _Changes) -> None:
+        """After deliveries came or went anywhere in the line: it keeps its due time, if it had one.
+
+        Looks at the whole line, unlike _promote.
+        """
+        line = (user, tenant)
+        query = "SELECT min(due) FROM delivery WHERE user = ? AND tenant = ?"
+        due: float | None = tx.execute(query, line).fetchone()[0]
+        tx.execute(
+            "UPDATE delivery SET due = NULL WHERE user = ? AND tenant = ? AND due NOT NULL", line
+        )
+        self._promote(tx, tenant, user, self._clock() if due is None else due, changes)
+
     async def all_due(self) -> None:
         now = self._clock()
 
@@ -525,6 +545,66 @@ class FileStore:
     def _look_again(self) -> None:
         self._shares.forget_all()
         self._work.set()
+
+    # dead letters
+
+    async def dead_letters(
+        self, which: Selection, *, limit: int, before: int | None = None
+    ) -> list[DeadLetter]:
+        return await self._journal.run(
+            lambda tx: letters.some(tx, _by_known_id(tx, which), limit=limit, before=before)
+        )
+
+    async def dead_letter(self, id_: int) -> DeadLetter | None:
+        return await self._journal.run(lambda tx: letters.one(tx, id_))
+
+    async def replay(self, which: Selection) -> int:
+        up_to = await self._journal.run(letters.newest)  # what dies meanwhile is not replayed again
+        total = 0
+        while True:
+            changes = await self._journal.run(
+                lambda tx: self._replay_some(tx, which, up_to), self._publish
+            )
+            replayed = sum(count for _, count in changes.counts)
+            total += replayed
+            if replayed < letters.CHUNK:
+                return total
+
+    def _replay_some(self, tx: Tx, which: Selection, up_to: int) -> _Changes:
+        changes, now = _Changes(), self._clock()
+        which = _by_known_id(tx, which)
+        lines = letters.take_back(tx, which, up_to=up_to, now=now)
+        changes.counts = [(tenant, 1) for tenant, _ in lines]
+        for tenant, user in dict.fromkeys(lines):
+            self._find_head(tx, tenant, user, changes)
+        return changes
+
+    async def bury(self, which: Selection) -> int:
+        up_to = await self._journal.run(letters.newest)
+        total = 0
+        while True:
+            gone = await self._journal.run(
+                lambda tx: letters.delete(tx, _by_known_id(tx, which), up_to=up_to)
+            )
+            total += gone
+            if gone < letters.CHUNK:
+                return total
+
+    def _drop_waiting(self, tx: Tx, user: UserId, changes: _Changes) -> int:
+        """What waits of user and is not in flight becomes dead letters; how many."""
+        rows = tx.execute("SELECT id, tenant FROM delivery WHERE user = ?", (user,)).fetchall()
+        tenants = {tenant for _, tenant in rows}
+        # Nothing of theirs is claimed before the commit: their heads must be read again first.
+        self._shares.forget(tenants)
+        waiting = [(id_, tenant) for id_, tenant in rows if not self._shares.is_flying(id_)]
+        for id_, tenant in waiting:
+            letters.add(tx, id_, died_at=self._clock(), reason="dropped by an operator's unlock")
+            _delete(tx, id_)
+            changes.counts.append((tenant, -1))
+        for tenant in tenants:
+            self._find_head(tx, tenant, user, _Changes())
+        changes.reread.extend(tenants)
+        return len(waiting)
 
     # what memory knows
 
@@ -566,7 +646,8 @@ class FileStore:
             row = tx.execute("SELECT arrived FROM delivery ORDER BY id LIMIT 1").fetchone()
             return row[0] if row else None
 
-        return Backlog(self._shares.waiting, await self._journal.run(look))
+        oldest = await self._journal.run(look)
+        return Backlog(self._shares.waiting, oldest, self._shares.waiting_by_tenant())
 
     def health(self) -> Health:
         refusing = self._low_disk
@@ -617,10 +698,6 @@ class FileStore:
 _COLUMNS = (
     "id, tenant, user, alias, idempotency_key, headers, body, attempts, own_faults, tried_at, age"
 )
-_BURY = (
-    "INSERT INTO dead_letter SELECT id, tenant, user, alias, event_time, arrived, idempotency_key,"
-    " message_id, headers, attempts + 1, ?, ?, ?, ?, body FROM delivery WHERE id = ?"
-)
 
 
 def _delivery(row: tuple[Any, ...]) -> Delivery:
@@ -661,6 +738,10 @@ def _phone_of(tx: Tx, lid: UserId) -> UserId | None:
 def _lid_of(tx: Tx, phone: UserId) -> UserId | None:
     row = tx.execute("SELECT lid FROM alias WHERE phone = ?", (phone,)).fetchone()
     return row[0] if row else None
+
+
+def _by_known_id(tx: Tx, which: Selection) -> Selection:
+    return replace(which, user=_known_as(tx, which.user)) if which.user else which
 
 
 def _known_as(tx: Tx, user: UserId) -> UserId:

@@ -63,6 +63,14 @@ class Shares:
         known = self._tenants.get(tenant)
         return known.waiting if known else 0
 
+    def waiting_by_tenant(self) -> dict[TenantId, int]:
+        """Of each tenant that has any, the largest first."""
+        waiting = [tenant for tenant in self._tenants.values() if tenant.waiting]
+        return {one.id: one.waiting for one in sorted(waiting, key=lambda one: -one.waiting)}
+
+    def is_flying(self, delivery_id: int) -> bool:
+        return delivery_id in self._flying
+
     def add(self, tenant: TenantId, count: int = 1) -> None:
         """count deliveries more (or fewer) of tenant are in the database."""
         self._of(tenant).waiting += count

@@ -10,8 +10,9 @@ import contextlib
 import itertools
 import json
 import tempfile
+import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.errors import StoreUnavailable
-from gateway.model import Again, AskForLink, Dead, Delivery, Done, Outcome, PutBack
+from gateway.model import Again, AskForLink, Dead, Delivery, Done, Outcome, PutBack, Selection
 from gateway.store import Store, open_store
 from tests.conftest import LIMITS
 from tests.messages import NOW, by_the_rules, message, user
@@ -39,6 +40,11 @@ class Sent:
     tenant: int
     place: tuple[float, int]
 
+    @property
+    def number(self) -> tuple[float, int]:
+        """Dead letters come back in the order in which the store first took them."""
+        return 0.0, self.place[1]
+
 
 class Play(RuleBasedStateMachine):
     def __init__(self) -> None:
@@ -48,6 +54,7 @@ class Play(RuleBasedStateMachine):
         self.numbers = itertools.count(1)
         self.waiting: dict[str, Sent] = {}  # by text, in flight included
         self.flying: dict[str, Delivery] = {}
+        self.dead: dict[str, Sent] = {}
         self.one_person: set[int] = set()  # of whom both ids were seen together
         self.store: Store = self.run(self.open())
 
@@ -125,13 +132,36 @@ class Play(RuleBasedStateMachine):
             "dead": Dead("refused", NOW),
         }
         self.settle(self.flying.pop(text), outcomes[kind])
+        if kind == "dead":
+            self.dead[text] = self.waiting[text]
         if kind in ("done", "dead"):
             del self.waiting[text]
 
-    @rule(person=st.sampled_from(PEOPLE))
-    def an_operator_unlocks(self, person: int) -> None:
+    @rule(person=st.sampled_from(PEOPLE), drop=st.booleans())
+    def an_operator_unlocks(self, person: int, drop: bool) -> None:
+        phone = user(f"97150123450{person}")
         with contextlib.suppress(StoreUnavailable):
-            self.run(self.store.unlock(user(f"97150123450{person}")))
+            _, _, dropped = self.run(self.store.unlock(phone, drop_waiting=drop))
+            if drop:
+                known = "both" if person in self.one_person else "phone"
+                gone = [
+                    one.text
+                    for one in self.waiting.values()
+                    if one.person == person
+                    and known in ("both", one.by)
+                    and one.text not in self.flying
+                ]
+                assert dropped == len(gone)
+                for text in gone:
+                    self.dead[text] = self.waiting.pop(text)
+
+    @rule()
+    def an_operator_replays(self) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            assert self.run(self.store.replay(Selection())) == len(self.dead)
+            for text in sorted(self.dead, key=lambda text: self.dead[text].number):
+                again = self.dead.pop(text)
+                self.waiting[text] = replace(again, place=(time.time(), next(self.numbers)))
 
     @rule()
     def the_gate_opens(self) -> None:

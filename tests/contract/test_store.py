@@ -15,6 +15,7 @@ from gateway.model import (
     AskForLink,
     Bind,
     Dead,
+    DeadLetter,
     Decision,
     Delivery,
     Done,
@@ -23,6 +24,7 @@ from gateway.model import (
     Lock,
     LockPolicy,
     PutBack,
+    Selection,
 )
 from gateway.store import Limits, Store, open_store
 from tests.conftest import LIMITS
@@ -259,8 +261,8 @@ async def test_the_users_own_link_again_renews_the_time_of_the_lock(store: Store
 async def test_unlock_takes_the_lock_and_keeps_the_time(reopen: Reopen) -> None:
     store = await reopen()
     await say(store, "start_realty_2", sent=NOW)
-    assert await store.unlock(user(ALI)) == (ALI, 2)
-    assert await store.unlock(user(ALI)) == (ALI, None)
+    assert await store.unlock(user(ALI)) == (ALI, 2, 0)
+    assert await store.unlock(user(ALI)) == (ALI, None, 0)
     assert store.totals() == (0, 0)
 
     store = await reopen()
@@ -456,6 +458,133 @@ async def test_a_dead_letter_lets_its_line_go_on(store: Store) -> None:
     await store.settle(await claim_one(store), Dead("refused", time.time(), 422, b"no"))
     assert texts(await drain(store)) == ["next"]
     assert (await store.backlog()).waiting == 0
+
+
+# dead letters
+
+
+async def bury_first(store: Store, reason: str = "refused") -> Delivery:
+    delivery = await claim_one(store)
+    await store.settle(delivery, Dead(reason, NOW + 5, 422, b"no such flat"))
+    return delivery
+
+
+async def test_a_dead_letter_is_kept_whole(reopen: Reopen) -> None:
+    store = await reopen()
+    inbound = message("start_realty_2", bare_id="3EB0A")
+    await accept(store, inbound)
+    delivery = await bury_first(store)
+    store = await reopen()
+    (listed,) = await store.dead_letters(Selection(), limit=10)
+    assert listed.body is None
+    letter = await store.dead_letter(listed.id)
+    assert letter == DeadLetter(
+        id=listed.id,
+        tenant=tenant(2),
+        user=user(ALI),
+        message_id="3EB0A",
+        idempotency_key=delivery.idempotency_key,
+        arrived=NOW,
+        died_at=NOW + 5,
+        attempts=1,
+        reason="refused",
+        status=422,
+        answer=b"no such flat",
+        body=inbound.body,
+    )
+    assert await store.dead_letter(listed.id + 1) is None
+
+
+async def test_dead_letters_come_newest_first_by_tenant_and_user(store: Store) -> None:
+    for who, link in ((ALI, 2), (SARA, 3), (OMAR, 2)):
+        await say(store, f"start_realty_{link}", user=who)
+        await bury_first(store)
+
+    async def users(which: Selection, **page: int) -> list[str]:
+        return [one.user for one in await store.dead_letters(which, **{"limit": 10} | page)]
+
+    assert await users(Selection()) == [OMAR, SARA, ALI]
+    assert await users(Selection(tenant=tenant(2))) == [OMAR, ALI]
+    assert await users(Selection(user=user(SARA))) == [SARA]
+    assert await users(Selection(tenant=tenant(2), user=user(SARA))) == []
+    first = await store.dead_letters(Selection(), limit=1)
+    assert await users(Selection(), limit=1, before=first[0].id) == [SARA]
+
+
+async def test_a_replayed_letter_goes_behind_what_waits_with_its_key(store: Store) -> None:
+    await say(store, "start_realty_2")
+    before = await bury_first(store)
+    await say(store, "second")
+    await say(store, "third")
+    assert await store.replay(Selection(tenant=tenant(2))) == 1
+    assert await store.replay(Selection()) == 0
+    assert await store.dead_letters(Selection(), limit=10) == []
+    delivered = await drain(store)
+    assert texts(delivered) == ["second", "third", "start_realty_2"]
+    assert delivered[-1].idempotency_key == before.idempotency_key
+    assert (delivered[-1].own_faults, delivered[-1].age) == (0, 0.0)
+    assert delivered[-1].attempt == 2
+
+
+async def test_only_what_was_chosen_is_replayed_or_deleted(store: Store) -> None:
+    for who, link in ((ALI, 2), (SARA, 3), (OMAR, 4)):
+        await say(store, f"start_realty_{link}", user=who)
+        await bury_first(store)
+    (alis,) = await store.dead_letters(Selection(user=user(ALI)), limit=1)
+    assert await store.replay(Selection(id=alis.id)) == 1
+    assert await store.bury(Selection(user=user(SARA))) == 1
+    assert [one.user for one in await store.dead_letters(Selection(), limit=10)] == [OMAR]
+    assert [one.user for one in await drain(store)] == [ALI]
+
+
+async def test_very_many_letters_are_replayed(reopen: Reopen) -> None:
+    store = await reopen()
+    people = [f"97150{number:07}" for number in range(40)]
+    for round_ in range(30):
+        calls = (say(store, f"start_realty_2 {round_}", user=who) for who in people)
+        await asyncio.gather(*calls)
+        while claimed := await claim(store):
+            await asyncio.gather(*(store.settle(one, Dead("no", NOW)) for one in claimed))
+    assert await store.replay(Selection()) == 1200
+    order: dict[str, list[str]] = {}
+    for delivery in await drain(store):
+        order.setdefault(delivery.user, []).extend(texts([delivery]))
+    assert order == {who: [f"start_realty_2 {n}" for n in range(30)] for who in people}
+
+
+async def test_a_letter_follows_its_person_to_another_id(store: Store) -> None:
+    await say(store, "start_realty_2", user=LID)
+    await bury_first(store)
+    await say(store, "hello", user=ALI, other_id=LID)
+    assert len(await store.dead_letters(Selection(user=user(ALI)), limit=10)) == 1
+    assert len(await store.dead_letters(Selection(user=user(LID)), limit=10)) == 1
+    await store.replay(Selection())
+    assert {delivery.user for delivery in await drain(store)} == {ALI}
+
+
+async def test_unlock_can_drop_what_waits_but_not_what_is_in_flight(store: Store) -> None:
+    await say(store, "start_realty_2")
+    flying = await claim_one(store)
+    await say(store, "second")
+    await say(store, "third")
+    await say(store, "start_realty_2", user=SARA)
+    assert await store.unlock(user(ALI), drop_waiting=True) == (ALI, 2, 2)
+    assert [one.reason for one in await store.dead_letters(Selection(), limit=10)] == [
+        "dropped by an operator's unlock"
+    ] * 2
+    await store.settle(flying, Done())
+    assert [one.user for one in await drain(store)] == [SARA]
+    assert await store.unlock(user(ALI), drop_waiting=True) == (ALI, None, 0)
+
+
+async def test_the_backlog_counts_by_tenant_the_largest_first(store: Store) -> None:
+    await say(store, "start_realty_2")
+    await say(store, "start_realty_3", user=SARA)
+    await say(store, "more", user=SARA)
+    assert list((await store.backlog()).by_tenant.items()) == [(3, 2), (2, 1)]
+
+
+# the process
 
 
 async def test_a_claim_ends_with_the_process_and_the_delivery_comes_again(reopen: Reopen) -> None:
