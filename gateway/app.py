@@ -106,6 +106,7 @@ def _limits(settings: Settings) -> Limits:
         max_in_flight_per_tenant=settings.max_in_flight_per_tenant,
         max_backlog=settings.max_backlog,
         max_backlog_per_tenant=settings.max_backlog_per_tenant,
+        hold_seconds=settings.hold_seconds,
     )
 
 

@@ -138,9 +138,13 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class AskForLink:
-    """Nobody to deliver to: the user has no lock and sent no link that counts."""
+    """Nobody to deliver to: the user has no lock and sent no link that counts.
+
+    hold: keep the message a while, for a link that was sent before it may still be on its way.
+    """
 
     link: LinkNote | None = None
+    hold: bool = False
 
 
 Decision = Bind | Forward | AskForLink

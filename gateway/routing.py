@@ -39,12 +39,13 @@ def reason_to_ignore(message: InboundMessage, forward_events: frozenset[str]) ->
 
 def decide(message: InboundMessage, lock: Lock, *, policy: LockPolicy, prefix: str) -> Decision:
     """What is to be done with a person's message, given where the person belongs."""
-    text = message.text if message.event in MESSAGES and not message.own else ""
+    from_a_person = message.event in MESSAGES and not message.own
+    text = message.text if from_a_person else ""
     stale = message.sent < lock.changed
     if lock.tenant is None:
         link = deeplink.parse(text, prefix=prefix, must_open=False)
         if link is None:
-            return AskForLink()
+            return AskForLink(hold=from_a_person)
         return AskForLink(LinkNote(Note.STALE, link)) if stale else Bind(link)
 
     link = deeplink.parse(text, prefix=prefix, must_open=True)

@@ -178,6 +178,9 @@ class Settings(BaseSettings):
     ] = Field(
         frozenset({"message"}), description="what goes to the backend: names of WAHA's events, or *"
     )
+    hold_seconds: float = Field(
+        900, ge=0, description="how long a message without a lock waits for its link; 0: not at all"
+    )
     max_in_flight: int = Field(256, ge=1, le=10_000, description="messages at the backend at once")
     max_in_flight_per_tenant: int = Field(
         32, ge=1, le=10_000, description="of one tenant, once half of MAX_IN_FLIGHT is in use"

@@ -31,7 +31,7 @@ def note(kind: Note, number: int) -> LinkNote:
 @pytest.mark.parametrize(
     ("text", "lock", "policy", "decision"),
     [
-        ("hello", FREE, LAST, AskForLink()),
+        ("hello", FREE, LAST, AskForLink(hold=True)),
         ("start_realty_2", FREE, LAST, Bind(tenant(2))),
         ("hi, start_realty_2", FREE, LAST, Bind(tenant(2))),
         ("start_realty_2", FREE, FIRST, Bind(tenant(2))),
@@ -90,13 +90,14 @@ def test_a_link_without_a_time_counts_as_sent_now() -> None:
 )
 def test_only_what_a_person_writes_binds(how: dict[str, Any]) -> None:
     link = message("start_realty_9", **how)
-    assert decide(link, FREE, policy=LAST, prefix="start_realty") == AskForLink()
+    assert isinstance(decide(link, FREE, policy=LAST, prefix="start_realty"), AskForLink)
     assert decide(link, AT_2, policy=LAST, prefix="start_realty") == Forward(tenant(2))
 
 
 def test_a_quoted_text_does_not_bind() -> None:
     quoting = message("yes", replyTo={"id": "3EB0", "body": "start_realty_9"})
-    assert decide(quoting, FREE, policy=LAST, prefix="start_realty") == AskForLink()
+    nothing = AskForLink(hold=True)
+    assert decide(quoting, FREE, policy=LAST, prefix="start_realty") == nothing
 
 
 @pytest.mark.parametrize(
@@ -127,3 +128,18 @@ def test_a_quoted_text_does_not_bind() -> None:
 def test_what_is_for_no_tenant(how: dict[str, Any], forward: set[str], reason: str | None) -> None:
     user = how.pop("user", ALI) if "user" in how else ALI
     assert reason_to_ignore(message("hi", user, **how), frozenset(forward)) == reason
+
+
+@pytest.mark.parametrize(
+    ("how", "held"),
+    [
+        ({}, True),
+        ({"event": "message.any"}, True),
+        ({"text": None}, True),  # a voice message
+        ({"event": "message.any", "own": True}, False),
+        ({"event": "message.reaction"}, False),
+    ],
+)
+def test_what_a_person_without_a_lock_says_is_held(how: dict[str, Any], held: bool) -> None:
+    decision = decide(message(**how), FREE, policy=LAST, prefix="start_realty")
+    assert decision == AskForLink(hold=held)

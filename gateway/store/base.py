@@ -29,6 +29,10 @@ class Limits:
     max_backlog: int = 1_000_000
     max_backlog_per_tenant: int = 100_000
     min_free_disk_bytes: int = 512 * 1024 * 1024
+    hold_seconds: float = (
+        900.0  # how long a message without a lock waits for its link; 0: not at all
+    )
+    max_held_per_user: int = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,9 @@ class Store(Protocol):
         decide is given the person's lock as it stands at the commit. It is pure, and is asked again
         if the lock changes before that. Accepted.decision is None when the message was seen before:
         that, too, is said only after the first copy is durable.
+        AskForLink with hold keeps the message aside for hold_seconds. It joins its line, in the
+        order of events, when a link of the person that was sent before it is accepted; what was
+        said before the link never does.
         Both ids of a person, where message shows them, are learnt on the way: the newer sighting
         wins, the lock follows the LID, and of two locks the newer one stays.
         Lock changes are in the mappings file on return, or soon after (see FileStore).

@@ -48,8 +48,9 @@ from gateway.model import (
     UserId,
     is_lid,
 )
-from gateway.store import letters, mappings
+from gateway.store import held, letters, mappings
 from gateway.store.base import Limits, Page
+from gateway.store.held import Content
 from gateway.store.history import Kind, last_change, tell
 from gateway.store.journal import Journal, connect
 from gateway.store.opening import forgive_the_clock, open_folder
@@ -178,9 +179,28 @@ class FileStore:
         if message.seen_key:
             self._seen.add(tx, message.seen_key, ids, message.arrived)
         self._note(tx, message, user, lock, decision, changes)
+        content = held.content_of(message, key)
         if not isinstance(decision, AskForLink):
-            self._add_delivery(tx, message, decision.tenant, user, alias, key, changes)
+            self._add_delivery(tx, content, decision.tenant, user, alias, changes)
+        elif decision.hold and self._limits.hold_seconds:
+            held.keep(tx, user, message.sent, content, most=self._limits.max_held_per_user)
+        if isinstance(decision, Bind):
+            self._release_held(tx, user, alias, decision.tenant, message.sent, changes)
         return changes, Accepted(user, decision)
+
+    def _release_held(
+        self,
+        tx: Tx,
+        user: UserId,
+        alias: UserId | None,
+        tenant: TenantId,
+        sent_after: Moment,
+        changes: _Changes,
+    ) -> None:
+        """What user wrote after that moment goes to tenant, too."""
+        oldest = self._clock() - self._limits.hold_seconds
+        for content in held.take(tx, user, sent_after=sent_after, arrived_after=oldest):
+            self._add_delivery(tx, content, tenant, user, alias, changes)
 
     def _note(
         self,
@@ -204,11 +224,10 @@ class FileStore:
     def _add_delivery(
         self,
         tx: Tx,
-        message: InboundMessage,
+        content: Content,
         tenant: TenantId,
         user: UserId,
         alias: UserId | None,
-        key: str,
         changes: _Changes,
     ) -> None:
         head = tx.execute(
@@ -216,17 +235,17 @@ class FileStore:
             " ORDER BY event_time, id LIMIT 1",
             (user, tenant),
         ).fetchone()
-        due: float | None = message.arrived
+        due: float | None = content.arrived
         if head is not None:
             due = None
-            if message.event_time < head[1]:  # this one comes first, but no sooner than the head
+            if content.event_time < head[1]:  # this one comes first, but no sooner than the head
                 due = head[2]
                 tx.execute("UPDATE delivery SET due = NULL WHERE id = ?", (head[0],))
         id_ = tx.execute(
             "INSERT INTO delivery (tenant, user, alias, event_time, arrived, idempotency_key,"
             " message_id, headers, due, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (tenant, user, alias, message.event_time, message.arrived, key,
-             message.message_id, orjson.dumps(message.headers).decode(), due, message.body),
+            (tenant, user, alias, content.event_time, content.arrived, content.idempotency_key,
+             content.message_id, orjson.dumps(content.headers).decode(), due, content.body),
         ).lastrowid  # fmt: skip
         assert id_ is not None
         changes.counts.append((tenant, 1))
@@ -236,9 +255,9 @@ class FileStore:
                 tenant=tenant,
                 user=user,
                 alias=alias,
-                idempotency_key=key,
-                headers=message.headers,
-                body=message.body,
+                idempotency_key=content.idempotency_key,
+                headers=content.headers,
+                body=content.body,
                 attempt=1,
                 own_faults=0,
                 tried_at=None,
@@ -308,6 +327,8 @@ class FileStore:
             tell(tx, message.arrived, new, Kind.MERGED, is_.tenant, stays, changed,
                   message.message_id, f"was {old}")  # fmt: skip
         self._move_lines(tx, old, new, changes)
+        if stays is not None:  # what was held was a person's with a lock, only we did not know
+            self._release_held(tx, new, _lid_of(tx, new), stays, changed, changes)
 
     def _move_lines(self, tx: Tx, old: UserId, new: UserId, changes: _Changes) -> None:
         lines = "SELECT DISTINCT tenant FROM delivery WHERE user = ?"
@@ -315,6 +336,7 @@ class FileStore:
         alias = None if is_lid(new) else _lid_of(tx, new)
         for table in ("delivery", "dead_letter"):
             tx.execute(f"UPDATE {table} SET user = ?, alias = ? WHERE user = ?", (new, alias, old))
+        tx.execute("UPDATE held SET user = ? WHERE user = ?", (new, old))
         for tenant in tenants:
             self._find_head(tx, tenant, new, _Changes())
         changes.merge_of(old, new, tenants)
@@ -665,6 +687,7 @@ class FileStore:
             try:
                 self._look_at_disk()
                 await self._journal.run(lambda tx: self._seen.purge(tx, self._clock()))
+                await self._expire_held()
                 if now < last:
                     await self._journal.run(lambda tx: forgive_the_clock(tx, self._clock()))
                     self._look_again()
@@ -673,6 +696,15 @@ class FileStore:
             except Exception:
                 log.exception("the watch stumbled", extra={"event": "store.error"})
             last = now
+
+    async def _expire_held(self) -> None:
+        until = self._clock() - self._limits.hold_seconds
+        if gone := await self._journal.run(lambda tx: held.expire(tx, arrived_until=until)):
+            log.info(
+                "%s held messages got no link and are deleted",
+                gone,
+                extra={"event": "held.expired"},
+            )
 
     def _look_at_disk(self) -> None:
         least = self._limits.min_free_disk_bytes

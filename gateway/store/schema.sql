@@ -25,6 +25,22 @@ CREATE TABLE IF NOT EXISTS delivery (
 CREATE INDEX IF NOT EXISTS delivery_line ON delivery (user, tenant, event_time, id);
 CREATE INDEX IF NOT EXISTS delivery_head ON delivery (tenant, due, id) WHERE due IS NOT NULL;
 
+-- Messages of users without a lock, kept a while for a link that is still on its way.
+CREATE TABLE IF NOT EXISTS held (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    user TEXT NOT NULL,
+    sent_second INTEGER NOT NULL,          -- model.Moment
+    sent_fraction REAL NOT NULL,
+    event_time REAL NOT NULL,
+    arrived REAL NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    message_id TEXT,
+    headers TEXT NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS held_user ON held (user);
+CREATE INDEX IF NOT EXISTS held_arrived ON held (arrived);
+
 -- Deliveries given up on.
 CREATE TABLE IF NOT EXISTS dead_letter (
     id INTEGER PRIMARY KEY,                -- the delivery's

@@ -112,7 +112,7 @@ async def test_a_link_locks_and_its_message_is_the_first_delivery(store: Store) 
 
 
 async def test_without_a_lock_nothing_is_delivered(store: Store) -> None:
-    assert await say(store, "hello") == Accepted(user(ALI), AskForLink())
+    assert await say(store, "hello") == Accepted(user(ALI), AskForLink(hold=True))
     assert await claim(store) == []
     assert store.totals() == (0, 0)
 
@@ -348,7 +348,7 @@ async def test_a_number_that_changes_hands_takes_no_lock_along(store: Store) -> 
     other_lid = "158764321000099@lid"
     await say(store, "start_realty_2", user=LID, other_id=ALI, raised=NOW - 10)
     newcomer = await say(store, "hello", user=other_lid, other_id=ALI, raised=NOW - 5)
-    assert newcomer == Accepted(user(ALI), AskForLink())
+    assert newcomer == Accepted(user(ALI), AskForLink(hold=True))
     assert (await say(store, "still me", user=LID)) == Accepted(user(LID), Forward(tenant(2)))
 
 
@@ -379,6 +379,79 @@ async def test_two_in_flight_of_lines_that_become_one_hold_back_the_rest(store: 
     assert await claim(store) == []
     await store.settle(by_phone, Done())
     assert texts(await drain(store)) == ["third"]
+
+
+# messages that wait for their link
+
+
+async def hold(store: Store, text: str, age: float, **how: Any) -> Accepted:
+    now = time.time()
+    return await say(store, text, sent=now - age, now=now, **how)
+
+
+async def test_a_text_that_overtook_its_link_follows_it_in_order(reopen: Reopen) -> None:
+    store = await reopen()
+    assert isinstance((await hold(store, "third", 1)).decision, AskForLink)
+    await hold(store, "second", 3)
+    await hold(store, "before the link", 7)
+    store = await reopen()
+    assert await claim(store) == []
+    await hold(store, "start_realty_2", 5)
+    delivered = await drain(store)
+    assert texts(delivered) == ["start_realty_2", "second", "third"]
+    assert {delivery.tenant for delivery in delivered} == {2}
+    # What was said before the link is gone, not kept for a later one.
+    await hold(store, "start_realty_3", 4)
+    assert texts(await drain(store)) == ["start_realty_3"]
+
+
+async def test_a_held_message_is_seen_and_its_copy_is_a_duplicate(store: Store) -> None:
+    inbound = message("hello", sent=time.time(), now=time.time())
+    await accept(store, inbound)
+    assert (await accept(store, inbound)).decision is None
+    await hold(store, "start_realty_2", 5)
+    delivered = await drain(store)
+    assert texts(delivered) == ["start_realty_2", "hello"]
+    assert delivered[1].idempotency_key == inbound.idempotency_key
+
+
+async def test_at_most_twenty_of_a_user_are_held(store: Store) -> None:
+    for number in range(25):
+        await hold(store, f"{number}", 20 - number / 2)
+    await hold(store, "start_realty_2", 30)
+    assert texts(await drain(store)) == ["start_realty_2", *(f"{n}" for n in range(20))]
+
+
+async def test_nobody_elses_messages_are_released(store: Store) -> None:
+    await hold(store, "saras", 1, user=SARA)
+    await hold(store, "start_realty_2", 5)
+    assert texts(await drain(store)) == ["start_realty_2"]
+
+
+async def test_what_is_held_too_long_is_not_released(reopen: Reopen) -> None:
+    store = await reopen(Limits(hold_seconds=0.05, min_free_disk_bytes=0))
+    await hold(store, "late", 0)
+    await asyncio.sleep(0.1)
+    await hold(store, "start_realty_2", 5)
+    assert texts(await drain(store)) == ["start_realty_2"]
+
+
+async def test_nothing_is_held_when_that_is_switched_off(reopen: Reopen) -> None:
+    store = await reopen(Limits(hold_seconds=0, min_free_disk_bytes=0))
+    await hold(store, "hello", 1)
+    await hold(store, "start_realty_2", 5)
+    assert texts(await drain(store)) == ["start_realty_2"]
+
+
+async def test_what_an_unknown_lid_said_joins_the_line_when_it_is_a_person_with_a_lock(
+    store: Store,
+) -> None:
+    await hold(store, "start_realty_2", 9)
+    await hold(store, "by lid", 5, user=LID)
+    await hold(store, "by both", 1, user=LID, other_id=ALI)
+    delivered = await drain(store)
+    assert texts(delivered) == ["start_realty_2", "by lid", "by both"]
+    assert {(one.user, one.alias) for one in delivered[1:]} == {(ALI, LID)}
 
 
 # lines

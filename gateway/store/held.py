@@ -1,0 +1,83 @@
+"""Held messages: the rows of the table held. Each function is part of a transaction.
+
+A link's first POST can meet a restart of ours, the text behind it not: WAHA knows no order. So what
+a user without a lock writes is kept aside for a while.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+
+import orjson
+
+from gateway.model import InboundMessage, Moment, UserId
+
+_EXPIRED_AT_ONCE = 1000  # deleted in one transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a message and its delivery have in common."""
+
+    event_time: float
+    arrived: float
+    idempotency_key: str
+    message_id: str | None
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+def content_of(message: InboundMessage, key: str) -> Content:
+    return Content(
+        message.event_time,
+        message.arrived,
+        key,
+        message.message_id,
+        message.headers,
+        message.body,
+    )
+
+
+def keep(
+    tx: sqlite3.Connection, user: UserId, sent: Moment, content: Content, *, most: int
+) -> None:
+    """Unless most of this user are kept already."""
+    query = "SELECT count(*) FROM held WHERE user = ?"
+    if tx.execute(query, (user,)).fetchone()[0] >= most:
+        return
+    tx.execute(
+        "INSERT INTO held (user, sent_second, sent_fraction, event_time, arrived, idempotency_key,"
+        " message_id, headers, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (user, *sent, content.event_time, content.arrived, content.idempotency_key,
+         content.message_id, orjson.dumps(content.headers).decode(), content.body),
+    )  # fmt: skip
+
+
+def take(
+    tx: sqlite3.Connection, user: UserId, *, sent_after: Moment, arrived_after: float
+) -> list[Content]:
+    """What user wrote after that moment and is not too old; nothing of the user is held then."""
+    rows = tx.execute(
+        "DELETE FROM held WHERE user = ? RETURNING id, sent_second, sent_fraction, arrived,"
+        " event_time, idempotency_key, message_id, headers, body",
+        (user,),
+    ).fetchall()
+    return [
+        Content(
+            event_time,
+            arrived,
+            key,
+            message_id,
+            tuple((name, value) for name, value in orjson.loads(headers)),
+            body,
+        )
+        for _, second, fraction, arrived, event_time, key, message_id, headers, body in sorted(rows)
+        if Moment(second, fraction) > sent_after and arrived > arrived_after
+    ]
+
+
+def expire(tx: sqlite3.Connection, *, arrived_until: float) -> int:
+    """Delete what is too old, a thousand at a time; how many."""
+    return tx.execute(
+        "DELETE FROM held WHERE id IN (SELECT id FROM held WHERE arrived <= ? LIMIT ?)",
+        (arrived_until, _EXPIRED_AT_ONCE),
+    ).rowcount
