@@ -1,0 +1,277 @@
+"""The kill campaign: python -m tests.e2e.campaign --kills 100 [--seed N] [--scenario NAME]
+
+Several hundred messages a second from many users, over many connections, with WAHA's rule (again
+until 2xx); kill -9 at random moments, start again. At the end the backend's log is held against
+what was acknowledged: nothing lost, no wrong tenant, no inversion, doubles only of what was in
+flight at a kill, under the same key.
+
+Scenarios: kills; delays (messages arrive up to a second late, in any order); outages (the router is
+also paused by SIGSTOP, and the backend goes away and comes back).
+"""
+
+import argparse
+import asyncio
+import bisect
+import itertools
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import uvloop
+from aiohttp import web
+
+from tests.e2e.router import Router
+
+USERS, TENANTS, CONNECTIONS = 150, 20, 48
+RATE = 300  # messages per second while the router is up
+# What the client calls acknowledged may have reached the router's worker a little earlier than
+# the backend saw the next attempt begin; within this time no order can be told from outside.
+SLACK_SECONDS = 0.02
+
+
+@dataclass
+class Message:
+    user: int
+    number: int
+    event_time: float  # what orders the line
+    text: str
+    acked: float | None = None  # monotonic
+    tenant: int | None = None  # as acknowledged; None if only the copy was
+
+
+@dataclass
+class Arrival:
+    at: float  # monotonic
+    tenant: int
+    key: str
+
+
+@dataclass
+class Campaign:
+    kills: int
+    seed: int
+    scenario: str
+    folder: Path
+    show: Callable[[str], None]
+    sent: dict[int, Message] = field(default_factory=dict)
+    arrivals: dict[int, list[Arrival]] = field(default_factory=lambda: defaultdict(list))
+    killed: list[float] = field(default_factory=list)
+    answering: bool = True
+    over: bool = False
+
+    def __post_init__(self) -> None:
+        self.dice = random.Random(self.seed)
+        self.latest: dict[int, float] = {}
+
+    async def run(self) -> dict[str, int]:
+        """The counts of the checker; all but acked, kills and doubles should be 0."""
+        app = web.Application()
+        app.router.add_post("/{path:.*}", self.backend)
+        runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port = runner.addresses[0][1]
+        self.router = Router(
+            self.folder, backend_api_url=f"http://127.0.0.1:{port}", log_level="WARNING"
+        )
+        await asyncio.to_thread(self.router.start)
+        sender = asyncio.create_task(self.send())
+        try:
+            for number in range(1, self.kills + 1):
+                await asyncio.sleep(self.dice.uniform(0.05, 0.8))
+                await self.disturb()
+                await asyncio.to_thread(self.router.kill)
+                await asyncio.sleep(0.05)  # what it sent with its last breath is read before that
+                self.killed.append(time.monotonic())
+                await asyncio.to_thread(self.router.start)
+                if number % 10 == 0:
+                    self.show(f"{number} kills, {self.acked} acknowledged")
+            self.over, self.answering = True, True
+            await asyncio.wait_for(sender, 120)
+            await self.settled()
+        finally:
+            sender.cancel()
+            self.router.stop()
+            await runner.cleanup()
+        return self.check()
+
+    @property
+    def acked(self) -> int:
+        return sum(message.acked is not None for message in self.sent.values())
+
+    async def disturb(self) -> None:
+        if self.scenario != "outages":
+            return
+        if self.dice.random() < 0.3:
+            self.router.signal(signal.SIGSTOP)
+            await asyncio.sleep(self.dice.uniform(0.05, 0.5))
+            self.router.signal(signal.SIGCONT)
+        if self.dice.random() < 0.5:
+            self.answering = not self.answering
+
+    async def backend(self, request: web.Request) -> web.Response:
+        body = json.loads(await request.read())
+        number = int(body["payload"]["body"].split("#")[1])
+        headers = request.headers
+        if not self.answering:
+            return web.Response(status=503)
+        self.arrivals[number].append(
+            Arrival(time.monotonic(), int(headers["X-Tenant-ID"]), headers["Idempotency-Key"])
+        )
+        await asyncio.sleep(self.dice.uniform(0, 0.02))
+        return web.Response()
+
+    async def send(self) -> None:
+        slots = asyncio.Semaphore(CONNECTIONS)
+        connector = aiohttp.TCPConnector(limit=CONNECTIONS)
+        posts: set[asyncio.Task[None]] = set()
+        async with aiohttp.ClientSession(connector=connector) as session:
+            number = 0
+            while not self.over:
+                await asyncio.sleep(1 / RATE)
+                number += 1
+                message = self.make(number)
+                self.sent[number] = message
+                await slots.acquire()
+                task = asyncio.create_task(self.post(session, message))
+                posts.add(task)
+                task.add_done_callback(posts.discard)
+                task.add_done_callback(lambda _: slots.release())
+            await asyncio.gather(*posts)
+
+    def make(self, number: int) -> Message:
+        user = self.dice.randrange(USERS)
+        # Each user's events have times of their own: WAHA's are in milliseconds.
+        event_time = max(time.time(), self.latest.get(user, 0.0) + 0.002)
+        first = user not in self.latest
+        self.latest[user] = event_time
+        link = first or self.dice.random() < 0.02
+        opening = f"start_realty_{self.dice.randint(1, TENANTS)} " if link else ""
+        return Message(user, number, event_time, f"{opening}#{number}")
+
+    async def post(self, session: aiohttp.ClientSession, message: Message) -> None:
+        if self.scenario == "delays":
+            await asyncio.sleep(self.dice.uniform(0, 1))
+        url, body = f"{self.router.url}/webhook/waha", self.body(message)
+        while True:
+            try:
+                async with session.post(url, data=body) as answer:
+                    if answer.status == 200:
+                        said = await answer.json()
+                        message.acked = time.monotonic()
+                        message.tenant = said.get("tenant_id")
+                        assert said["status"] != "ignored", said
+                        if said["status"] == "unknown_user":
+                            message.acked = None  # it overtook its link and is held: not promised
+                        return
+                    assert answer.status == 503, await answer.text()
+            except (aiohttp.ClientError, OSError):
+                pass
+            await asyncio.sleep(0.1)
+
+    def body(self, message: Message) -> bytes:
+        chat = f"97150{message.user:07}@c.us"
+        envelope = {
+            "id": f"evt_{message.number:026}",
+            "timestamp": int(message.event_time * 1000),
+            "event": "message",
+            "session": "default",
+            "payload": {
+                "id": f"false_{chat}_3EB0{message.number:016X}",
+                "timestamp": int(message.event_time),
+                "from": chat,
+                "fromMe": False,
+                "body": message.text,
+            },
+        }
+        return json.dumps(envelope).encode()
+
+    async def settled(self) -> None:
+        """All that was acknowledged has arrived, or nothing more does for ten seconds."""
+        quiet, before = 0, -1
+        while quiet < 100:
+            missing = self.missing()
+            if not missing:
+                return
+            arrived = sum(map(len, self.arrivals.values()))
+            quiet = quiet + 1 if arrived == before else 0
+            before = arrived
+            await asyncio.sleep(0.1)
+
+    def missing(self) -> list[Message]:
+        return [
+            m for m in self.sent.values() if m.acked is not None and m.number not in self.arrivals
+        ]
+
+    def check(self) -> dict[str, int]:
+        counts = dict.fromkeys(
+            ("lost", "wrong tenant", "inversions", "other key", "stray double"), 0
+        )
+        counts |= {"kills": len(self.killed), "acked": self.acked, "doubles": 0}
+        counts["lost"] = len(self.missing())
+        for number, arrivals in self.arrivals.items():
+            first, expected = arrivals[0], self.sent[number].tenant
+            counts["wrong tenant"] += any(
+                one.tenant != (expected or first.tenant) for one in arrivals
+            )
+            counts["other key"] += any(one.key != first.key for one in arrivals)
+            for one, again in itertools.pairwise(arrivals):
+                counts["doubles"] += 1
+                place = bisect.bisect_right(self.killed, one.at)
+                killed_between = place < len(self.killed) and self.killed[place] < again.at
+                counts["stray double"] += not killed_between
+        counts["inversions"] = self.inversions()
+        return counts
+
+    def inversions(self) -> int:
+        """y before x in spite of x being acknowledged before y's first attempt began."""
+        lines: dict[tuple[int, int], list[tuple[Message, float]]] = defaultdict(list)
+        for number, arrivals in self.arrivals.items():
+            message = self.sent[number]
+            lines[message.user, arrivals[0].tenant].append((message, arrivals[0].at))
+        found = 0
+        for line in lines.values():
+            line.sort(key=lambda pair: pair[1])
+            for place, (y, y_at) in enumerate(line):
+                for x, _ in line[place + 1 :]:
+                    earlier = int(x.event_time * 1000) < int(y.event_time * 1000)
+                    if earlier and x.acked is not None and x.acked < y_at - SLACK_SECONDS:
+                        found += 1
+        return found
+
+
+async def play(kills: int, seed: int, scenario: str, show: Callable[[str], None]) -> dict[str, int]:
+    with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
+        campaign = Campaign(kills, seed, scenario, Path(folder), show)
+        return await campaign.run()
+
+
+SCENARIOS = ("kills", "delays", "outages")
+MUST_BE_ZERO = ("lost", "wrong tenant", "inversions", "other key", "stray double")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--scenario", choices=SCENARIOS, default="kills")
+    options = parser.parse_args()
+    print(f"seed {options.seed}, scenario {options.scenario}", flush=True)
+    run: Awaitable[dict[str, int]] = play(
+        options.kills, options.seed, options.scenario, lambda line: print(line, flush=True)
+    )
+    counts: dict[str, int] = uvloop.run(run)  # type: ignore[arg-type]
+    print(counts)
+    return any(counts[name] for name in MUST_BE_ZERO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
