@@ -41,9 +41,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store = await open_store(
-            settings.store_url or f"file:{settings.data_dir}", limits or _limits(settings)
-        )
+        store = await open_store(settings.store_place, limits or _limits(settings))
         courier = Courier(
             store,
             backend.Backend(

@@ -8,12 +8,14 @@ import secrets
 import socket
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from gateway import spelling
 from gateway.errors import StartRefused
 from gateway.settings import Settings, split
 from gateway.store import opening
@@ -33,7 +35,7 @@ def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
             case "say":
                 return _say(settings, options.phone, " ".join(options.text), options.session)
             case "rebuild":
-                path, count = opening.rebuild(settings.data_dir)
+                path, count = opening.rebuild(_folder(settings))
                 print(f"{path}: {count} locks written from the history")
                 return 0
             case _:
@@ -41,6 +43,13 @@ def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
     except StartRefused as exc:
         print(exc, file=sys.stderr)
         return 1
+
+
+def _folder(settings: Settings) -> Path:
+    scheme, _, folder = settings.store_place.partition(":")
+    if scheme != "file":
+        raise StartRefused(f"STORE_URL={settings.store_url!r}: rebuild is for the file store")
+    return Path(folder)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,7 +111,11 @@ def serve(settings: Settings, app: FastAPI) -> int:
 
 def _say(settings: Settings, phone: str, text: str, session: str | None) -> int:
     """Compose a webhook as WAHA does, sign it, post it to the running router, show the answer."""
-    body = compose(phone, text, session=session or settings.waha_session, now=time.time())
+    user = spelling.person(phone)
+    if user is None:
+        print(f"{phone!r} is no user: digits in any usual spelling, or …@lid", file=sys.stderr)
+        return 2
+    body = compose(user, text, session=session or settings.waha_session, now=time.time())
     headers = {"Content-Type": "application/json", "User-Agent": "WAHA/say"}
     if keys := split(settings.webhook_hmac_key):
         headers["X-Webhook-Hmac"] = signature.sign(body, keys[0].encode())
@@ -120,9 +133,9 @@ def _say(settings: Settings, phone: str, text: str, session: str | None) -> int:
     return 0 if answer.is_success else 1
 
 
-def compose(phone: str, text: str, *, session: str, now: float) -> bytes:
-    """The body of a `message` event, as WAHA's NOWEB engine writes it. phone: digits or …@lid."""
-    chat = phone if "@" in phone else f"{phone.lstrip('+')}@c.us"
+def compose(user: str, text: str, *, session: str, now: float) -> bytes:
+    """The body of a `message` event, as the NOWEB engine writes it. user: digits or a chat id."""
+    chat = user if "@" in user else f"{user}@c.us"
     bare_id = secrets.token_hex(16).upper()
     envelope = {
         "id": f"evt_{secrets.token_hex(13)}",

@@ -3,6 +3,7 @@
 GatewayError
 ├── StartRefused            the process ends with this one line: settings, damaged files, lock
 ├── BadBody                 400: the webhook's body cannot be used
+│   └── BodyTooSlow         … because it does not come to an end
 ├── BadSignature            401: key or signature missing or wrong
 ├── NotAllowed              403: nothing is open to this caller
 ├── BodyTooLarge            413
@@ -23,6 +24,10 @@ class StartRefused(GatewayError):
 
 
 class BadBody(GatewayError):
+    pass
+
+
+class BodyTooSlow(BadBody):
     pass
 
 

@@ -1,7 +1,7 @@
 """The gate of one target URL: closed while the backend behind it is away.
 
-An outage must not burn the attempts of a thousand messages, nor greet the returning backend with
-all of them at once. Closed, one probe at a time goes through. Times are handed in, in monotonic
+An outage must not burn the attempts of a thousand messages, nor keep them waiting once it is over.
+Closed, one probe at a time goes through. Times are handed in, in monotonic
 seconds.
 """
 
@@ -49,8 +49,9 @@ class Gate:
             self._open(now)
         elif sign is Sign.NO_CONNECTION:
             self._no_connection += 1
-        elif sign is Sign.FAILURE:
+        else:
             self._no_connection = 0
+        if sign is Sign.FAILURE:
             self._failures += 1
             self._users.add(user)
             self._tenants.add(tenant)

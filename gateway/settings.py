@@ -58,6 +58,8 @@ def _http_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be http://host[:port][/path] or https://…, without ? and #")
+    if parts.username is not None:
+        raise ValueError("must hold no user:password@, which would stand in the log")
     _ = parts.port  # raises ValueError when it is no port
     return value.rstrip("/")
 
@@ -206,6 +208,11 @@ class Settings(BaseSettings):
         return self.backend_api_url + self.backend_webhook_path
 
     @property
+    def store_place(self) -> str:
+        """The URL of the store: STORE_URL, or the files in DATA_DIR."""
+        return self.store_url or f"file:{self.data_dir}"
+
+    @property
     def listens_on_loopback(self) -> bool:
         return is_loopback(self.host)
 
@@ -234,8 +241,9 @@ def load(env_file: str | None = ".env") -> Settings:
 def _line(error: Any, raw: dict[str, str]) -> str:
     name = str(error["loc"][0]).upper()
     field = Settings.model_fields[name.lower()]
-    secret = field.annotation is SecretStr
-    shown = "(not shown)" if secret else repr(raw.get(name, ""))
+    given = raw.get(name, "")
+    secret = field.annotation is SecretStr or "@" in given  # …or user:password@ in a URL
+    shown = "(not shown)" if secret else repr(given)
     reason = str(error["msg"]).removeprefix("Value error, ")
     return f"{name}={shown}: {reason}. It is: {field.description} (default {_default(field)})."
 

@@ -1,7 +1,7 @@
 """Stores, and a backend that is a real server."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,13 +56,16 @@ class Received:
         return self.headers["Idempotency-Key"]
 
 
+Answer = int | web.StreamResponse
+
+
 @dataclass
 class FakeBackend:
-    """Keeps what it received. answer: the status for a request, or a response."""
+    """Keeps what it received. answer: the status for a request, or a response, at once or later."""
 
     url: str = ""
     received: list[Received] = field(default_factory=list)
-    answer: Callable[[Received], int | web.StreamResponse] = lambda _: 200
+    answer: Callable[[Received], Answer | Awaitable[Answer]] = lambda _: 200
     open_gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -77,6 +80,8 @@ class FakeBackend:
         self.received.append(one)
         await self.open_gate.wait()
         answer = self.answer(one)
+        if isinstance(answer, Awaitable):
+            answer = await answer
         return web.Response(status=answer) if isinstance(answer, int) else answer
 
 

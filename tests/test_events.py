@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadBody
-from gateway.model import NEVER, Bind, Lock, LockPolicy, Moment
+from gateway.model import NEVER, Bind, Chat, Lock, LockPolicy, Moment
 from gateway.routing import decide, reason_to_ignore
 from tests.messages import ALI, LID, NOW, example, message, parse, webhook
 
@@ -277,3 +277,29 @@ def test_headers_go_on_if_they_are_wahas_and_can_be_sent() -> None:
         ("content-type", "application/json"),
         ("x-webhook-timestamp", "1782892860417"),
     )
+
+
+@pytest.mark.parametrize(
+    ("event", "payload", "chat", "who"),
+    [
+        ("call.received", {"from": f"{ALI}@c.us", "isGroup": True}, Chat.GROUP, None),
+        ("call.received", {"from": f"{ALI}@c.us", "isGroup": False}, Chat.PERSON, ALI),
+        ("call.received", {"id": "CCBC", "from": None}, Chat.NOBODY, None),
+        ("label.chat.added", {"chatId": f"{ALI}@c.us", "id": "3"}, Chat.PERSON, ALI),
+        ("label.upsert", {"id": "3", "name": "vip"}, Chat.NOBODY, None),
+        ("group.v2.join", {"group": {"id": "120363@g.us"}}, Chat.GROUP, None),
+        ("chat.archive", {"id": f"{ALI}@c.us", "archived": True}, Chat.PERSON, ALI),
+        ("message.revoked", {"before": {"id": f"false_{ALI}@c.us_A"}}, Chat.PERSON, ALI),
+        ("message.revoked", {"before": None, "after": None}, Chat.NOBODY, None),
+        ("poll.vote.failed", {"vote": {"id": f"false_{ALI}@c.us_A"}}, Chat.PERSON, ALI),
+        ("message.reaction", {"id": "false_120363@g.us_A_x@lid", "from": ALI}, Chat.GROUP, None),
+        ("engine.event", {}, Chat.NOBODY, None),
+        ("brand.new", {"id": f"false_{ALI}@c.us_A"}, Chat.PERSON, ALI),
+        ("brand.new", {"from": f"{ALI}@c.us"}, Chat.NOBODY, None),
+    ],
+)
+def test_whose_an_event_is(
+    event: str, payload: dict[str, Any], chat: Chat, who: str | None
+) -> None:
+    inbound = parse(json.dumps({"event": event, "payload": payload}).encode())
+    assert (inbound.chat, inbound.phone) == (chat, who)

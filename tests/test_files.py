@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -367,3 +368,73 @@ async def test_held_messages_are_deleted_when_their_time_is_over(
     now = NOW + 901
     await wait_until(lambda: held() == 0)
     connection.close()
+
+
+async def test_a_change_made_during_a_rewrite_keeps_its_redo_row(
+    open_files: Open, disk: Disk, tmp_path: Path
+) -> None:
+    """Only what is in the file that was written may be forgotten."""
+    store = await open_files()
+    writing, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path, data: bytes) -> None:
+        writing.set()
+        go_on.wait(10)
+        mappings.replace_file(path, data)
+
+    store._mappings._write_file = slow
+    await say(store, "start_realty_2")
+    assert await asyncio.to_thread(writing.wait, 10)
+    await say(store, "start_realty_3", SARA)
+    connection = sqlite3.connect(tmp_path / "router.db")
+
+    def redo() -> list[tuple[str, int]]:
+        return connection.execute("SELECT user, tenant FROM lock_redo").fetchall()
+
+    assert redo() == [(ALI, 2), (SARA, 3)]
+    writing.clear()
+    disk.fails_file = True
+    store._mappings._write_file = disk.write_file
+    go_on.set()
+    await wait_until(lambda: redo() == [(SARA, 3)])
+    assert in_file(tmp_path) == {ALI: 2}
+    disk.fails_file = False
+    await open_files()
+    assert in_file(tmp_path) == {ALI: 2, SARA: 3}
+    await wait_until(lambda: redo() == [])
+    connection.close()
+
+
+def test_the_database_is_opened_as_the_promises_need_it(tmp_path: Path) -> None:
+    connection = journal.connect(tmp_path / "router.db")
+
+    def pragma(name: str) -> object:
+        return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+    assert pragma("journal_mode") == "wal"
+    assert pragma("synchronous") == 2  # FULL: the WAL is synced at every commit
+    assert pragma("secure_delete") == 1
+    connection.close()
+
+
+async def test_the_backlog_counts_those_in_the_same_commit(open_files: Open) -> None:
+    store = await open_files(Limits(max_backlog=3, min_free_disk_bytes=0))
+    calls = (say(store, "start_realty_2", f"9715000000{n}") for n in range(8))
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(isinstance(one, Accepted) for one in results) == 3
+
+
+async def test_a_publish_that_fails_does_not_stop_the_others(
+    open_files: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_files()
+    publish = store._publish
+
+    def stumbles(changes: Any) -> None:
+        monkeypatch.setattr(store, "_publish", publish)
+        raise RuntimeError("stumbled")
+
+    monkeypatch.setattr(store, "_publish", stumbles)
+    with pytest.raises(RuntimeError):
+        await say(store, "start_realty_2")
+    await asyncio.wait_for(say(store, "start_realty_3", SARA), 5)

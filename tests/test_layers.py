@@ -9,15 +9,24 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"gateway", "model", "errors"},
     {"settings", "log"},
-    {"deeplink", "backoff", "gate"},
+    {"deeplink", "spelling", "backoff", "gate"},
     {"routing"},
     {"waha", "backend", "store"},
     {"ingest", "delivery"},
     {"api"},
     {"app", "commands"},
 ]
-PURE = ["deeplink", "backoff", "gate", "routing", "waha/events", "waha/signature", "model"]
-# What a room of values has no business with: network, disk, clock, dice.
+PURE = [
+    "deeplink",
+    "spelling",
+    "backoff",
+    "gate",
+    "routing",
+    "waha/events",
+    "waha/signature",
+    "model",
+]
+# What a room of values has no business with: network, disk, clock.
 IMPURE = {"asyncio", "httpx", "aiohttp", "os", "pathlib", "socket", "sqlite3", "time", "logging"}
 
 

@@ -1,16 +1,21 @@
 """POST /webhook/waha: every row of the table of answers, keys in their order."""
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from gateway.api import webhook as webhook_module
+from gateway.api.access import Access
+from gateway.api.webhook import WebhookEndpoint
 from gateway.app import create_app
+from gateway.ingest import Ingest
 from gateway.store import Limits
 from gateway.waha import signature
 from tests.clients import HOOK, accepting, client_of, settings_of
@@ -186,3 +191,65 @@ def test_an_app_can_be_started_again(tmp_path: Path) -> None:
             answer = client.post(HOOK, content=now_webhook("start_realty_2")).json()
             assert answer["action"] == action
             assert len(client.get("/openapi.json").json()["paths"]) == 10
+
+
+def test_an_own_message_that_goes_nowhere_still_shows_whose_lid_it_is(
+    client: TestClient,
+) -> None:
+    post(client, now_webhook("start_realty_2"))
+    own = now_webhook("our answer", LID, own=True, event="message.any", other_id=ALI)
+    assert json.loads(post(client, own)[1])["reason"] == "from_me"
+    assert json.loads(post(client, now_webhook("by lid", LID))[1])["user"] == ALI
+
+
+class Caller:
+    """An ASGI caller whose body comes as told."""
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self.messages = list(messages)
+        self.sent: list[dict[str, Any]] = []
+
+    async def receive(self) -> dict[str, Any]:
+        if not self.messages:
+            await asyncio.sleep(3600)
+        return self.messages.pop(0)
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    async def call(self, endpoint: WebhookEndpoint) -> int:
+        scope: dict[str, Any] = {
+            "type": "http",
+            "headers": [],
+            "client": ("testclient", 1),
+            "server": None,
+        }
+        await endpoint(scope, self.receive, self.send)
+        status: int = self.sent[0]["status"]
+        return status
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [{"type": "http.request", "body": b"{", "more_body": True}],
+    ],
+)
+async def test_a_body_that_does_not_end_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setattr(webhook_module, "_BODY_SECONDS", 0.01)
+    caller = Caller(*messages)
+    endpoint = WebhookEndpoint(cast(Ingest, None), Access(settings_of(tmp_path)), 1000)
+    assert await caller.call(endpoint) == 400
+    assert (b"connection", b"close") in caller.sent[0]["headers"]
+
+
+async def test_a_caller_who_hangs_up_is_no_message(tmp_path: Path) -> None:
+    caller = Caller(
+        {"type": "http.request", "body": b'{"event":"m"}', "more_body": True},
+        {"type": "http.disconnect"},
+    )
+    endpoint = WebhookEndpoint(cast(Ingest, None), Access(settings_of(tmp_path)), 1000)
+    assert await caller.call(endpoint) == 400

@@ -1,12 +1,12 @@
 """/router/*: what operators ask and order."""
 
 import base64
-import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Path, Query
 
+from gateway import spelling
 from gateway.api.answers import Json
 from gateway.model import (
     LARGEST_TENANT,
@@ -18,10 +18,6 @@ from gateway.model import (
     unscoped,
 )
 from gateway.store import Store
-
-_PHONE = re.compile(r"\+?([0-9]{5,20})(?:@c\.us|@s\.whatsapp\.net)?")
-_LID = re.compile(r"[0-9]{5,20}@lid")
-_PUNCTUATION = re.compile(r"[\s()./-]")  # as people write numbers; the dots of @c.us are kept
 
 Session = Annotated[
     str | None,
@@ -194,12 +190,8 @@ def _time(seconds: float) -> str:
 
 
 def _person(text: str) -> str:
-    text = text.strip()
-    if _LID.fullmatch(text):
-        return text
-    number, at, server = text.partition("@")
-    if found := _PHONE.fullmatch(_PUNCTUATION.sub("", number) + at + server):
-        return found[1]
+    if known := spelling.person(text):
+        return known
     raise HTTPException(
         422, f"{text[:60]!r} is no user: 5-20 digits in any usual spelling, …@c.us or …@lid"
     )

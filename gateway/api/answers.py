@@ -9,6 +9,7 @@ from gateway.errors import (
     BadBody,
     BadSignature,
     BodyTooLarge,
+    BodyTooSlow,
     GatewayError,
     NotAllowed,
     StoreUnavailable,
@@ -16,6 +17,7 @@ from gateway.errors import (
 
 _STATUS: dict[type[GatewayError], int] = {
     BadBody: 400,
+    BodyTooSlow: 400,
     BadSignature: 401,
     NotAllowed: 403,
     BodyTooLarge: 413,
@@ -47,6 +49,6 @@ def of_error(error: GatewayError) -> Json:
     headers = {}
     if isinstance(error, StoreUnavailable):
         headers["Retry-After"] = str(error.retry_after)
-    if isinstance(error, BodyTooLarge):
+    if isinstance(error, BodyTooLarge | BodyTooSlow):
         headers["Connection"] = "close"  # the rest of the body is not read
     return Json({"detail": str(error)}, _STATUS[type(error)], headers)

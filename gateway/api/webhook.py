@@ -7,11 +7,11 @@ whatever is not answered with 2xx, fifteen times, so what is merely unwanted get
 import asyncio
 
 from starlette.requests import HTTPConnection
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from gateway.api.access import Access
 from gateway.api.answers import Json, of_error
-from gateway.errors import BadBody, BodyTooLarge, GatewayError
+from gateway.errors import BadBody, BodyTooLarge, BodyTooSlow, GatewayError
 from gateway.ingest import Ignored, Ingest
 from gateway.model import Accepted, AskForLink, Bind, unscoped
 
@@ -38,26 +38,22 @@ class WebhookEndpoint:
     async def _body(self, connection: HTTPConnection, receive: Receive) -> bytes:
         announced = connection.headers.get("content-length", "0")
         self._check_size(int(announced) if announced.isdecimal() else 0)
-        message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            body: bytes = message.get("body", b"")
-            self._check_size(len(body))
-            return body
         try:
             async with asyncio.timeout(_BODY_SECONDS):
-                return await self._rest(message, receive)
+                return await self._whole(receive)
         except TimeoutError as exc:
-            raise BadBody(f"the body did not end within {_BODY_SECONDS:g} s") from exc
+            raise BodyTooSlow(f"the body did not end within {_BODY_SECONDS:g} s") from exc
 
-    async def _rest(self, message: Message, receive: Receive) -> bytes:
-        body = bytearray()
-        while message["type"] == "http.request":
-            body += message.get("body", b"")
-            self._check_size(len(body))
-            if not message.get("more_body"):
-                return bytes(body)
+    async def _whole(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        while True:
             message = await receive()
-        raise BadBody("the caller hung up in the middle of the body")
+            if message["type"] != "http.request":
+                raise BadBody("the caller hung up in the middle of the body")
+            parts.append(message.get("body", b""))
+            self._check_size(sum(map(len, parts)))
+            if not message.get("more_body"):
+                return b"".join(parts)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_body_bytes:

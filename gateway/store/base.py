@@ -49,7 +49,7 @@ class Store(Protocol):
     Deliveries of one user to one tenant are a line: ordered by event time, then arrival. A claimed
     delivery holds back the later ones of its own line, and of no other.
     Every method that says `durable` raises StoreUnavailable when it cannot promise that; then
-    nothing was kept.
+    nothing was kept, but perhaps which LID is which phone.
     """
 
     async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:

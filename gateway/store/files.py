@@ -14,6 +14,7 @@ import math
 import shutil
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,9 +80,18 @@ class _Changes:
     reread: list[TenantId] = field(default_factory=list)
     settled: int | None = None
 
-    def merge_of(self, old: UserId, new: UserId, tenants: Iterable[TenantId]) -> None:
+    def note_rename(self, old: UserId, new: UserId, tenants: Iterable[TenantId]) -> None:
         self.renamed.append((old, new))
         self.reread.extend(tenants)
+
+
+@dataclass(slots=True)
+class _Staged:
+    """What a transaction has changed so far, for the later messages in it."""
+
+    batch: int
+    locks: dict[UserId, TenantId | None] = field(default_factory=dict)
+    added: Counter[TenantId] = field(default_factory=Counter)
 
 
 class FileStore:
@@ -124,9 +134,7 @@ class FileStore:
         self._mappings = mappings.Mappings(
             folder / mappings.FILE_NAME, locks, written=self._in_file, write_file=write_file
         )
-        # Lock changes of the transaction that runs, for the later ones in it.
-        self._staged: dict[UserId, TenantId | None] = {}
-        self._staged_in = 0
+        self._staged = _Staged(0)
         self._seen = SeenKeys()
         self._work = asyncio.Event()  # something may be due that was not
         self._low_disk: str | None = None
@@ -249,6 +257,7 @@ class FileStore:
         ).lastrowid  # fmt: skip
         assert id_ is not None
         changes.counts.append((tenant, 1))
+        self._staged_here().added[tenant] += 1
         if due is not None:
             delivery = Delivery(
                 id=id_,
@@ -338,19 +347,21 @@ class FileStore:
             tx.execute(f"UPDATE {table} SET user = ?, alias = ? WHERE user = ?", (new, alias, old))
         tx.execute("UPDATE held SET user = ? WHERE user = ?", (new, old))
         for tenant in tenants:
-            self._find_head(tx, tenant, new, _Changes())
-        changes.merge_of(old, new, tenants)
+            self._find_head(tx, tenant, new, _Changes())  # offered when it is read again
+        changes.note_rename(old, new, tenants)
 
     # locks
 
     def _tenant(self, user: UserId) -> TenantId | None:
         """The lock as this transaction has it: not yet in memory what it changed itself."""
-        if self._staged_in != self._journal.batch:
-            self._staged.clear()
-            self._staged_in = self._journal.batch
-        if self._staged and user in self._staged:
-            return self._staged[user]
-        return self._mappings.get(user)
+        staged = self._staged_here()
+        return staged.locks[user] if user in staged.locks else self._mappings.get(user)
+
+    def _staged_here(self) -> "_Staged":
+        """What this transaction has changed so far; a new one starts with nothing."""
+        if self._staged.batch != self._journal.batch:
+            self._staged = _Staged(self._journal.batch)
+        return self._staged
 
     def _lock(self, tx: Tx, user: UserId) -> Lock:
         return Lock(self._tenant(user), last_change(tx, user) or NEVER)
@@ -360,8 +371,7 @@ class FileStore:
             "INSERT INTO lock_redo (user, tenant) VALUES (?, ?)", (user, tenant)
         ).lastrowid
         assert number is not None
-        self._tenant(user)  # a new transaction starts with nothing staged
-        self._staged[user] = tenant
+        self._staged_here().locks[user] = tenant
         changes.locks.append((user, tenant, number))
 
     def _in_file(self, number: int) -> None:
@@ -624,7 +634,7 @@ class FileStore:
             _delete(tx, id_)
             changes.counts.append((tenant, -1))
         for tenant in tenants:
-            self._find_head(tx, tenant, user, _Changes())
+            self._find_head(tx, tenant, user, _Changes())  # offered when it is read again
         changes.reread.extend(tenants)
         return len(waiting)
 
@@ -647,12 +657,15 @@ class FileStore:
         self._work.set()
 
     def _backlog_full(self, tenant: TenantId) -> str | None:
-        if self._shares.waiting >= self._limits.max_backlog:
-            return f"{self._shares.waiting} messages wait, MAX_BACKLOG={self._limits.max_backlog}"
-        if self._shares.waiting_of(tenant) >= self._limits.max_backlog_per_tenant:
+        added, limits = self._staged_here().added, self._limits
+        waiting = self._shares.waiting + added.total()
+        if waiting >= limits.max_backlog:
+            return f"{waiting} messages wait, MAX_BACKLOG={limits.max_backlog}"
+        waiting = self._shares.waiting_of(tenant) + added[tenant]
+        if waiting >= limits.max_backlog_per_tenant:
             return (
-                f"{self._shares.waiting_of(tenant)} messages of tenant {tenant} wait, "
-                f"MAX_BACKLOG_PER_TENANT={self._limits.max_backlog_per_tenant}"
+                f"{waiting} messages of tenant {tenant} wait, "
+                f"MAX_BACKLOG_PER_TENANT={limits.max_backlog_per_tenant}"
             )
         return None
 

@@ -29,7 +29,7 @@ def open_folder(
         connection = connect_to(folder / DATABASE_NAME)
         try:
             locks = _current_locks(path, connection)
-            _import_strangers(connection, path, locks, now)
+            _import_predecessors(connection, path, locks, now)
             forgive_the_clock(connection, now)
         except BaseException:
             connection.close()
@@ -101,7 +101,7 @@ def _write(path: Path, locks: dict[UserId, TenantId]) -> None:
         ) from exc
 
 
-def _import_strangers(
+def _import_predecessors(
     connection: Tx, path: Path, locks: dict[UserId, TenantId], now: float
 ) -> None:
     """Locks of a predecessor's file open the history, as old as that file at most."""

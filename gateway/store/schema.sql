@@ -74,7 +74,7 @@ CREATE TABLE IF NOT EXISTS history (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     at REAL NOT NULL,                      -- our clock
     user TEXT NOT NULL,
-    kind TEXT NOT NULL,                    -- files.Kind
+    kind TEXT NOT NULL,                    -- history.Kind
     from_tenant INTEGER,
     to_tenant INTEGER,
     changed_second INTEGER,                -- model.Moment of the change; NULL: the lock did not change
@@ -91,7 +91,7 @@ CREATE TABLE IF NOT EXISTS alias (
     sighted REAL NOT NULL                  -- event time of the message that showed both
 ) WITHOUT ROWID;
 
--- Keys of events accepted. Three tables that take turns, see files._SeenKeys. phone and lid are
+-- Keys of events accepted. Three tables that take turns, see seen.SeenKeys. phone and lid are
 -- hashes of the person's ids, 0 if unknown then: a key may outlive the erasure of a person.
 CREATE TABLE IF NOT EXISTS seen_0 (key BLOB, phone INTEGER, lid INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS seen_1 (key BLOB, phone INTEGER, lid INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;

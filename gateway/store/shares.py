@@ -131,7 +131,7 @@ class Shares:
         for head in heads:
             if (tenant, head.user) not in self._busy:
                 self.offer(head, now)
-        known.more = more
+        known.more = known.more or more
         self._place(known)
 
     def window_of(self, tenant: TenantId) -> int:

@@ -180,7 +180,8 @@ def test_a_damaged_file_ends_the_start_with_one_line_and_stays(tmp_path: Path) -
 
 def test_say_composes_signs_and_posts(tmp_path: Path) -> None:
     with running(tmp_path, webhook_hmac_key="new-key,old-key", host="0.0.0.0") as router:
-        said = router.run("say", "971501234567", "start_realty_2")
+        assert "is no user" in router.run("say", "abc", "hello").stderr
+        said = router.run("say", "+971 50 123 4567", "start_realty_2")
         assert said.returncode == 0, said.stderr
         assert json.loads(said.stdout)["action"] == "new_session_locked"
         said = router.run("say", "158764321000005@lid", "hello", "there", "--session", "sales")
@@ -206,7 +207,12 @@ def test_rebuild_at_the_shell(tmp_path: Path) -> None:
         router.post(webhook("start_realty_2"))
         assert "another router uses this folder" in router.run("rebuild").stderr
     (tmp_path / "data" / "router_mappings.json").unlink()
+    router.env["STORE_URL"] = f"file:{tmp_path / 'data'}"
     assert "rebuild" in router.run().stderr
+    rebuilt = router.run("rebuild")
+    assert json.loads((tmp_path / "data" / "router_mappings.json").read_text()) == {ALI: 2}
+    (tmp_path / "data" / "router_mappings.json").unlink()
+    del router.env["STORE_URL"]
     rebuilt = router.run("rebuild")
     assert rebuilt.stdout == "data/router_mappings.json: 1 locks written from the history\n"
     assert json.loads((tmp_path / "data" / "router_mappings.json").read_text()) == {ALI: 2}
