@@ -99,7 +99,7 @@ class Campaign:
             await self.settled()
         finally:
             sender.cancel()
-            self.router.stop()
+            await asyncio.to_thread(self.router.stop)  # it waits for our backend's answers
             await runner.cleanup()
         return self.check()
 
