@@ -1,4 +1,4 @@
-# make run | test | check | demo. Needs Python 3.11 or newer and make; the rest is installed in .venv.
+# make run | test | check | demo | bench | clean. Needs Python 3.11 or newer and make; the rest is installed in .venv.
 
 PYTHON ?= python3
 VENV := .venv

@@ -64,8 +64,8 @@ class Backend:
         connect = min(_CONNECT_SECONDS, timeout)
         self._extensions = {"timeout": {"connect": connect, "pool": None, "read": None}}
 
-    async def post(self, delivery: Delivery) -> int:
-        """Hand delivery over; the 2xx status. Raise BackendRefused or BackendUnavailable.
+    async def post(self, delivery: Delivery) -> None:
+        """Hand delivery over; raise BackendRefused or BackendUnavailable if that fails.
 
         Success is the status: an answer that does not end after it changes nothing.
         """
@@ -82,9 +82,8 @@ class Backend:
         except (httpx.HTTPError, aiohttp.ClientError, OSError, TimeoutError) as exc:
             raise self._no_answer(exc) from exc
         answer = await _rest(response)
-        if response.is_success:
-            return response.status_code
-        raise self._failure(response, answer)
+        if not response.is_success:
+            raise self._failure(response, answer)
 
     async def close(self) -> None:
         await self._transport.aclose()
@@ -108,7 +107,7 @@ class Backend:
             headers += [
                 ("webhook-id", id_),
                 ("webhook-timestamp", timestamp),
-                ("webhook-signature", " ".join(_signature(signed, key) for key in self._keys)),
+                ("webhook-signature", " ".join(_signature(signed, one) for one in self._keys)),
             ]
         return headers
 

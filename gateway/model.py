@@ -11,6 +11,9 @@ from typing import NamedTuple, NewType
 UserId = NewType("UserId", str)
 TenantId = NewType("TenantId", int)
 
+# WAHA raises one message under both names; which of them somebody subscribed to is not our affair.
+MESSAGE_EVENTS = frozenset({"message", "message.any"})
+
 LARGEST_TENANT = 2_147_483_647  # backends keep the number in a signed 32-bit column
 
 
@@ -89,13 +92,6 @@ class InboundMessage:
     session_status: str | None  # what a session.status event says, as WAHA writes it
     headers: tuple[tuple[str, str], ...]  # those that go on to the backend
     body: bytes
-
-    @property
-    def user(self) -> UserId:
-        """The phone if this event shows one, else the LID. Only for a PERSON."""
-        user = self.phone or self.lid
-        assert user is not None, "only a person's chat has a user"
-        return user
 
 
 class LockPolicy(Enum):

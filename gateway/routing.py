@@ -2,6 +2,7 @@
 
 from gateway import deeplink
 from gateway.model import (
+    MESSAGE_EVENTS,
     AskForLink,
     Bind,
     Chat,
@@ -14,9 +15,6 @@ from gateway.model import (
     Note,
 )
 
-# WAHA raises the same message under both names; which one a user subscribed to is not our affair.
-MESSAGES = frozenset({"message", "message.any"})
-
 
 def reason_to_ignore(message: InboundMessage, forward_events: frozenset[str]) -> str | None:
     """Why message is for no tenant, in the words of the webhook's answer; None if it is for one.
@@ -24,22 +22,19 @@ def reason_to_ignore(message: InboundMessage, forward_events: frozenset[str]) ->
     forward_events holds the names of FORWARD_EVENTS: "message" stands for what users send, under
     either name; "message.any" adds what the gateway's own number sends; "*" is every event.
     """
-    everything = "*" in forward_events
-    if message.event in MESSAGES:
-        if not (everything or forward_events & MESSAGES):
-            return "event_not_forwarded"
-    elif not (everything or message.event in forward_events):
+    a_message, everything = message.event in MESSAGE_EVENTS, "*" in forward_events
+    if not (a_message or everything or message.event in forward_events):
         return "event_not_forwarded"
     if message.chat is not Chat.PERSON:
         return str(message.chat.value)
-    if message.event in MESSAGES and message.own:
-        return None if everything or "message.any" in forward_events else "from_me"
+    if a_message and message.own and not (everything or "message.any" in forward_events):
+        return "from_me"
     return None
 
 
 def decide(message: InboundMessage, lock: Lock, *, policy: LockPolicy, prefix: str) -> Decision:
     """What is to be done with a person's message, given where the person belongs."""
-    from_a_person = message.event in MESSAGES and not message.own
+    from_a_person = message.event in MESSAGE_EVENTS and not message.own
     text = message.text if from_a_person else ""
     stale = message.sent < lock.changed
     if lock.tenant is None:

@@ -15,9 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import StartRefused
-from gateway.model import LockPolicy
+from gateway.model import MESSAGE_EVENTS, LockPolicy
 
-MESSAGE_EVENTS = frozenset({"message", "message.any"})
 # WAHA docs 2026.8, "Events". Unknown names are refused: a typo would drop events silently.
 WAHA_EVENTS = MESSAGE_EVENTS | frozenset(
     [

@@ -85,7 +85,7 @@ async def to(backend: FakeBackend) -> AsyncIterator[Callable[..., Backend]]:
 async def test_the_request_is_the_webhooks_own_bytes_and_our_headers(
     backend: FakeBackend, to: Callable[..., Backend]
 ) -> None:
-    assert await to().post(delivery(alias=UserId("158764321000005@lid"), attempt=3)) == 200
+    await to().post(delivery(alias=UserId("158764321000005@lid"), attempt=3))
 
     (received,) = backend.received
     assert received.path == "/api/webhook/waha"
@@ -128,7 +128,7 @@ async def test_the_signature_is_standard_webhooks_and_covers_the_tenant(
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 async def test_2xx_is_success(status: int) -> None:
-    assert await answering(status_code=status).post(delivery()) == status
+    await answering(status_code=status).post(delivery())  # raises nothing
 
 
 @pytest.mark.parametrize("status", [400, 410, 413, 415, 422])
@@ -267,7 +267,7 @@ async def test_an_answer_without_end_counts_by_its_status_and_is_dropped() -> No
     server, url = await odd_server(endless)
     there = backend_at(url)
     began = time.monotonic()
-    assert await there.post(delivery()) == 200
+    await there.post(delivery())
     assert time.monotonic() - began < 5, "it is not read to its end"
     await asyncio.wait_for(hung_up.wait(), 5)
     await there.close()

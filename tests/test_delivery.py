@@ -263,12 +263,12 @@ async def test_an_unforeseen_error_settles_its_delivery_and_the_worker_goes_on(
     stumbles = 2
     post = Backend.post
 
-    async def stumbling(self: Backend, delivery: Delivery) -> int:
+    async def stumbling(self: Backend, delivery: Delivery) -> None:
         nonlocal stumbles
         if stumbles:
             stumbles -= 1
             raise ZeroDivisionError
-        return await post(self, delivery)
+        await post(self, delivery)
 
     monkeypatch.setattr(Backend, "post", stumbling)
     start()

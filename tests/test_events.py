@@ -112,12 +112,12 @@ def test_without_ids_the_request_id_tells_copies_and_else_nothing_does() -> None
 
 def test_a_body_typed_for_curl_is_understood() -> None:
     inbound = parse(b'{"event":"message","payload":{"from":"971501234567@c.us","body":"hi"}}')
-    assert (inbound.user, inbound.text, inbound.session) == (ALI, "hi", "default")
+    assert (inbound.phone, inbound.text, inbound.session) == (ALI, "hi", "default")
     own = parse(
         b'{"event":"message.any","payload":{"id":"x","fromMe":true,"from":"971557357753@c.us",'
         b'"to":"971501234567@c.us"}}'
     )
-    assert (own.user, own.own) == (ALI, True)
+    assert (own.phone, own.own) == (ALI, True)
 
 
 def test_users_of_another_session_are_other_users() -> None:
@@ -217,13 +217,13 @@ def test_what_is_no_event_is_refused_by_name(body: bytes, names: str) -> None:
 def test_half_an_emoji_is_routed_all_the_same() -> None:
     body = webhook("cut \\ud83d off").replace(b"\\\\ud83d", b"\\ud83d")
     assert b"\\ud83d" in body
-    assert parse(body).user == ALI
+    assert parse(body).phone == ALI
     assert parse(body).body == body
 
 
 def test_an_id_that_cannot_be_stored_is_hashed() -> None:
     inbound = parse(webhook(bare_id="XX").replace(b"XX", b"a\\ud83d b\\u0000"))
-    assert inbound.user == ALI
+    assert inbound.phone == ALI
     assert inbound.message_id is not None
     assert len(inbound.message_id) == 64
 

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 
 from gateway.errors import StoreUnavailable
 from gateway.model import Accepted, AskForLink, Bind, Delivery, Done
-from gateway.store import Limits, Store, files, journal, mappings
+from gateway.store import Limits, Store, files, journal, mappings, patience
 from gateway.store.files import FileStore
 from gateway.store.seen import SeenKeys
 from tests.conftest import LIMITS, wait_until
@@ -191,7 +191,7 @@ async def test_after_ten_seconds_of_trouble_waha_is_asked_to_wait_longer(
     disk.fails_commit = True
     with pytest.raises(StoreUnavailable):
         await say(store, "start_realty_2")
-    monkeypatch.setattr(journal, "_LONG_TROUBLE_SECONDS", -1.0)
+    monkeypatch.setattr(patience, "_LONG_TROUBLE_SECONDS", -1.0)
     with pytest.raises(StoreUnavailable) as refused:
         await say(store, "start_realty_2")
     assert refused.value.retry_after == 20
@@ -255,11 +255,17 @@ async def test_a_settle_that_fails_can_be_told_again(open_files: Open, disk: Dis
     assert len(await store.claim(10, wait=0)) == 1
 
 
-async def test_a_full_disk_refuses_before_anything_is_written(open_files: Open) -> None:
+async def test_a_full_disk_refuses_before_anything_is_written(
+    open_files: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = await open_files(Limits(min_free_disk_bytes=2**62))
     with pytest.raises(StoreUnavailable, match="MB are needed"):
         await say(store, "start_realty_2")
     assert store.health().refusing
+    monkeypatch.setattr(patience, "_LONG_TROUBLE_SECONDS", -1.0)
+    with pytest.raises(StoreUnavailable) as refused:
+        await say(store, "start_realty_2")
+    assert refused.value.retry_after == 20
 
 
 async def test_history_tells_every_change_and_every_link_that_changed_none(

@@ -52,15 +52,15 @@ from gateway.model import (
 from gateway.store import held, letters, mappings
 from gateway.store.base import Limits, Page
 from gateway.store.held import Content
-from gateway.store.history import Kind, last_change, tell
+from gateway.store.history import Kind, last_change, record
 from gateway.store.journal import Journal, connect
 from gateway.store.opening import forgive_the_clock, open_folder
+from gateway.store.patience import Patience
 from gateway.store.seen import SeenKeys
 from gateway.store.shares import Head, Shares
 
 MAPPINGS_WAIT_SECONDS = 0.05  # who reads the file right after the answer finds the lock in it
 _WATCH_SECONDS = 5.0
-_LONG_TROUBLE_SECONDS = 10.0  # then WAHA is asked to wait longer, see journal.py
 _LATER_SECONDS = 1.0  # at least so often claim() looks at the clock, which may jump
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class FileStore:
         self._seen = SeenKeys()
         self._work = asyncio.Event()  # something may be due that was not
         self._low_disk: str | None = None
-        self._refusing_since: float | None = None
+        self._patience = Patience()
         self._chores: set[asyncio.Task[None]] = set()
         self._look_at_disk()
         self._watch = asyncio.create_task(self._watch_over())
@@ -147,13 +147,13 @@ class FileStore:
 
     async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
         if self._low_disk:
-            raise self._refuse(self._low_disk)
+            raise self._patience.unavailable(self._low_disk)
         changes, accepted = await self._journal.run(
             lambda tx: self._accept(tx, message, decide), lambda result: self._publish(result[0])
         )
         if isinstance(accepted, str):
-            raise self._refuse(accepted)
-        self._refusing_since = None
+            raise self._patience.unavailable(accepted)
+        self._patience.over()
         if changes.locks:
             await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
         return accepted
@@ -222,11 +222,11 @@ class FileStore:
         if isinstance(decision, Bind):
             kind = Kind.LOCKED if lock.tenant is None else Kind.MOVED
             self._set_lock(tx, user, decision.tenant, changes)
-            tell(tx, message.arrived, user, kind, lock.tenant, decision.tenant,
+            record(tx, message.arrived, user, kind, lock.tenant, decision.tenant,
                   message.sent, message.message_id)  # fmt: skip
         elif isinstance(link := decision.link, LinkNote):
             changed = message.sent if link.note is Note.CONFIRMED else None
-            tell(tx, message.arrived, user, link.note, lock.tenant, link.tenant,
+            record(tx, message.arrived, user, link.note, lock.tenant, link.tenant,
                   changed, message.message_id)  # fmt: skip
 
     def _add_delivery(
@@ -328,12 +328,12 @@ class FileStore:
             stays = was.tenant
         if was.tenant is not None:
             self._set_lock(tx, old, None, changes)
-            tell(tx, message.arrived, old, Kind.MERGED, was.tenant, None, changed,
+            record(tx, message.arrived, old, Kind.MERGED, was.tenant, None, changed,
                   message.message_id, f"is {new}")  # fmt: skip
         if stays != is_.tenant:
             self._set_lock(tx, new, stays, changes)
         if was.tenant is not None or changed > is_.changed:
-            tell(tx, message.arrived, new, Kind.MERGED, is_.tenant, stays, changed,
+            record(tx, message.arrived, new, Kind.MERGED, is_.tenant, stays, changed,
                   message.message_id, f"was {old}")  # fmt: skip
         self._move_lines(tx, old, new, changes)
         if stays is not None:  # what was held was a person's with a lock, only we did not know
@@ -407,7 +407,7 @@ class FileStore:
                 now = self._clock()
                 changed = max(Moment.of(now), lock.changed)
                 self._set_lock(tx, known, None, changes)
-                tell(tx, now, known, Kind.UNLOCKED, lock.tenant, None, changed, None, "operator")
+                record(tx, now, known, Kind.UNLOCKED, lock.tenant, None, changed, None, "operator")
             return changes, known, lock.tenant, dropped
 
         changes, known, tenant, dropped = await self._journal.run(
@@ -668,13 +668,6 @@ class FileStore:
                 f"MAX_BACKLOG_PER_TENANT={limits.max_backlog_per_tenant}"
             )
         return None
-
-    def _refuse(self, reason: str) -> StoreUnavailable:
-        now = time.monotonic()
-        if self._refusing_since is None:
-            self._refusing_since = now
-        long = now - self._refusing_since > _LONG_TROUBLE_SECONDS
-        return StoreUnavailable(reason, retry_after=20 if long else 2)
 
     async def backlog(self) -> Backlog:
         def look(tx: Tx) -> float | None:

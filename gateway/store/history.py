@@ -17,7 +17,7 @@ class Kind(Enum):
     MERGED = "merged"  # two ids turned out to be one person
 
 
-def tell(
+def record(
     tx: sqlite3.Connection,
     at: float,
     user: UserId,

@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.errors import StartRefused, StoreUnavailable
+from gateway.store.patience import Patience
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 _BATCH = 256
 _TEST_SECONDS = 5.0  # between the store's tests of itself while it fails
-_LONG_TROUBLE_SECONDS = 10.0
-# WAHA obeys Retry-After, and tries 15 times: they then last 5 minutes instead of 30 seconds.
-_SHORT_RETRY, _LONG_RETRY = 2, 20
 _CHECK_SECONDS = 1.0  # of the start spent on looking for damage
 _PRAGMAS = """
 PRAGMA journal_mode = WAL;
@@ -88,8 +86,8 @@ class Journal:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.trouble: str | None = None
+        self.patience = Patience()
         self.batch = 0  # number of the transaction that runs, or ran last
-        self._troubled_since = 0.0
         self._connection = connection
         self._queue: list[_Entry] = []
         self._filled = asyncio.Event()
@@ -111,10 +109,6 @@ class Journal:
         self._queue.append(_Entry(work, publish, done))
         self._filled.set()
         return await done
-
-    def unavailable(self, reason: str) -> StoreUnavailable:
-        long = self.trouble and time.monotonic() - self._troubled_since > _LONG_TROUBLE_SECONDS
-        return StoreUnavailable(reason, retry_after=_LONG_RETRY if long else _SHORT_RETRY)
 
     async def close(self) -> None:
         """Commit what is queued, then close the file."""
@@ -193,14 +187,13 @@ class Journal:
         if isinstance(exc, sqlite3.DatabaseError):
             if not isinstance(exc, sqlite3.DataError | sqlite3.IntegrityError):
                 self._unwell(exc)
-            error = self.unavailable(f"router.db: {exc}")
+            error = self.patience.unavailable(f"router.db: {exc}")
             error.__cause__ = exc
         if not entry.done.done():
             entry.done.set_exception(error)
 
     def _unwell(self, exc: Exception) -> None:
         if self.trouble is None:
-            self._troubled_since = time.monotonic()
             log.error(
                 "router.db cannot be written (%s): webhooks get 503 until it can",
                 exc,
@@ -211,6 +204,7 @@ class Journal:
         self.trouble = str(exc)
 
     def _well(self) -> None:
+        self.patience.over()
         if self.trouble is not None:
             self.trouble = None
             log.warning("router.db is written again", extra={"event": "store.healed"})

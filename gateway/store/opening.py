@@ -110,7 +110,7 @@ def _import_predecessors(
     written = Moment.of(min(now, path.stat().st_mtime))
     connection.execute("BEGIN")
     for user, tenant in locks.items():
-        history.tell(
+        history.record(
             connection, now, user, history.Kind.IMPORTED, None, tenant, written, None, path.name
         )
     connection.execute("COMMIT")

@@ -21,11 +21,10 @@ from typing import Any
 import orjson
 
 from gateway.errors import BadBody
-from gateway.model import Chat, InboundMessage, Moment, SeenKey, scoped
+from gateway.model import MESSAGE_EVENTS, Chat, InboundMessage, Moment, SeenKey, scoped
 
 Json = dict[str, Any]
 
-_MESSAGES = frozenset({"message", "message.any"})
 _WAHA_ID = re.compile(r"(true|false)_([^_@]+@[^_]+)_([^_]+)(?:_.*)?", re.DOTALL)
 _PERSON = re.compile(r"([0-9]{5,20})(?::[0-9]+)?@(c\.us|s\.whatsapp\.net|lid)")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -231,7 +230,7 @@ def _seen_key(
     depending on engine and version; WhatsApp's own bare id is the same in both, at every retry,
     and after a restart.
     """
-    if event in _MESSAGES and bare_id:
+    if event in MESSAGE_EVENTS and bare_id:
         return _digest("message", session, "true" if own else "false", bare_id), True
     envelope_id = envelope.get("id")
     if isinstance(envelope_id, str) and envelope_id:
