@@ -93,6 +93,14 @@ def test_different_messages_have_different_keys(how: dict[str, Any]) -> None:
     assert message(bare_id="3EB0").seen_key != message(**how).seen_key
 
 
+def test_an_id_with_underscores_is_one_id_and_a_participant_is_none_of_it() -> None:
+    first, second = (parse(webhook(bare_id=f"test_{number}")) for number in (1, 2))
+    assert (first.message_id, second.message_id) == ("test_1", "test_2")
+    assert first.seen_key != second.seen_key
+    in_status = parse(webhook(bare_id="3A77_971501234512@c.us"))
+    assert in_status.message_id == "3A77"
+
+
 def test_events_that_are_no_messages_are_told_apart_by_envelope_and_name() -> None:
     body = json.loads(webhook(event="message.ack"))
     again = parse(json.dumps(body).encode())

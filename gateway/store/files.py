@@ -112,7 +112,7 @@ class FileStore:
 
     def __init__(
         self,
-        mutex: IO[str],
+        mutex: IO[bytes],
         connection: Tx,
         locks: dict[UserId, TenantId],
         folder: Path,

@@ -46,6 +46,8 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.executescript(_PRAGMAS)
         connection.executescript((Path(__file__).parent / "schema.sql").read_text("utf-8"))
         damage = _first_damage(connection)
+    except sqlite3.OperationalError as exc:
+        raise StartRefused(f"{path}: {exc}: check the disk, the owner and the rights") from exc
     except sqlite3.Error as exc:
         raise StartRefused(
             f"{path}: SQLite cannot use it ({exc}): put the back-up in its place; "

@@ -3,6 +3,7 @@
 Nothing damaged is ever overwritten. Every refusal names the file, the place and the cure.
 """
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -22,7 +23,7 @@ Tx = sqlite3.Connection
 
 def open_folder(
     folder: Path, now: float, connect_to: Callable[[Path], Tx]
-) -> tuple[IO[str], Tx, dict[UserId, TenantId]]:
+) -> tuple[IO[bytes], Tx, dict[UserId, TenantId]]:
     path = folder / mappings.FILE_NAME
     mutex = take_folder(folder)
     try:
@@ -34,17 +35,20 @@ def open_folder(
         except BaseException:
             connection.close()
             raise
+    except sqlite3.Error as exc:
+        mutex.close()
+        raise StartRefused(f"{folder / DATABASE_NAME}: cannot be written ({exc})") from exc
     except BaseException:
         mutex.close()
         raise
     return mutex, connection, locks
 
 
-def take_folder(folder: Path) -> IO[str]:
+def take_folder(folder: Path) -> IO[bytes]:
     """The folder is ours until the file returned is closed; StartRefused if it is another's."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        mutex = open(folder / "router.lock", "a+", encoding="utf-8")
+        mutex = open(folder / "router.lock", "ab", buffering=0)
     except OSError as exc:
         raise StartRefused(
             f"{folder}: cannot be written ({exc.strerror}): set DATA_DIR, or the folder's owner"
@@ -57,9 +61,9 @@ def take_folder(folder: Path) -> IO[str]:
             f"{folder}: another router uses this folder. One process only: stop the other one, or"
             " give each its own DATA_DIR; several routers together need Redis (STORE_URL=redis://…)"
         ) from exc
-    mutex.truncate(0)
-    mutex.write(f"{os.getpid()}\n")
-    mutex.flush()
+    with contextlib.suppress(OSError):  # for people who look; a full disk is not refused for it
+        mutex.truncate(0)
+        mutex.write(f"{os.getpid()}\n".encode())
     return mutex
 
 

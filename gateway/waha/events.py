@@ -25,7 +25,8 @@ from gateway.model import MESSAGE_EVENTS, Chat, InboundMessage, Moment, SeenKey,
 
 Json = dict[str, Any]
 
-_WAHA_ID = re.compile(r"(true|false)_([^_@]+@[^_]+)_([^_]+)(?:_.*)?", re.DOTALL)
+# A participant is told by its @: ids made by hand ("…_test_1") have underscores of their own.
+_WAHA_ID = re.compile(r"(true|false)_([^_@]+@[^_]+)_(.+?)(?:_[^_]+@[^_]+)?", re.DOTALL)
 _PERSON = re.compile(r"([0-9]{5,20})(?::[0-9]+)?@(c\.us|s\.whatsapp\.net|lid)")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _STORABLE_ID = re.compile(r"[A-Za-z0-9_.:@=-]{1,128}")
