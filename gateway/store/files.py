@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import heapq
 import logging
-import math
 import shutil
 import sqlite3
 import time
@@ -18,9 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
-
-import orjson
+from typing import IO
 
 from gateway.errors import StoreUnavailable
 from gateway.model import (
@@ -49,11 +46,11 @@ from gateway.model import (
     UserId,
     is_lid,
 )
-from gateway.store import held, letters, mappings
+from gateway.store import held, letters, lines, mappings
 from gateway.store.base import Limits, Page
-from gateway.store.held import Content
 from gateway.store.history import Kind, last_change, record
 from gateway.store.journal import Journal, connect
+from gateway.store.lines import Content
 from gateway.store.opening import forgive_the_clock, open_folder
 from gateway.store.patience import Patience
 from gateway.store.seen import SeenKeys
@@ -79,6 +76,10 @@ class _Changes:
     renamed: list[tuple[UserId, UserId]] = field(default_factory=list)
     reread: list[TenantId] = field(default_factory=list)
     settled: int | None = None
+
+    def offer(self, head: Head | None) -> None:
+        if head:
+            self.heads.append(head)
 
     def note_rename(self, old: UserId, new: UserId, tenants: Iterable[TenantId]) -> None:
         self.renamed.append((old, new))
@@ -125,9 +126,7 @@ class FileStore:
         self._limits = limits
         self._clock = clock
         self._shares = Shares(limits.max_in_flight, limits.max_in_flight_per_tenant)
-        for tenant, count in connection.execute(
-            "SELECT tenant, count(*) FROM delivery GROUP BY tenant"
-        ):
+        for tenant, count in lines.counts(connection):
             self._shares.add(tenant, count)
         self._shares.forget_all()
         self._journal = Journal(connection)
@@ -187,7 +186,7 @@ class FileStore:
         if message.seen_key:
             self._seen.add(tx, message.seen_key, ids, message.arrived)
         self._note(tx, message, user, lock, decision, changes)
-        content = held.content_of(message, key)
+        content = Content.of(message, key)
         if not isinstance(decision, AskForLink):
             self._add_delivery(tx, content, decision.tenant, user, alias, changes)
         elif decision.hold and self._limits.hold_seconds:
@@ -238,41 +237,9 @@ class FileStore:
         alias: UserId | None,
         changes: _Changes,
     ) -> None:
-        head = tx.execute(
-            "SELECT id, event_time, due FROM delivery WHERE user = ? AND tenant = ?"
-            " ORDER BY event_time, id LIMIT 1",
-            (user, tenant),
-        ).fetchone()
-        due: float | None = content.arrived
-        if head is not None:
-            due = None
-            if content.event_time < head[1]:  # this one comes first, but no sooner than the head
-                due = head[2]
-                tx.execute("UPDATE delivery SET due = NULL WHERE id = ?", (head[0],))
-        id_ = tx.execute(
-            "INSERT INTO delivery (tenant, user, alias, event_time, arrived, idempotency_key,"
-            " message_id, headers, due, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (tenant, user, alias, content.event_time, content.arrived, content.idempotency_key,
-             content.message_id, orjson.dumps(content.headers).decode(), due, content.body),
-        ).lastrowid  # fmt: skip
-        assert id_ is not None
+        changes.offer(lines.add(tx, content, tenant, user, alias))
         changes.counts.append((tenant, 1))
         self._staged_here().added[tenant] += 1
-        if due is not None:
-            delivery = Delivery(
-                id=id_,
-                tenant=tenant,
-                user=user,
-                alias=alias,
-                idempotency_key=content.idempotency_key,
-                headers=content.headers,
-                body=content.body,
-                attempt=1,
-                own_faults=0,
-                tried_at=None,
-                age=0.0,
-            )
-            changes.heads.append(Head(id_, tenant, user, due, delivery))
 
     # who a person is
 
@@ -340,15 +307,10 @@ class FileStore:
             self._release_held(tx, new, _lid_of(tx, new), stays, changed, changes)
 
     def _move_lines(self, tx: Tx, old: UserId, new: UserId, changes: _Changes) -> None:
-        lines = "SELECT DISTINCT tenant FROM delivery WHERE user = ?"
-        tenants = [row[0] for row in tx.execute(lines, (old,))]
         alias = None if is_lid(new) else _lid_of(tx, new)
-        for table in ("delivery", "dead_letter"):
-            tx.execute(f"UPDATE {table} SET user = ?, alias = ? WHERE user = ?", (new, alias, old))
+        changes.note_rename(old, new, lines.rename(tx, old, new, alias, self._clock()))
+        tx.execute("UPDATE dead_letter SET user = ?, alias = ? WHERE user = ?", (new, alias, old))
         tx.execute("UPDATE held SET user = ? WHERE user = ?", (new, old))
-        for tenant in tenants:
-            self._find_head(tx, tenant, new, _Changes())  # offered when it is read again
-        changes.note_rename(old, new, tenants)
 
     # locks
 
@@ -459,17 +421,8 @@ class FileStore:
             found = []
             for tenant in tenants:
                 window = self._shares.window_of(tenant)
-                rows = tx.execute(
-                    "SELECT id, user, due FROM delivery WHERE tenant = ? AND due <= ?"
-                    " ORDER BY due, id LIMIT ?",
-                    (tenant, now, window),
-                ).fetchall()
-                (next_due,) = tx.execute(
-                    "SELECT min(due) FROM delivery WHERE tenant = ? AND due > ?", (tenant, now)
-                ).fetchone()
-                heads = [Head(id_, tenant, user, due) for id_, user, due in rows]
-                more = len(rows) == window
-                found.append((tenant, heads, more, math.inf if next_due is None else next_due))
+                heads, next_due = lines.due_heads(tx, tenant, now, window)
+                found.append((tenant, heads, len(heads) == window, next_due))
             return found
 
         def fill(found: list[tuple[TenantId, list[Head], bool, float]]) -> None:
@@ -484,7 +437,7 @@ class FileStore:
         wanted = [head for head in heads if head.delivery is None]
         if wanted:
             try:
-                await self._journal.run(lambda tx: _load(tx, wanted))
+                await self._journal.run(lambda tx: lines.load(tx, wanted))
             except BaseException:
                 for head in heads:
                     self._shares.release(head.id)
@@ -505,19 +458,11 @@ class FileStore:
         due = self._clock()
         match outcome:
             case Done():
-                row = _delete(tx, delivery.id)
+                line = lines.delete(tx, delivery.id)
             case PutBack():
-                row = tx.execute(
-                    "SELECT tenant, user FROM delivery WHERE id = ?", (delivery.id,)
-                ).fetchone()
+                line = lines.line_of(tx, delivery.id)
             case Again():
-                row = tx.execute(
-                    "UPDATE delivery SET due = NULL, attempts = attempts + 1,"
-                    " own_faults = own_faults + ?, tried_at = ?, age = ?, last_error = ?"
-                    " WHERE id = ? RETURNING tenant, user",
-                    (outcome.own_fault, outcome.tried_at, outcome.age, outcome.reason,
-                     delivery.id),
-                ).fetchone()  # fmt: skip
+                line = lines.failed(tx, delivery.id, outcome)
                 due = outcome.tried_at + outcome.wait
             case Dead():
                 letters.add(
@@ -529,50 +474,18 @@ class FileStore:
                     status=outcome.status,
                     answer=outcome.answer,
                 )
-                row = _delete(tx, delivery.id)
-        if row is None:  # erased meanwhile: that wins
+                line = lines.delete(tx, delivery.id)
+        if line is None:  # an operator took it away meanwhile: that wins
             return changes
-        tenant, user = row
         if isinstance(outcome, Done | Dead):
-            changes.counts.append((tenant, -1))
-        self._promote(tx, tenant, user, due, changes)
+            changes.counts.append((line[0], -1))
+        changes.offer(lines.promote(tx, *line, due))
         return changes
-
-    def _promote(
-        self, tx: Tx, tenant: TenantId, user: UserId, due: float, changes: _Changes
-    ) -> None:
-        """The first delivery of the line is its head, due then."""
-        row = tx.execute(
-            f"SELECT due, {_COLUMNS} FROM delivery WHERE user = ? AND tenant = ?"
-            " ORDER BY event_time, id LIMIT 1",
-            (user, tenant),
-        ).fetchone()
-        if row is None:
-            return
-        if row[0] != due:
-            tx.execute("UPDATE delivery SET due = ? WHERE id = ?", (due, row[1]))
-        changes.heads.append(Head(row[1], tenant, user, due, _delivery(row[1:])))
-
-    def _find_head(self, tx: Tx, tenant: TenantId, user: UserId, changes: _Changes) -> None:
-        """After deliveries came or went anywhere in the line: it keeps its due time, if it had one.
-
-        Looks at the whole line, unlike _promote.
-        """
-        line = (user, tenant)
-        query = "SELECT min(due) FROM delivery WHERE user = ? AND tenant = ?"
-        due: float | None = tx.execute(query, line).fetchone()[0]
-        tx.execute(
-            "UPDATE delivery SET due = NULL WHERE user = ? AND tenant = ? AND due NOT NULL", line
-        )
-        self._promote(tx, tenant, user, self._clock() if due is None else due, changes)
 
     async def all_due(self) -> None:
         now = self._clock()
 
-        def work(tx: Tx) -> None:
-            tx.execute("UPDATE delivery SET due = ? WHERE due > ?", (now, now))
-
-        await self._journal.run(work, lambda _: self._look_again())
+        await self._journal.run(lambda tx: lines.all_due(tx, now), lambda _: self._look_again())
 
     def _look_again(self) -> None:
         self._shares.forget_all()
@@ -605,10 +518,10 @@ class FileStore:
     def _replay_some(self, tx: Tx, which: Selection, up_to: int) -> _Changes:
         changes, now = _Changes(), self._clock()
         which = _by_known_id(tx, which)
-        lines = letters.take_back(tx, which, up_to=up_to, now=now)
-        changes.counts = [(tenant, 1) for tenant, _ in lines]
-        for tenant, user in dict.fromkeys(lines):
-            self._find_head(tx, tenant, user, changes)
+        replayed = letters.take_back(tx, which, up_to=up_to, now=now)
+        changes.counts = [(tenant, 1) for tenant, _ in replayed]
+        for line in dict.fromkeys(replayed):
+            changes.offer(lines.find_head(tx, *line, now))
         return changes
 
     async def bury(self, which: Selection) -> int:
@@ -624,17 +537,17 @@ class FileStore:
 
     def _drop_waiting(self, tx: Tx, user: UserId, changes: _Changes) -> int:
         """What waits of user and is not in flight becomes dead letters; how many."""
-        rows = tx.execute("SELECT id, tenant FROM delivery WHERE user = ?", (user,)).fetchall()
+        rows = lines.of_user(tx, user)
         tenants = {tenant for _, tenant in rows}
         # Nothing of theirs is claimed before the commit: their heads must be read again first.
         self._shares.forget(tenants)
         waiting = [(id_, tenant) for id_, tenant in rows if not self._shares.is_flying(id_)]
         for id_, tenant in waiting:
             letters.add(tx, id_, died_at=self._clock(), reason="dropped by an operator's unlock")
-            _delete(tx, id_)
+            lines.delete(tx, id_)
             changes.counts.append((tenant, -1))
         for tenant in tenants:
-            self._find_head(tx, tenant, user, _Changes())  # offered when it is read again
+            lines.find_head(tx, tenant, user, self._clock())  # offered when it is read again
         changes.reread.extend(tenants)
         return len(waiting)
 
@@ -670,11 +583,7 @@ class FileStore:
         return None
 
     async def backlog(self) -> Backlog:
-        def look(tx: Tx) -> float | None:
-            row = tx.execute("SELECT arrived FROM delivery ORDER BY id LIMIT 1").fetchone()
-            return row[0] if row else None
-
-        oldest = await self._journal.run(look)
+        oldest = await self._journal.run(lines.oldest)
         return Backlog(self._shares.waiting, oldest, self._shares.waiting_by_tenant())
 
     def health(self) -> Health:
@@ -731,41 +640,6 @@ class FileStore:
             await asyncio.wait(self._chores)
         await self._journal.close()
         self._mutex.close()
-
-
-_COLUMNS = (
-    "id, tenant, user, alias, idempotency_key, headers, body, attempts, own_faults, tried_at, age"
-)
-
-
-def _delivery(row: tuple[Any, ...]) -> Delivery:
-    id_, tenant, user, alias, key, headers, body, attempts, own_faults, tried_at, age = row
-    return Delivery(
-        id=id_,
-        tenant=tenant,
-        user=user,
-        alias=alias,
-        idempotency_key=key,
-        headers=tuple((name, value) for name, value in orjson.loads(headers)),
-        body=body,
-        attempt=attempts + 1,
-        own_faults=own_faults,
-        tried_at=tried_at,
-        age=age,
-    )
-
-
-def _load(tx: Tx, heads: list[Head]) -> None:
-    for head in heads:
-        row = tx.execute(f"SELECT {_COLUMNS} FROM delivery WHERE id = ?", (head.id,)).fetchone()
-        head.delivery = _delivery(row) if row else None
-
-
-def _delete(tx: Tx, id_: int) -> tuple[TenantId, UserId] | None:
-    row: tuple[TenantId, UserId] | None = tx.execute(
-        "DELETE FROM delivery WHERE id = ? RETURNING tenant, user", (id_,)
-    ).fetchone()
-    return row
 
 
 def _phone_of(tx: Tx, lid: UserId) -> UserId | None:

@@ -5,36 +5,13 @@ a user without a lock writes is kept aside for a while.
 """
 
 import sqlite3
-from dataclasses import dataclass
 
 import orjson
 
-from gateway.model import InboundMessage, Moment, UserId
+from gateway.model import Moment, UserId
+from gateway.store.lines import Content
 
 _EXPIRED_AT_ONCE = 1000  # deleted in one transaction
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What a message and its delivery have in common."""
-
-    event_time: float
-    arrived: float
-    idempotency_key: str
-    message_id: str | None
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
-
-
-def content_of(message: InboundMessage, key: str) -> Content:
-    return Content(
-        message.event_time,
-        message.arrived,
-        key,
-        message.message_id,
-        message.headers,
-        message.body,
-    )
 
 
 def keep(
