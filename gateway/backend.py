@@ -79,7 +79,8 @@ class Backend:
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._transport.handle_async_request(request)
-        except (httpx.HTTPError, aiohttp.ClientError, OSError, TimeoutError) as exc:
+        except (httpx.HTTPError, aiohttp.ClientError, OSError, TimeoutError, UnicodeError) as exc:
+            # UnicodeError: httpx on a status line that is no text.
             raise self._no_answer(exc) from exc
         answer = await _rest(response)
         if not response.is_success:
@@ -161,7 +162,7 @@ def retry_after(value: str | None, now: float) -> float | None:
         return None
     try:
         wait = float(value) if value.strip().isdecimal() else _until(value, now)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return min(max(wait, 0.0), _LONGEST_RETRY_AFTER)
 

@@ -116,16 +116,22 @@ def _say(settings: Settings, phone: str, text: str, session: str | None) -> int:
         print(f"{phone!r} is no user: digits in any usual spelling, or …@lid", file=sys.stderr)
         return 2
     body = compose(user, text, session=session or settings.waha_session, now=time.time())
-    headers = {"Content-Type": "application/json", "User-Agent": "WAHA/say"}
+    headers = [("Content-Type", "application/json"), ("User-Agent", "say")]
     if keys := split(settings.webhook_hmac_key):
-        headers["X-Webhook-Hmac"] = signature.sign(body, keys[0].encode())
-        headers["X-Webhook-Hmac-Algorithm"] = signature.ALGORITHM
+        headers.append(("X-Webhook-Hmac", signature.sign(body, keys[0].encode())))
+        headers.append(("X-Webhook-Hmac-Algorithm", signature.ALGORITHM))
     elif key := settings.waha_api_key.get_secret_value():
-        headers["X-Api-Key"] = key
+        headers.append(("X-Api-Key", key))
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/webhook/waha"
     try:
-        answer = httpx.post(url, content=body, headers=headers, timeout=30, trust_env=False)
+        answer = httpx.post(
+            url,
+            content=body,
+            headers=[(name.encode(), value.encode()) for name, value in headers],
+            timeout=30,
+            trust_env=False,
+        )
     except httpx.HTTPError as exc:
         print(f"{url}: {exc}: is the router running?", file=sys.stderr)
         return 1
@@ -157,4 +163,6 @@ def compose(user: str, text: str, *, session: str, now: float) -> bytes:
         "engine": "NOWEB",
         "environment": {"version": "say", "engine": "NOWEB", "tier": "CORE"},
     }
-    return json.dumps(envelope, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(envelope, ensure_ascii=False, separators=(",", ":")).encode(
+        "utf-8", "replace"
+    )

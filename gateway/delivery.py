@@ -188,7 +188,7 @@ class Courier:
             return self._bury(delivery, exc, f"failed for {age:.0f} s, last: {exc}")
 
         asked = exc.retry_after if isinstance(exc, BackendUnavailable) else None
-        wait = asked if asked is not None else _backoff(delivery.attempt)
+        wait = max(_backoff(delivery.attempt), asked or 0.0)  # "Retry-After: 0" is no invitation
         log.warning(
             "Tenant %s backend failed attempt %s (%s), again in %.1f s",
             delivery.tenant,
@@ -231,7 +231,11 @@ class Courier:
                 await self._store.settle(delivery, outcome)
                 return
             except StoreUnavailable:
-                await asyncio.sleep(_STORE_SECONDS)
+                pass
+            except Exception:  # this outcome cannot be stored: the line must go on all the same
+                log.exception("an outcome was not stored", extra={"event": "delivery.error"})
+                outcome = PutBack()
+            await asyncio.sleep(_STORE_SECONDS)
 
     def _gate_changed(self, closed: bool) -> None:
         url = self._backend.url

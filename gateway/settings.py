@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import httpx
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -60,12 +61,28 @@ def _http_url(value: str) -> str:
     if parts.username is not None:
         raise ValueError("must hold no user:password@, which would stand in the log")
     _ = parts.port  # raises ValueError when it is no port
+    try:
+        httpx.URL(value)
+    except httpx.InvalidURL as exc:
+        raise ValueError(f"must be a URL: {exc}") from exc
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("must be of ASCII characters without blanks")
     return value.rstrip("/")
 
 
+def _host(value: str) -> str:
+    name = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    try:
+        ipaddress.ip_address(value)
+    except ValueError as exc:
+        if not re.fullmatch(rf"{name}(\.{name})*", value):
+            raise ValueError("must be an IP address or a host name") from exc
+    return value
+
+
 def _path(value: str) -> str:
-    if not re.fullmatch(r"/[!-~]*", value):
-        raise ValueError("must begin with / and hold no blanks")
+    if not re.fullmatch(r"/[!-~]*", value) or re.search("[?#]", value):
+        raise ValueError("must begin with / and hold no blanks, ? or #")
     return value
 
 
@@ -136,7 +153,9 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    host: Annotated[str, AfterValidator(_host)] = Field(
+        "127.0.0.1", description="address to listen on"
+    )
     port: int = Field(8001, ge=1, le=65535, description="port to listen on")
     data_dir: Path = Field(Path("data"), description="folder of the mappings file and router.db")
     store_url: str = Field("", description="empty: files in DATA_DIR")
@@ -230,6 +249,8 @@ def load(env_file: str | None = ".env") -> Settings:
     """The settings; raise StartRefused with a line for each wrong value."""
     try:
         return Settings(_env_file=env_file)  # type: ignore[call-arg]  # pydantic-settings' own
+    except UnicodeDecodeError as exc:
+        raise StartRefused(f"{env_file}: is not UTF-8 ({exc.reason} at byte {exc.start})") from None
     except ValidationError as exc:
         raw = _raw_values(env_file)
         raise StartRefused(

@@ -251,6 +251,7 @@ def test_what_is_no_dead_letter_is_named(client: TestClient) -> None:
         assert (answer.status_code, answer.json()) == (404, {"status": "not_found", "id": 7})
     for path in ("?tenant=0", "?tenant=x", "?user=abc", "?limit=0", "?before=-1", "/x", "/0"):
         assert client.get(f"/router/dead-letters{path}").status_code == 422, path
+    assert client.post("/router/dead-letters/replay?user=").status_code == 422
     refused = client.post("/router/dead-letters/replay")
     assert (refused.status_code, "all=true" in refused.json()["detail"]) == (422, True)
 

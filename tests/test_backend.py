@@ -180,6 +180,8 @@ async def test_retry_after_is_passed_on() -> None:
         (None, None),
         ("٣", 3.0),
         ("Wed, 99 Nov 2026 00:00:00 GMT", None),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 0.0),
+        ("Mon, 01 Jan 2020 00:00:00 +9999999999999", None),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | None) -> None:
@@ -223,12 +225,17 @@ async def hangs_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
     writer.close()
 
 
+async def no_text(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 \xff\xfeok\r\nContent-Length: 0\r\n\r\n")
+    await writer.drain()
+
+
 async def half_a_head(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nConte")
     await writer.drain()
 
 
-@pytest.mark.parametrize("talk", [says_no_http, hangs_up, half_a_head])
+@pytest.mark.parametrize("talk", [says_no_http, hangs_up, half_a_head, no_text])
 async def test_an_answer_that_is_none(talk: Talk) -> None:
     server, url = await odd_server(talk)
     there = backend_at(url)

@@ -210,6 +210,17 @@ async def test_too_old_is_a_dead_letter_but_not_for_waiting(
     assert attempts == 5
 
 
+async def test_retry_after_of_nothing_is_no_shorter_than_the_backoff(
+    store: Store, backend: FakeBackend, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 3600.0)
+    backend.answer = lambda _: web.Response(status=503, headers={"Retry-After": "0"})
+    courier = start()
+    await say(store, "start_realty_2")
+    await wait_until(lambda: backend.received and not courier.in_flight)
+    assert await store.claim(10, wait=0) == []
+
+
 async def test_retry_after_holds_back_the_line(
     store: Store, backend: FakeBackend, start: Start
 ) -> None:

@@ -211,6 +211,8 @@ def test_the_fraction_comes_from_the_envelope() -> None:
         (b"null", "null"),
         (b"{}", "`event`"),
         (b'{"event":7}', "`event`"),
+        (b'{"event":' + b"[" * 980 + b"]" * 980 + b"}", "a JSON array"),
+        (b'{"event":"m","session":' + b"[" * 980 + b"]" * 980 + b"}", "a JSON array"),
         (b'{"event":""}', "`event`"),
         (b'{"event":"message","session":7}', "`session`"),
         (b'{"event":"message","session":"a b"}', "`session`"),

@@ -5,6 +5,7 @@ import json
 import random
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from gateway.errors import StoreUnavailable
-from gateway.model import Accepted, AskForLink, Bind, Delivery, Done
-from gateway.store import Limits, Store, files, journal, mappings, patience
+from gateway.model import Accepted, Again, AskForLink, Bind, Delivery, Done, PutBack
+from gateway.store import Limits, Store, files, journal, lines, mappings, patience
 from gateway.store.files import FileStore
 from gateway.store.seen import SeenKeys
 from tests.conftest import LIMITS, wait_until
@@ -444,3 +445,59 @@ async def test_a_publish_that_fails_does_not_stop_the_others(
     with pytest.raises(RuntimeError):
         await say(store, "start_realty_2")
     await asyncio.wait_for(say(store, "start_realty_3", SARA), 5)
+
+
+async def test_close_writes_what_changed_during_the_last_rewrite(
+    open_files: Open, tmp_path: Path
+) -> None:
+    store = await open_files()
+
+    def slow(path: Path, data: bytes) -> None:
+        time.sleep(0.1)
+        mappings.replace_file(path, data)
+
+    store._mappings._write_file = slow
+    await asyncio.gather(*(say(store, "start_realty_2", f"9715000000{n}") for n in range(3)))
+    await say(store, "start_realty_2", SARA)
+    await store.close()
+    assert len(in_file(tmp_path)) == 4
+    connection = sqlite3.connect(tmp_path / "router.db")
+    assert connection.execute("SELECT count(*) FROM lock_redo").fetchone() == (0,)
+    connection.close()
+    await open_files()
+
+
+async def test_what_was_put_back_under_a_wrong_clock_is_due_when_it_is_right(
+    open_files: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = NOW
+    store = await open_files(clock=lambda: now)
+    await say(store, "start_realty_2")
+    (first,) = await store.claim(1, wait=0)
+    await store.settle(first, Again(1.0, "503", own_fault=False, tried_at=now, age=0))
+    now = NOW + 365 * 86_400
+    (again,) = await store.claim(1, wait=5)
+    await store.settle(again, PutBack())
+    now = NOW + 60
+    store = await open_files(clock=lambda: now)
+    assert len(await store.claim(1, wait=5)) == 1
+
+
+async def test_a_failed_read_of_a_head_forgets_nothing_newer(
+    open_files: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_files()
+    await say(store, "start_realty_2", raised=NOW - 5)
+    store._shares.forget_all()  # so that it must be read
+    with monkeypatch.context() as broken:
+
+        def fails(*_: Any) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        broken.setattr(lines, "load", fails)
+        claiming = asyncio.create_task(store.claim(1, wait=5))
+        with pytest.raises(StoreUnavailable):
+            await claiming
+        await say(store, "older", raised=NOW - 9)
+    (delivery,) = await store.claim(1, wait=5)
+    assert b"older" in delivery.body

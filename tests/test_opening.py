@@ -199,6 +199,29 @@ async def test_a_lock_that_did_not_reach_the_file_is_applied_at_the_start(folder
     database.close()
 
 
+@pytest.mark.parametrize("row", [("zzz", 2), (ALI, "abc"), (ALI, 0)])
+async def test_nonsense_in_the_database_does_not_reach_the_file(
+    folder: Path, row: tuple[str, object]
+) -> None:
+    await lock(folder)
+    before = mappings(folder).read_bytes()
+    database = sqlite3.connect(folder / "router.db")
+    database.execute("INSERT INTO lock_redo (user, tenant) VALUES (?, ?)", row)
+    database.execute(
+        "INSERT INTO history (at, user, kind, to_tenant, changed_second) VALUES (1, ?, 'x', ?, 1)",
+        row,
+    )
+    database.commit()
+    database.close()
+    with pytest.raises(StartRefused, match=r"router\.db is damaged"):
+        await start(folder)
+    assert mappings(folder).read_bytes() == before
+    mappings(folder).unlink()
+    with pytest.raises(StartRefused, match=r"router\.db is damaged"):
+        rebuild(folder)
+    assert not mappings(folder).exists()
+
+
 async def test_a_clock_that_went_back_while_down_delays_nobody(folder: Path) -> None:
     await lock(folder)
     database = sqlite3.connect(folder / "router.db")

@@ -26,7 +26,12 @@ def test_without_an_environment_the_defaults_hold() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("HOST", "", "at least 1 character"),
+        ("HOST", "", "host name"),
+        ("HOST", "a b", "host name"),
+        ("HOST", "a..b", "host name"),
+        ("BACKEND_API_URL", "http://999.1.1.1", "must be a URL"),
+        ("BACKEND_API_URL", "http://a b", "ASCII"),
+        ("BACKEND_WEBHOOK_PATH", "/a?b", "? or #"),
         ("PORT", "abc", "integer"),
         ("PORT", "0", "greater than or equal to 1"),
         ("PORT", "65536", "less than or equal to 65535"),

@@ -88,7 +88,8 @@ class Access:
 
 
 def _check_key(connection: HTTPConnection, keys: Sequence[str], setting: str) -> None:
-    given = (_only(connection, "x-api-key") or "").encode()
+    # The bytes that were sent: Starlette has read them as Latin-1.
+    given = (_only(connection, "x-api-key") or "").encode("latin-1")
     # Every key is compared, so that the time does not tell which one fits.
     if not any([hmac.compare_digest(key.encode(), given) for key in keys]):
         raise BadSignature(f"X-Api-Key is missing or not what {setting} says")

@@ -103,7 +103,11 @@ def letters_router(store: Store, home_session: str) -> APIRouter:
     api = APIRouter(prefix="/router/dead-letters", tags=["dead letters"])
 
     def selection(tenant: int | None, user: str | None, session: str | None) -> Selection:
-        known = scoped(session or home_session, _person(user), home_session) if user else None
+        known = (
+            scoped(session or home_session, _person(user), home_session)
+            if user is not None
+            else None
+        )
         return Selection(tenant=None if tenant is None else TenantId(tenant), user=known)
 
     @api.get("")

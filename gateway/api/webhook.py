@@ -46,12 +46,14 @@ class WebhookEndpoint:
 
     async def _whole(self, receive: Receive) -> bytes:
         parts: list[bytes] = []
+        size = 0
         while True:
             message = await receive()
             if message["type"] != "http.request":
                 raise BadBody("the caller hung up in the middle of the body")
             parts.append(message.get("body", b""))
-            self._check_size(sum(map(len, parts)))
+            size += len(parts[-1])
+            self._check_size(size)
             if not message.get("more_body"):
                 return b"".join(parts)
 

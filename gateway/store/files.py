@@ -48,7 +48,7 @@ from gateway.model import (
 )
 from gateway.store import held, letters, lines, mappings
 from gateway.store.base import Limits, Page
-from gateway.store.history import Kind, last_change, record
+from gateway.store.history import Kind, last_change, record, was_unlocked
 from gateway.store.journal import Journal, connect
 from gateway.store.lines import Content
 from gateway.store.opening import forgive_the_clock, open_folder
@@ -184,10 +184,12 @@ class FileStore:
         if not isinstance(decision, AskForLink) and (full := self._backlog_full(decision.tenant)):
             return changes, full
         if message.seen_key:
-            self._seen.add(tx, message.seen_key, ids, message.arrived)
+            routed = not isinstance(decision, AskForLink)
+            self._seen.add(tx, message.seen_key, ids, message.arrived, routed=routed)
         self._note(tx, message, user, lock, decision, changes)
         content = Content.of(message, key)
         if not isinstance(decision, AskForLink):
+            held.forget(tx, key)  # its twin may have gone to nobody
             self._add_delivery(tx, content, decision.tenant, user, alias, changes)
         elif decision.hold and self._limits.hold_seconds:
             held.keep(tx, user, message.sent, content, most=self._limits.max_held_per_user)
@@ -269,14 +271,13 @@ class FileStore:
             return
         owner = tx.execute("SELECT lid, sighted FROM alias WHERE phone = ?", (phone,)).fetchone()
         newest = max((row[1] for row in (before, owner) if row), default=0.0)
-        if message.event_time < newest:
+        sighted = min(message.event_time, message.arrived)  # no time of WAHA's may rule the future
+        if sighted < newest:
             return
         if owner:  # the number changed hands: whoever had it is known by LID only
             tx.execute("DELETE FROM alias WHERE lid = ?", (owner[0],))
             self._melt(tx, phone, owner[0], message, changes)
-        tx.execute(
-            "INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (lid, phone, message.event_time)
-        )
+        tx.execute("INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (lid, phone, sighted))
         if before:
             self._melt(tx, before[0], phone, message, changes)
         self._melt(tx, lid, phone, message, changes)
@@ -287,12 +288,13 @@ class FileStore:
         """All that is kept under old is kept under new from now on."""
         was, is_ = self._lock(tx, old), self._lock(tx, new)
         changed = max(was.changed, is_.changed)
-        stays = is_.tenant
-        if was.tenant is not None and is_.tenant is not None:
-            stays = was.tenant if was.changed > is_.changed else is_.tenant
-            changed = max(changed, message.sent)
-        elif was.tenant is not None:
-            stays = was.tenant
+        # What was decided for either id counts, and the newer decision wins: a lock, or an unlock.
+        decided = [
+            lock
+            for lock, user in ((is_, new), (was, old))
+            if lock.tenant is not None or was_unlocked(tx, user)
+        ]
+        stays = max(decided, key=lambda lock: lock.changed).tenant if decided else None
         if was.tenant is not None:
             self._set_lock(tx, old, None, changes)
             record(tx, message.arrived, old, Kind.MERGED, was.tenant, None, changed,
@@ -441,7 +443,8 @@ class FileStore:
             except BaseException:
                 for head in heads:
                     self._shares.release(head.id)
-                    self._shares.offer(head, self._clock())
+                # Others may have become the heads of their lines meanwhile.
+                self._shares.forget({head.tenant for head in heads})
                 raise
         found = [head.delivery for head in heads if head.delivery]
         for head in heads:
@@ -455,12 +458,12 @@ class FileStore:
 
     def _settle(self, tx: Tx, delivery: Delivery, outcome: Outcome) -> _Changes:
         changes = _Changes(settled=delivery.id)
-        due = self._clock()
+        due: float | None = self._clock()
         match outcome:
             case Done():
                 line = lines.delete(tx, delivery.id)
             case PutBack():
-                line = lines.line_of(tx, delivery.id)
+                line, due = lines.line_of(tx, delivery.id), None
             case Again():
                 line = lines.failed(tx, delivery.id, outcome)
                 due = outcome.tried_at + outcome.wait
@@ -606,11 +609,11 @@ class FileStore:
                 if now < last:
                     await self._journal.run(lambda tx: forgive_the_clock(tx, self._clock()))
                     self._look_again()
+                last = now
             except StoreUnavailable:
                 pass  # the journal has said so, and tests itself
             except Exception:
                 log.exception("the watch stumbled", extra={"event": "store.error"})
-            last = now
 
     async def _expire_held(self) -> None:
         until = self._clock() - self._limits.hold_seconds

@@ -32,7 +32,7 @@ def keep(
 def take(
     tx: sqlite3.Connection, user: UserId, *, sent_after: Moment, arrived_after: float
 ) -> list[Content]:
-    """What user wrote after that moment and is not too old; nothing of the user is held then."""
+    """What user wrote from that moment on and is not too old; nothing is held of the user then."""
     rows = tx.execute(
         "DELETE FROM held WHERE user = ? RETURNING id, sent_second, sent_fraction, arrived,"
         " event_time, idempotency_key, message_id, headers, body",
@@ -48,8 +48,13 @@ def take(
             body,
         )
         for _, second, fraction, arrived, event_time, key, message_id, headers, body in sorted(rows)
-        if Moment(second, fraction) > sent_after and arrived > arrived_after
+        if Moment(second, fraction) >= sent_after and arrived > arrived_after
     ]
+
+
+def forget(tx: sqlite3.Connection, idempotency_key: str) -> None:
+    """The message is delivered after all."""
+    tx.execute("DELETE FROM held WHERE idempotency_key = ?", (idempotency_key,))
 
 
 def expire(tx: sqlite3.Connection, *, arrived_until: float) -> int:

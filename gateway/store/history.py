@@ -60,3 +60,13 @@ def last_change(tx: sqlite3.Connection, user: UserId) -> Moment | None:
         (user,),
     ).fetchone()
     return Moment(*row) if row else None
+
+
+def was_unlocked(tx: sqlite3.Connection, user: UserId) -> bool:
+    """Whether the last change was an operator's unlock, not the loss of the person behind it."""
+    row = tx.execute(
+        "SELECT kind FROM history"
+        " WHERE user = ? AND changed_second IS NOT NULL ORDER BY id DESC LIMIT 1",
+        (user,),
+    ).fetchone()
+    return row is not None and row[0] == Kind.UNLOCKED.value

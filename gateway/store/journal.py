@@ -186,7 +186,7 @@ class Journal:
 
     def _fail(self, entry: _Entry, exc: Exception) -> None:
         error: Exception = exc
-        if isinstance(exc, sqlite3.DatabaseError):
+        if isinstance(exc, sqlite3.Error):
             if not isinstance(exc, sqlite3.DataError | sqlite3.IntegrityError):
                 self._unwell(exc)
             error = self.patience.unavailable(f"router.db: {exc}")

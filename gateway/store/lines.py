@@ -116,12 +116,18 @@ def failed(tx: Tx, id_: int, outcome: Again) -> tuple[TenantId, UserId] | None:
     return row
 
 
-def promote(tx: Tx, tenant: TenantId, user: UserId, due: float) -> Head | None:
-    """Make the first delivery of the line its head, due then. No other may have a due time."""
+def promote(tx: Tx, tenant: TenantId, user: UserId, due: float | None) -> Head | None:
+    """Make the first delivery of the line its head, due then. No other may have a due time.
+
+    due None: it is the head already, and keeps its time.
+    """
     row = tx.execute(f"SELECT due, {_COLUMNS} {_FIRST}", (user, tenant)).fetchone()
     if row is None:
         return None
-    if row[0] != due:
+    if due is None:
+        due = row[0]
+        assert due is not None, "a line has a head"
+    elif row[0] != due:
         tx.execute("UPDATE delivery SET due = ? WHERE id = ?", (due, row[1]))
     return Head(row[1], tenant, user, due, _delivery(row[1:]))
 

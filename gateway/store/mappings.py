@@ -45,22 +45,28 @@ def read(path: Path) -> dict[UserId, TenantId] | None:
         locks = orjson.loads(data)
     except orjson.JSONDecodeError as exc:
         raise StartRefused(f"{path}: not JSON, or cut off ({exc}): {_CURE}") from exc
+    check(path, locks)
+    # No user holds a quote, and no tenant is text: two quotes stand in the file for each key.
+    if data.count(b'"') != 2 * len(locks) or b"\\" in data:
+        raise StartRefused(f"{path}: a user stands in it twice, or with \\: keep one plain line")
+    checked: dict[UserId, TenantId] = locks
+    return checked
+
+
+def check(path: Path, locks: object) -> None:
+    """Raise StartRefused if locks are not what may stand in path."""
     if not isinstance(locks, dict):
         raise StartRefused(f'{path}: must hold an object such as {{"971501234567": 2}}: {_CURE}')
     for user, tenant in locks.items():
-        if not _USER.fullmatch(user):
+        if not isinstance(user, str) or not _USER.fullmatch(user):
             raise StartRefused(
-                f"{path}: {user[:60]!r} is no user: must be 5-20 digits or …@lid: {_CURE}"
+                f"{path}: {str(user)[:60]!r} is no user: must be 5-20 digits or …@lid: {_CURE}"
             )
         if type(tenant) is not int or not 0 < tenant <= LARGEST_TENANT:
             raise StartRefused(
                 f"{path}: the tenant of {user!r} is {str(tenant)[:60]!r}, "
                 f"not a whole number of 1-{LARGEST_TENANT}: {_CURE}"
             )
-    # No user holds a quote, and no tenant is text: two quotes stand in the file for each key.
-    if data.count(b'"') != 2 * len(locks) or b"\\" in data:
-        raise StartRefused(f"{path}: a user stands in it twice: keep one of the lines")
-    return locks
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -100,7 +106,7 @@ class Mappings:
         self._written = written
         self._write_file = write_file
         self._last_change = 0  # number of the newest change in memory
-        self._in_file = 0
+        self._in_file = 0  # number of the newest change in the file
         self._changed = asyncio.Event()
         self._advanced: asyncio.Future[None] | None = None
         self._closing = False
@@ -154,6 +160,7 @@ class Mappings:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            wrote = True
             if self._last_change > self._in_file:
                 began = time.monotonic()
                 wrote = await self._rewrite()
@@ -162,8 +169,10 @@ class Mappings:
                     await self._pause(took * (_LOAD_SHARE - 1) if wrote else _RETRY_SECONDS)
                 if not wrote:
                     self._changed.set()
-            if self._closing:
+            if self._closing and (not wrote or self._last_change == self._in_file):
                 return
+            if self._closing:
+                self._changed.set()  # something changed during the last rewrite
 
     async def _rewrite(self) -> bool:
         number = self._last_change

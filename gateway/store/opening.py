@@ -18,6 +18,8 @@ from gateway.store.journal import connect
 
 DATABASE_NAME = "router.db"
 
+_LONGEST_WAIT = 3600.0  # that a Retry-After may ask for
+
 Tx = sqlite3.Connection
 
 
@@ -98,6 +100,10 @@ def _apply(
 
 def _write(path: Path, locks: dict[UserId, TenantId]) -> None:
     try:
+        mappings.check(path, locks)
+    except StartRefused as exc:
+        raise StartRefused(f"{path.with_name(DATABASE_NAME)} is damaged: it makes {exc}") from exc
+    try:
         mappings.replace_file(path, mappings.encode(locks))
     except OSError as exc:
         raise StartRefused(
@@ -139,6 +145,8 @@ def rebuild(folder: Path) -> tuple[Path, int]:
             _apply(locks, history.changes(connection))
             _write(path, locks)
             connection.execute("DELETE FROM lock_redo")
+        except sqlite3.Error as exc:
+            raise StartRefused(f"{database}: cannot be read ({exc}): use the back-up") from exc
         finally:
             connection.close()
     finally:
@@ -149,5 +157,6 @@ def rebuild(folder: Path) -> tuple[Path, int]:
 def forgive_the_clock(tx: Tx, now: float) -> None:
     """What was put off by a clock that has gone back since is due now."""
     tx.execute(
-        "UPDATE delivery SET due = ? WHERE due > ? AND coalesce(tried_at, due) > ?", (now, now, now)
+        "UPDATE delivery SET due = ? WHERE due > ? AND (coalesce(tried_at, due) > ? OR due > ?)",
+        (now, now, now, now + _LONGEST_WAIT),
     )

@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS held (
     body BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS held_user ON held (user);
+CREATE INDEX IF NOT EXISTS held_key ON held (idempotency_key);
 CREATE INDEX IF NOT EXISTS held_arrived ON held (arrived);
 
 -- Deliveries given up on.
@@ -92,7 +93,8 @@ CREATE TABLE IF NOT EXISTS alias (
 ) WITHOUT ROWID;
 
 -- Keys of events accepted. Three tables that take turns, see seen.SeenKeys. phone and lid are
--- hashes of the person's ids, 0 if unknown then: a key may outlive the erasure of a person.
-CREATE TABLE IF NOT EXISTS seen_0 (key BLOB, phone INTEGER, lid INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS seen_1 (key BLOB, phone INTEGER, lid INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS seen_2 (key BLOB, phone INTEGER, lid INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;
+-- hashes of the person's ids, 0 if unknown then, so that no number stands here. routed: it went to
+-- a tenant.
+CREATE TABLE IF NOT EXISTS seen_0 (key BLOB, phone INTEGER, lid INTEGER, routed INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seen_1 (key BLOB, phone INTEGER, lid INTEGER, routed INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seen_2 (key BLOB, phone INTEGER, lid INTEGER, routed INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;

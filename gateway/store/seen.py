@@ -2,6 +2,7 @@
 
 import hashlib
 import sqlite3
+from collections.abc import Sequence
 
 from gateway.model import SeenKey, UserId
 
@@ -26,16 +27,23 @@ class SeenKeys:
         phone, lid = map(_hash, ids)
         collision = False
         for table in (self._table(now), self._table(now, -1)):
-            for row in tx.execute(f"SELECT phone, lid FROM {table} WHERE key = ?", (key.digest,)):
-                if not key.twins or _same_person(row, (phone, lid)):
-                    return True, False
-                collision = True
+            query = f"SELECT phone, lid, routed FROM {table} WHERE key = ?"
+            for *row, routed in tx.execute(query, (key.digest,)):
+                match _same_person(row, (phone, lid)) if key.twins else True:
+                    case True:
+                        return True, False
+                    case None if routed:
+                        return True, False
+                    case False:
+                        collision = True
         return False, collision
 
-    def add(self, tx: sqlite3.Connection, key: SeenKey, ids: Ids, now: float) -> None:
+    def add(
+        self, tx: sqlite3.Connection, key: SeenKey, ids: Ids, now: float, *, routed: bool
+    ) -> None:
         tx.execute(
-            f"INSERT OR IGNORE INTO {self._table(now)} VALUES (?, ?, ?)",
-            (key.digest, *map(_hash, ids)),
+            f"INSERT OR IGNORE INTO {self._table(now)} VALUES (?, ?, ?, ?)",
+            (key.digest, *map(_hash, ids), routed),
         )
 
     def purge(self, tx: sqlite3.Connection, now: float) -> None:
@@ -58,9 +66,15 @@ def _hash(user: UserId | None) -> int:
     )
 
 
-def _same_person(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """By phone, else by LID; a phone and a LID of which nothing else is known may be one person."""
+def _same_person(one: Sequence[int], other: Sequence[int]) -> bool | None:
+    """By phone, else by LID; None for a phone and a LID of which nothing else is known.
+
+    Those count as one person, unless the first copy went to nobody: then the second may be the one
+    that shows whose it is, and a message must not be lost for a guess.
+    """
     for mine, yours in zip(one, other, strict=True):
         if mine and mine == yours:
             return True
-    return not any(mine and yours for mine, yours in zip(one, other, strict=True))
+    if any(mine and yours for mine, yours in zip(one, other, strict=True)):
+        return False
+    return None

@@ -255,10 +255,12 @@ def _dict(value: Any) -> Json:
 
 
 def _kind(value: Any) -> str:
-    return {list: "array", str: "text", bool: "boolean", type(None): "null"}.get(
-        type(value), "number"
-    )
+    names = {dict: "object", list: "array", str: "text", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
 
 
 def _shown(value: Any) -> str:
-    return "missing" if value is None else f"{str(value)[:60]!a}"
+    if value is None:
+        return "missing"
+    # No str() of what may be nested a thousand deep.
+    return f"{value[:60]!a}" if isinstance(value, str) else f"a JSON {_kind(value)}"

@@ -231,6 +231,19 @@ async def test_without_ids_nothing_is_a_copy(store: Store) -> None:
     assert (await accept(store, parse(body))).decision is not None
 
 
+async def test_a_copy_that_went_to_nobody_does_not_hide_the_one_that_shows_whose_it_is(
+    store: Store,
+) -> None:
+    """By LID nobody knew the person; the second copy comes by phone, and the phone has a lock."""
+    await hold(store, "start_realty_2", 9)
+    await drain(store)
+    by_lid = await hold(store, "important", 5, user=LID, bare_id="3EB0A")
+    assert isinstance(by_lid.decision, AskForLink)
+    assert (await hold(store, "important", 5, bare_id="3EB0A")).decision == Forward(tenant(2))
+    await hold(store, "both ids", 1, user=LID, other_id=ALI)
+    assert texts(await drain(store)) == ["important", "both ids"]
+
+
 # locks
 
 
@@ -332,6 +345,26 @@ async def test_of_two_locks_the_newer_one_stays(
     await say(store, "hello", user=LID, other_id=ALI)
     assert (await store.locks(10, None)).locks == {ALI: stays}
     assert store.totals() == (1, 1)
+
+
+async def test_after_two_locks_became_one_a_newer_link_still_acts(store: Store) -> None:
+    await say(store, "start_realty_2", user=LID, sent=NOW - 100)
+    await say(store, "start_realty_3", sent=NOW - 90)
+    await say(store, "hello", user=LID, other_id=ALI, sent=NOW - 10)
+    late = await say(store, "start_realty_4", sent=NOW - 50)
+    assert late.decision == Bind(tenant(4), previous=tenant(3))
+
+
+@pytest.mark.parametrize("unlocked", [ALI, LID])
+async def test_an_unlock_is_not_undone_by_an_older_lock_of_the_other_id(
+    store: Store, unlocked: str
+) -> None:
+    await say(store, "start_realty_2", user=LID, sent=NOW - 100)
+    await say(store, "start_realty_3", sent=NOW - 90)
+    await store.unlock(user(unlocked))
+    met = await say(store, "hello", user=LID, other_id=ALI)
+    assert met.decision == AskForLink(hold=True)
+    assert store.totals() == (0, 0)
 
 
 async def test_the_lock_follows_the_lid_to_a_new_phone(store: Store) -> None:
