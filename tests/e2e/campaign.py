@@ -32,9 +32,9 @@ from tests.e2e.router import Router
 
 USERS, TENANTS, CONNECTIONS = 150, 20, 48
 RATE = 300  # messages per second while the router is up
-# What the client calls acknowledged may have reached the router's worker a little earlier than
-# the backend saw the next attempt begin; within this time no order can be told from outside.
-SLACK_SECONDS = 0.02
+# An attempt begins in the router, and is seen from here when it reaches the backend: on a loaded
+# machine up to 36 ms later were measured. Within this time no order can be told from outside.
+SLACK_SECONDS = 0.1
 
 
 @dataclass
