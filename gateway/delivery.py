@@ -129,6 +129,18 @@ class Courier:
             self._probe = self._send(delivery)
 
     def _send(self, delivery: Delivery) -> asyncio.Task[None]:
+        log.debug(
+            "➡️ Attempt %s at Tenant %s backend begins",
+            delivery.attempt,
+            delivery.tenant,
+            extra={
+                "event": "delivery.attempt",
+                "user": shown(delivery.user),
+                "tenant": delivery.tenant,
+                "attempt": delivery.attempt,
+                "key": delivery.idempotency_key,
+            },
+        )
         task = asyncio.create_task(self._deliver(delivery))
         self._flying.add(task)
         task.add_done_callback(self._land)

@@ -18,6 +18,7 @@ from gateway.model import Accepted, Again, AskForLink, Bind, Delivery, Done, Put
 from gateway.store import Limits, Store, files, journal, lines, mappings, patience
 from gateway.store.files import FileStore
 from gateway.store.seen import SeenKeys
+from gateway.store.shares import Head
 from tests.conftest import LIMITS, wait_until
 from tests.contract.test_model import Play
 from tests.messages import ALI, NOW, OMAR, SARA, by_the_rules, message, user
@@ -501,3 +502,25 @@ async def test_a_failed_read_of_a_head_forgets_nothing_newer(
         await say(store, "older", raised=NOW - 9)
     (delivery,) = await store.claim(1, wait=5)
     assert b"older" in delivery.body
+
+
+async def test_what_was_acknowledged_while_a_head_is_read_back_goes_before_it(
+    open_files: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_files()
+    await say(store, "start_realty_2", raised=NOW - 5)
+    store._shares.forget_all()  # so that it must be read
+    read = store._read
+
+    async def late(heads: list[Head]) -> list[Delivery]:
+        monkeypatch.setattr(store, "_read", read)
+        await say(store, "older", raised=NOW - 9)
+        return await read(heads)
+
+    monkeypatch.setattr(store, "_read", late)
+    arrived: list[bytes] = []
+    while len(arrived) < 2:
+        for delivery in await store.claim(10, wait=0):
+            arrived.append(delivery.body)
+            await store.settle(delivery, Done())
+    assert b"older" in arrived[0]

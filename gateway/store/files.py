@@ -446,10 +446,13 @@ class FileStore:
                 # Others may have become the heads of their lines meanwhile.
                 self._shares.forget({head.tenant for head in heads})
                 raise
+        # Meanwhile an operator took it away, or an older message of its line was accepted.
+        overtaken = [head for head in heads if head.delivery is None]
+        for head in overtaken:
+            self._shares.release(head.id)
+        self._shares.forget({head.tenant for head in overtaken})
         found = [head.delivery for head in heads if head.delivery]
         for head in heads:
-            if head.delivery is None:  # taken away by an operator meanwhile
-                self._shares.release(head.id)
             head.delivery = None
         return found
 

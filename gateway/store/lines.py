@@ -165,10 +165,10 @@ def all_due(tx: Tx, now: float) -> None:
 
 
 def load(tx: Tx, heads: Iterable[Head]) -> None:
-    """Give each head its delivery, None if it is gone."""
+    """Give each head its delivery; None if it is gone, or no longer the first of its line."""
     for head in heads:
-        row = tx.execute(f"SELECT {_COLUMNS} FROM delivery WHERE id = ?", (head.id,)).fetchone()
-        head.delivery = _delivery(row) if row else None
+        row = tx.execute(f"SELECT {_COLUMNS} {_FIRST}", (head.user, head.tenant)).fetchone()
+        head.delivery = _delivery(row) if row and row[0] == head.id else None
 
 
 def of_user(tx: Tx, user: UserId) -> list[tuple[int, TenantId]]:
