@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 
 from gateway.errors import StoreUnavailable
 from gateway.model import Accepted, Again, AskForLink, Bind, Delivery, Done, PutBack
-from gateway.store import Limits, Store, files, journal, lines, mappings, patience
+from gateway.store import Limits, Store, files, journal, lines, mappings, patience, seen
 from gateway.store.files import FileStore
 from gateway.store.seen import SeenKeys
 from gateway.store.shares import Head
@@ -312,12 +312,44 @@ async def test_seen_keys_last_48_hours_and_are_then_emptied_little_by_little(
         return sum(connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables)
 
     assert rows() == 2
-    seen = SeenKeys()
+    keys = SeenKeys()
     for days in range(0, 14, 2):
-        seen.purge(connection, NOW + 97 * hour + days * 24 * hour)
+        keys.purge(connection, NOW + 97 * hour + days * 24 * hour)
     connection.commit()
     assert rows() == 0
     connection.close()
+
+
+async def test_many_old_keys_go_faster_than_the_watch_looks(
+    open_files: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seen, "CHUNK", 10)
+    monkeypatch.setattr(files, "_WATCH_SECONDS", 1.0)
+    monkeypatch.setattr(files, "_SWEEP_SECONDS", 0.001)
+    now = NOW
+    store = await open_files(clock=lambda: now)
+    await asyncio.gather(*(say(store, "hello", bare_id=f"A{n}", now=NOW) for n in range(200)))
+    now = NOW + 97 * 3600
+    connection = sqlite3.connect(tmp_path / "router.db")
+    tables = " UNION ALL ".join(f"SELECT * FROM seen_{n}" for n in range(3))
+    left = f"SELECT count(*) FROM ({tables})"
+    await wait_until(lambda: connection.execute(left).fetchone() == (0,))
+    connection.close()
+
+
+async def test_very_many_backoffs_end_in_steps(
+    open_files: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "CHUNK", 10)
+    store = await open_files()
+    for number in range(35):
+        await say(store, "start_realty_2", f"97150{number:07}")
+    for delivery in await store.claim(100, wait=0):
+        outcome = Again(3600.0, "503", own_fault=False, tried_at=time.time(), age=0.0)
+        await store.settle(delivery, outcome)
+    assert await store.claim(100, wait=0) == []
+    await store.all_due()
+    assert len(await store.claim(100, wait=0)) == 35
 
 
 async def test_a_clock_that_goes_back_delays_nobody(

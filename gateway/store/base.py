@@ -81,7 +81,7 @@ class Store(Protocol):
         """Say what became of a claimed delivery; durable. Its line goes on."""
 
     async def all_due(self) -> None:
-        """Whatever waits for a backoff is due now."""
+        """Whatever waits for a backoff is due now; durable, not in one step."""
 
     async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
         """The id under which the person is kept, and the lock; either id finds it."""

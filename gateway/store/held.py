@@ -11,7 +11,7 @@ import orjson
 from gateway.model import Moment, UserId
 from gateway.store.lines import Content
 
-_EXPIRED_AT_ONCE = 1000  # deleted in one transaction
+CHUNK = 1000  # deleted in one transaction
 
 
 def keep(
@@ -58,8 +58,8 @@ def forget(tx: sqlite3.Connection, idempotency_key: str) -> None:
 
 
 def expire(tx: sqlite3.Connection, *, arrived_until: float) -> int:
-    """Delete what is too old, a thousand at a time; how many."""
+    """Delete what is too old, at most CHUNK; how many."""
     return tx.execute(
         "DELETE FROM held WHERE id IN (SELECT id FROM held WHERE arrived <= ? LIMIT ?)",
-        (arrived_until, _EXPIRED_AT_ONCE),
+        (arrived_until, CHUNK),
     ).rowcount

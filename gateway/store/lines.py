@@ -20,6 +20,8 @@ _COLUMNS = (
 )
 _FIRST = "FROM delivery WHERE user = ? AND tenant = ? ORDER BY event_time, id LIMIT 1"
 
+CHUNK = 1000  # heads changed in one transaction, so that webhooks do not wait for all of them
+
 Tx = sqlite3.Connection
 
 
@@ -160,8 +162,12 @@ def due_heads(tx: Tx, tenant: TenantId, now: float, limit: int) -> tuple[list[He
     return heads, math.inf if later is None else later
 
 
-def all_due(tx: Tx, now: float) -> None:
-    tx.execute("UPDATE delivery SET due = ? WHERE due > ?", (now, now))
+def some_due(tx: Tx, now: float) -> int:
+    """What is due later is due now, at most CHUNK heads; how many."""
+    return tx.execute(
+        "UPDATE delivery SET due = ? WHERE id IN (SELECT id FROM delivery WHERE due > ? LIMIT ?)",
+        (now, now, CHUNK),
+    ).rowcount
 
 
 def load(tx: Tx, heads: Iterable[Head]) -> None:
