@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 from collections.abc import AsyncIterator, Callable
 
 import httpx
@@ -39,9 +40,13 @@ def create_app(
     """
     access = Access(settings)
 
+    def leave(reason: str) -> None:
+        app.state.distrusted = reason
+        signal.raise_signal(signal.SIGTERM)  # the orderly end: answer, finish what is in flight
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store = await open_store(settings.store_place, limits or _limits(settings))
+        store = await open_store(settings.store_place, limits or _limits(settings), leave)
         courier = Courier(
             store,
             backend.Backend(
@@ -93,6 +98,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
     )
+    app.state.distrusted = None
     app.add_exception_handler(GatewayError, _gateway_error)
     _add_documents(app, access)
     return app

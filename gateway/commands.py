@@ -87,7 +87,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings, app: FastAPI) -> int:
-    """Serve until SIGINT or SIGTERM; 1 if the start failed."""
+    """Serve until SIGINT or SIGTERM; 1 if the start failed or the store cannot be trusted."""
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -106,7 +106,7 @@ def serve(settings: Settings, app: FastAPI) -> int:
     server = _Server(config, app)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
-    return 0 if server.started else 1
+    return 0 if server.started and app.state.distrusted is None else 1
 
 
 def _say(settings: Settings, phone: str, text: str, session: str | None) -> int:

@@ -29,6 +29,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.fails_commit = False
+        self.fails_rollback = False
         self.fails_file = False
         self.fails_at_random: random.Random | None = None
         self.poison: str | None = None  # an INSERT that names it fails at its commit
@@ -57,6 +58,8 @@ class Disk:
                     self.changes_before = self.total_changes
                 if sql == "ROLLBACK":
                     self.poisoned = False
+                    if disk.fails_rollback:
+                        raise sqlite3.OperationalError("disk I/O error")
                 return super().execute(sql, parameters)
 
         return sqlite3.connect(
@@ -210,6 +213,21 @@ async def test_it_heals_without_traffic(
     assert store.health().refusing
     disk.fails_commit = False
     await wait_until(lambda: store.health().refusing is None)
+
+
+async def test_a_transaction_that_cannot_be_undone_ends_the_trust(
+    open_files: Open, disk: Disk
+) -> None:
+    reasons: list[str] = []
+    store = await open_files(leave=reasons.append)
+    disk.fails_commit = disk.fails_rollback = True
+    with pytest.raises(StoreUnavailable):
+        await say(store, "start_realty_2")
+    disk.fails_commit = disk.fails_rollback = False
+    with pytest.raises(StoreUnavailable):
+        await say(store, "start_realty_2")
+    assert reasons == ["a failed transaction cannot be undone: disk I/O error"]
+    assert store.health().refusing
 
 
 async def test_in_a_batch_that_fails_only_the_culprit_is_refused(

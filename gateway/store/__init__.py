@@ -10,18 +10,25 @@ from gateway.store.files import FileStore
 __all__ = ["Limits", "Page", "Store", "open_store"]
 
 
-async def open_store(url: str, limits: Limits) -> Store:
-    """The store that url names by its scheme (file:<folder>); StartRefused if unusable."""
+Leave = Callable[[str], None]
+
+
+async def open_store(url: str, limits: Limits, leave: Leave = lambda _: None) -> Store:
+    """The store that url names by its scheme (file:<folder>); StartRefused if unusable.
+
+    leave is called with the reason when it turns out that it cannot be trusted any longer: the
+    process must end then.
+    """
     scheme, _, place = url.partition(":")
     if scheme not in _STORES:
         raise StartRefused(
             f"STORE_URL={url!r}: must be empty or begin with one of {', '.join(_STORES)}:"
         )
-    return await _STORES[scheme](place, limits)
+    return await _STORES[scheme](place, limits, leave)
 
 
-async def _files(place: str, limits: Limits) -> Store:
-    return await FileStore.open(Path(place), limits)
+async def _files(place: str, limits: Limits, leave: Leave) -> Store:
+    return await FileStore.open(Path(place), limits, leave=leave)
 
 
-_STORES: dict[str, Callable[[str, Limits], Awaitable[Store]]] = {"file": _files}
+_STORES: dict[str, Callable[[str, Limits, Leave], Awaitable[Store]]] = {"file": _files}

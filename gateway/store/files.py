@@ -104,12 +104,17 @@ class FileStore:
         folder: Path,
         limits: Limits,
         *,
+        leave: Callable[[str], None] = lambda _: None,
         clock: Clock = time.time,
         write_file: Callable[[Path, bytes], None] = mappings.replace_file,
         connect_to: Callable[[Path], Tx] = connect,
     ) -> "FileStore":
-        """Raise StartRefused, with file and cure, if the folder's state cannot be trusted."""
-        return cls(*open_folder(folder, clock(), connect_to), folder, limits, clock, write_file)
+        """Raise StartRefused, with file and cure, if the folder's state cannot be trusted.
+
+        leave is called with the reason if that turns out later; see Journal.
+        """
+        opened = open_folder(folder, clock(), connect_to)
+        return cls(*opened, folder, limits, leave, clock, write_file)
 
     def __init__(
         self,
@@ -118,6 +123,7 @@ class FileStore:
         locks: dict[UserId, TenantId],
         folder: Path,
         limits: Limits,
+        leave: Callable[[str], None],
         clock: Clock,
         write_file: Callable[[Path, bytes], None],
     ) -> None:
@@ -129,7 +135,7 @@ class FileStore:
         for tenant, count in lines.counts(connection):
             self._shares.add(tenant, count)
         self._shares.forget_all()
-        self._journal = Journal(connection)
+        self._journal = Journal(connection, leave)
         self._mappings = mappings.Mappings(
             folder / mappings.FILE_NAME, locks, written=self._in_file, write_file=write_file
         )

@@ -25,6 +25,7 @@ Work = Callable[[sqlite3.Connection], T]
 _BATCH = 256
 _TEST_SECONDS = 5.0  # between the store's tests of itself while it fails
 _CHECK_SECONDS = 1.0  # of the start spent on looking for damage
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # low byte of a result code
 _PRAGMAS = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
@@ -58,6 +59,14 @@ def connect(path: Path) -> sqlite3.Connection:
         raise StartRefused(
             f"{path}: SQLite calls it damaged ({damage}): put the back-up in its place"
         )
+    try:
+        # A commit whose fsync failed may be read back from the machine's memory though the disk
+        # lacks it, and would be believed: a copy would be answered as a duplicate. Written into the
+        # database and synced it is true; what a reader of the file prevents comes later.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error as exc:
+        connection.close()
+        raise StartRefused(f"{path}: cannot be written ({exc}): check the disk") from exc
     return connection
 
 
@@ -84,13 +93,19 @@ class _Entry:
 
 
 class Journal:
-    """The one writer. trouble is why it cannot commit, None while it can."""
+    """The one writer. trouble is why it cannot commit, None while it can.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    leave is called, once, with the reason when the database cannot be trusted any longer: SQLite
+    calls it damaged, or a failed transaction cannot be undone. Nothing is committed from then on.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, leave: Callable[[str], None]) -> None:
         self.trouble: str | None = None
         self.patience = Patience()
         self.batch = 0  # number of the transaction that runs, or ran last
         self._connection = connection
+        self._leave = leave
+        self._distrusted: str | None = None
         self._queue: list[_Entry] = []
         self._filled = asyncio.Event()
         self._closing = False
@@ -161,6 +176,8 @@ class Journal:
 
     async def _commit(self, batch: list[_Entry]) -> list[Any]:
         connection = self._connection
+        if self._distrusted:
+            raise self.patience.unavailable(f"router.db: {self._distrusted}")
         self.batch += 1
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -182,7 +199,7 @@ class Journal:
             try:
                 self._connection.execute("ROLLBACK")
             except sqlite3.Error as exc:
-                log.error("router.db: %s", exc, extra={"event": "store.failed"})
+                self._distrust(f"a failed transaction cannot be undone: {exc}")
 
     def _fail(self, entry: _Entry, exc: Exception) -> None:
         error: Exception = exc
@@ -194,7 +211,20 @@ class Journal:
         if not entry.done.done():
             entry.done.set_exception(error)
 
-    def _unwell(self, exc: Exception) -> None:
+    def _distrust(self, reason: str) -> None:
+        if self._distrusted is None:
+            self._distrusted = self.trouble = reason
+            log.critical(
+                "router.db cannot be trusted any longer (%s): the router ends; the next start looks"
+                " for damage and says what to do",
+                reason,
+                extra={"event": "store.distrusted"},
+            )
+            self._leave(reason)
+
+    def _unwell(self, exc: sqlite3.Error) -> None:
+        if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+            self._distrust(str(exc))
         if self.trouble is None:
             log.error(
                 "router.db cannot be written (%s): webhooks get 503 until it can",
@@ -213,7 +243,7 @@ class Journal:
 
     async def _test_until_well(self) -> None:
         """A quiet night must not leave /health red: the store tests itself, traffic or not."""
-        while self.trouble is not None:
+        while self.trouble is not None and self._distrusted is None:
             await asyncio.sleep(_TEST_SECONDS)
             try:
                 await self.run(

@@ -178,6 +178,27 @@ def test_a_damaged_file_ends_the_start_with_one_line_and_stays(tmp_path: Path) -
     assert (tmp_path / "data" / "router_mappings.json").read_text() == '{"971501234567": 2'
 
 
+def test_a_database_damaged_while_it_runs_ends_the_router_with_a_clear_line(tmp_path: Path) -> None:
+    database = tmp_path / "data" / "router.db"
+    with running(tmp_path, backend_api_url=f"http://127.0.0.1:{free_port()}") as router:
+        for number in range(25):  # more than SQLite keeps in memory
+            text = f"start_realty_2 {'x' * 200_000}"
+            assert router.post(webhook(text, f"9715012345{number:02}")).status_code == 200
+        with database.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * (database.stat().st_size - 4096))
+        answer = httpx.get(f"{router.url}/router/dead-letters")
+        assert answer.status_code == 503
+        assert "malformed" in answer.json()["detail"]
+        assert router.wait() == 1
+        assert "router.db cannot be trusted any longer" in router.log.read_text("utf-8")
+        done = router.run()
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert "router.db: SQLite" in line
+        assert "put the back-up in its place" in line
+
+
 def test_say_composes_signs_and_posts(tmp_path: Path) -> None:
     with running(tmp_path, webhook_hmac_key="new-key,old-key", host="0.0.0.0") as router:
         assert "is no user" in router.run("say", "abc", "hello").stderr
