@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 
 def promise(**what: Any) -> None:
-    print(json.dumps(what), flush=True)
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()  # one call for one promise
 
 
 async def again(work: Callable[[], Awaitable[T]]) -> T:
