@@ -22,7 +22,7 @@ demo: $(VENV)/run.stamp
 	$(BIN)/python examples/demo.py
 
 bench: $(VENV)/run.stamp
-	$(BIN)/python bench/run.py
+	$(BIN)/python bench/end_to_end.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,6 +17,7 @@ import pytest
 import respx
 from aiohttp import web
 
+from gateway import backend as backend_module
 from gateway.backend import Backend, retry_after, transport
 from gateway.errors import BackendRefused, BackendUnavailable, NotConnected
 from gateway.model import Delivery, UserId
@@ -277,6 +278,53 @@ async def test_an_answer_without_end_counts_by_its_status_and_is_dropped() -> No
     await there.post(delivery())
     assert time.monotonic() - began < 5, "it is not read to its end"
     await asyncio.wait_for(hung_up.wait(), 5)
+    await there.close()
+    server.close()
+
+
+async def test_an_answer_that_trickles_without_end_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend_module, "_ANSWER_SECONDS", 0.1)
+    hung_up = asyncio.Event()
+
+    async def trickles(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n")
+        try:
+            while True:
+                writer.write(b"1\r\nx\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        except ConnectionError:
+            hung_up.set()
+            raise
+
+    server, url = await odd_server(trickles)
+    there = backend_at(url)
+    with pytest.raises(BackendUnavailable) as failed:
+        await there.post(delivery())
+    assert failed.value.status == 503
+    assert failed.value.answer.startswith(b"xx")
+    await asyncio.wait_for(hung_up.wait(), 5)
+    await there.close()
+    server.close()
+
+
+async def test_a_connection_that_the_backend_closed_silently_is_not_used_again() -> None:
+    answered = 0
+
+    async def answers_once(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal answered
+        answered += 1
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()  # and closes, though it said nothing of that
+
+    server, url = await odd_server(answers_once)
+    there = backend_at(url)
+    for _ in range(3):
+        await there.post(delivery())
+        await asyncio.sleep(0.05)  # the end of the connection is on its way
+    assert answered == 3
     await there.close()
     server.close()
 

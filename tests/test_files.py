@@ -330,7 +330,7 @@ async def test_seen_keys_last_48_hours_and_are_then_emptied_little_by_little(
         return sum(connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables)
 
     assert rows() == 2
-    keys = SeenKeys()
+    keys = SeenKeys(connection)
     for days in range(0, 14, 2):
         keys.purge(connection, NOW + 97 * hour + days * 24 * hour)
     connection.commit()
@@ -355,6 +355,31 @@ async def test_many_old_keys_go_faster_than_the_watch_looks(
     connection.close()
 
 
+async def test_a_start_with_a_clock_that_went_back_forgets_no_key(
+    open_files: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(files, "_WATCH_SECONDS", 0.01)
+    store = await open_files(clock=lambda: NOW)
+    await say(store, "start_realty_2", bare_id="A1", now=NOW)
+    connection = sqlite3.connect(tmp_path / "router.db")
+    period = "SELECT value FROM meta WHERE name = 'seen_period'"
+    await wait_until(lambda: connection.execute(period).fetchone())
+    connection.close()
+    earlier = NOW - SeenKeys.PERIOD_SECONDS
+    store = await open_files(clock=lambda: earlier)
+    sweep, sweeps = store._sweep, 0
+
+    async def counted() -> bool:
+        nonlocal sweeps
+        more = await sweep()
+        sweeps += 1
+        return more
+
+    monkeypatch.setattr(store, "_sweep", counted)
+    await wait_until(lambda: sweeps)
+    assert (await say(store, "start_realty_2", bare_id="A1", now=earlier)).decision is None
+
+
 async def test_very_many_backoffs_end_in_steps(
     open_files: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +399,7 @@ async def test_a_clock_that_goes_back_delays_nobody(
     open_files: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(lines, "CHUNK", 30)  # it takes more than one step
     now = NOW
     store = await open_files(clock=lambda: now)
     for number in range(100):  # more than are kept in memory

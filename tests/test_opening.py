@@ -1,7 +1,10 @@
 """Every refusal to start names file and cure and damages nothing; and what is taken over."""
 
+import errno
 import json
+import math
 import os
+import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 
 from gateway.errors import StartRefused
 from gateway.model import Moment
-from gateway.store import open_store
+from gateway.store import journal, open_store
 from gateway.store.opening import rebuild
 from tests.conftest import LIMITS
 from tests.messages import ALI, LID, NOW, SARA, by_the_rules, message, user
@@ -132,6 +135,84 @@ async def test_a_damaged_database_is_refused(folder: Path, damage: str) -> None:
     with pytest.raises(StartRefused, match=r"router\.db: SQLite c.*back-up"):
         await start(folder)
     assert path.read_bytes() == content
+
+
+@pytest.fixture
+async def killed(folder: Path, tmp_path: Path) -> Path:
+    """A folder as a kill leaves it: the newest commit is in the WAL only."""
+    await start(folder)
+    store = await open_store(f"file:{folder}", LIMITS)
+    inbound = message("start_realty_2")
+    await store.accept(inbound, by_the_rules(inbound))
+    left = tmp_path / "killed"
+    shutil.copytree(folder, left, ignore=shutil.ignore_patterns("*-shm"))
+    await store.close()
+    assert (left / "router.db-wal").stat().st_size > 0
+    return left
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    names = ("router.db", "router.db-wal", "router_mappings.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+async def test_a_refusal_of_a_damaged_database_leaves_its_wal_alone(killed: Path) -> None:
+    untouched = "SELECT rootpage FROM sqlite_master WHERE name = 'dead_letter'"
+    database = sqlite3.connect(f"file:{killed / 'router.db'}?immutable=1", uri=True)
+    (page,) = database.execute(untouched).fetchone()
+    database.close()
+    with (killed / "router.db").open("r+b") as file:
+        file.seek(4096 * (page - 1))
+        file.write(b"\xff" * 4096)
+    before = files(killed)
+    with pytest.raises(StartRefused, match="back-up"):
+        await start(killed)
+    assert files(killed) == before
+
+
+async def test_a_wal_that_cannot_be_made_durable_is_not_built_on(
+    killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    before = files(killed)
+    with monkeypatch.context() as broken:
+        broken.setattr("gateway.store.journal.os.fsync", fails)
+        with pytest.raises(StartRefused, match=r"Input/output error.*check the disk"):
+            await start(killed)
+    assert files(killed) == before
+    store = await open_store(f"file:{killed}", LIMITS)
+    assert len(await store.claim(10, wait=0)) == 1
+    await store.close()
+
+
+async def test_a_database_behind_a_link_is_served(killed: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("router.db", "router.db-wal"):
+        shutil.move(killed / name, tmp_path / "elsewhere" / name)
+    (killed / "router.db").symlink_to(tmp_path / "elsewhere" / "router.db")
+    store = await open_store(f"file:{killed}", LIMITS)
+    assert len(await store.claim(10, wait=0)) == 1
+    await store.close()
+
+
+async def test_after_an_end_for_distrust_the_whole_database_is_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    first_damage = journal._first_damage
+
+    def looks(path: Path, seconds: float) -> str | None:
+        asked.append(seconds)
+        return first_damage(path, seconds)
+
+    await lock(folder)
+    monkeypatch.setattr(journal, "_first_damage", looks)
+    (folder / "router.distrust").touch()
+    await start(folder)
+    await start(folder)
+    assert asked == [math.inf, 1.0]
 
 
 async def test_a_second_router_on_the_folder_is_refused(folder: Path) -> None:

@@ -7,6 +7,7 @@ the JSON says. So one commit decides, and the JSON, which people read with `cat`
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import heapq
 import logging
@@ -49,7 +50,7 @@ from gateway.model import (
 from gateway.store import held, letters, lines, mappings, seen
 from gateway.store.base import Limits, Page
 from gateway.store.history import Kind, last_change, record, was_unlocked
-from gateway.store.journal import Journal, connect
+from gateway.store.journal import DISTRUST_NAME, Journal, connect
 from gateway.store.lines import Content
 from gateway.store.opening import forgive_the_clock, open_folder
 from gateway.store.patience import Patience
@@ -135,18 +136,24 @@ class FileStore:
         for tenant, count in lines.counts(connection):
             self._shares.add(tenant, count)
         self._shares.forget_all()
-        self._journal = Journal(connection, leave)
+        self._leave = leave
+        self._journal = Journal(connection, self._distrust)
         self._mappings = mappings.Mappings(
             folder / mappings.FILE_NAME, locks, written=self._in_file, write_file=write_file
         )
         self._staged = _Staged(0)
-        self._seen = seen.SeenKeys()
+        self._seen = seen.SeenKeys(connection)
         self._work = asyncio.Event()  # something may be due that was not
         self._low_disk: str | None = None
         self._patience = Patience()
         self._chores: set[asyncio.Task[None]] = set()
         self._look_at_disk()
         self._watch = asyncio.create_task(self._watch_over())
+
+    def _distrust(self, reason: str) -> None:
+        with contextlib.suppress(OSError):
+            (self._folder / DISTRUST_NAME).touch()
+        self._leave(reason)
 
     # accepting
 
@@ -620,8 +627,9 @@ class FileStore:
                 self._look_at_disk()
                 more = await self._sweep()
                 if now < last:
-                    await self._journal.run(lambda tx: forgive_the_clock(tx, self._clock()))
-                    self._look_again()
+                    forgive = functools.partial(forgive_the_clock, now=now)
+                    while await self._journal.run(forgive):
+                        self._look_again()
                 last = now
             except StoreUnavailable:
                 pass  # the journal has said so, and tests itself

@@ -7,7 +7,9 @@ and must win it back from a busy event loop (switch interval 5 ms).
 """
 
 import asyncio
+import contextlib
 import logging
+import math
 import os
 import sqlite3
 import time
@@ -27,6 +29,7 @@ _BATCH = 256
 _TEST_SECONDS = 5.0  # between the store's tests of itself while it fails
 _CHECK_SECONDS = 1.0  # of the start spent on looking for damage
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # low byte of a result code
+DISTRUST_NAME = "router.distrust"  # in the folder: the next start looks at the whole database
 _PRAGMAS = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
@@ -43,57 +46,61 @@ def connect(path: Path) -> sqlite3.Connection:
     """Open the database and create what it lacks; raise StartRefused if SQLite calls it damaged."""
     if sqlite3.sqlite_version_info < (3, 35):
         raise StartRefused(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed")
+    marker = path.with_name(DISTRUST_NAME)
     try:
+        path = path.resolve()  # SQLite keeps the WAL beside the file itself, not beside a link
+        if path.exists():
+            _make_true(path.with_name(path.name + "-wal"))
+            if damage := _first_damage(path, math.inf if marker.exists() else _CHECK_SECONDS):
+                raise StartRefused(
+                    f"{path}: SQLite calls it damaged ({damage}): put the back-up in its place,"
+                    " without its -wal and -shm"
+                )
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         connection.executescript(_PRAGMAS)
-        _make_true(connection, path.with_name(path.name + "-wal"))
         connection.executescript((Path(__file__).parent / "schema.sql").read_text("utf-8"))
-        damage = _first_damage(connection)
+        marker.unlink(missing_ok=True)
     except (sqlite3.OperationalError, OSError) as exc:
         raise StartRefused(f"{path}: {exc}: check the disk, the owner and the rights") from exc
     except sqlite3.Error as exc:
         raise StartRefused(
-            f"{path}: SQLite cannot use it ({exc}): put the back-up in its place; "
-            "it holds the messages that wait, so do not delete it lightly"
+            f"{path}: SQLite cannot use it ({exc}): put the back-up in its place, without its -wal"
+            " and -shm; it holds the messages that wait, so do not delete it lightly"
         ) from exc
-    if damage:
-        connection.close()
-        raise StartRefused(
-            f"{path}: SQLite calls it damaged ({damage}): put the back-up in its place"
-        )
     return connection
 
 
-def _make_true(connection: sqlite3.Connection, wal: Path) -> None:
-    """Write the WAL's bytes once more and sync them, before anything is built on them.
+def _make_true(wal: Path) -> None:
+    """Write the WAL's bytes once more and sync them, before SQLite builds anything on them.
 
     A commit whose fsync failed is shown to the next process that reads the file, though the disk
     lacks it and no later fsync brings it there (Rebello et al., "Can Applications Recover from
     fsync Failures?", USENIX ATC 2020). SQLite would believe it: a copy of its message would be
     answered as a duplicate, and a checkpoint would mix old and new pages if the power fails in it.
     """
-    connection.execute("BEGIN IMMEDIATE")  # nobody else writes meanwhile
-    with wal.open("r+b") as file:
+    with contextlib.suppress(FileNotFoundError), wal.open("r+b") as file:
         content = file.read()
         file.seek(0)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    connection.execute("COMMIT")
 
 
-def _first_damage(connection: sqlite3.Connection) -> str | None:
-    """What quick_check finds within a second; the rest of a large file is not looked at."""
-    deadline = time.monotonic() + _CHECK_SECONDS
-    connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
-    try:
-        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.OperationalError as exc:
-        if "interrupted" not in str(exc):
-            raise
-        return None
-    finally:
-        connection.set_progress_handler(None, 0)
+def _first_damage(path: Path, seconds: float) -> str | None:
+    """What quick_check finds within so many seconds; the rest of a large file is not looked at.
+
+    Read-only: the last writer to close would write the WAL into a damaged database.
+    """
+    deadline = time.monotonic() + seconds
+    uri = f"{path.as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+        try:
+            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.OperationalError as exc:
+            if "interrupted" not in str(exc):
+                raise
+            return None
     return None if found == "ok" else " ".join(str(found).split())
 
 

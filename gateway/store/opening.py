@@ -13,7 +13,7 @@ from typing import IO
 
 from gateway.errors import StartRefused
 from gateway.model import Moment, TenantId, UserId
-from gateway.store import history, mappings
+from gateway.store import history, lines, mappings
 from gateway.store.journal import connect
 
 DATABASE_NAME = "router.db"
@@ -33,7 +33,8 @@ def open_folder(
         try:
             locks = _current_locks(path, connection)
             _import_predecessors(connection, path, locks, now)
-            forgive_the_clock(connection, now)
+            while forgive_the_clock(connection, now):
+                pass
         except BaseException:
             connection.close()
             raise
@@ -154,9 +155,11 @@ def rebuild(folder: Path) -> tuple[Path, int]:
     return path, len(locks)
 
 
-def forgive_the_clock(tx: Tx, now: float) -> None:
-    """What was put off by a clock that has gone back since is due now."""
-    tx.execute(
-        "UPDATE delivery SET due = ? WHERE due > ? AND (coalesce(tried_at, due) > ? OR due > ?)",
-        (now, now, now, now + _LONGEST_WAIT),
-    )
+def forgive_the_clock(tx: Tx, now: float) -> int:
+    """What was put off by a clock that has gone back since is due now, some of it at a time; how
+    much, 0 when none is left."""
+    return tx.execute(
+        "UPDATE delivery SET due = ? WHERE id IN (SELECT id FROM delivery"
+        " WHERE due > ? AND (coalesce(tried_at, due) > ? OR due > ?) LIMIT ?)",
+        (now, now, now, now + _LONGEST_WAIT, lines.CHUNK),
+    ).rowcount

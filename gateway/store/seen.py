@@ -20,8 +20,9 @@ class SeenKeys:
 
     PERIOD_SECONDS = 48 * 3600
 
-    def __init__(self) -> None:
-        self._period = 0
+    def __init__(self, tx: sqlite3.Connection) -> None:
+        found = tx.execute("SELECT value FROM meta WHERE name = 'seen_period'").fetchone()
+        self._period: int = found[0] if found else 0
 
     def find(self, tx: sqlite3.Connection, key: SeenKey, ids: Ids, now: float) -> tuple[bool, bool]:
         """Whether this very event was seen; whether another person's event has the same key."""
@@ -50,6 +51,12 @@ class SeenKeys:
     def purge(self, tx: sqlite3.Connection, now: float) -> int:
         """Delete CHUNK rows of the oldest table, or a few more; how many."""
         table = self._table(now, +1)
+        # Kept for the next start: with a clock that has gone back it would empty the newest table.
+        tx.execute(
+            "INSERT INTO meta VALUES ('seen_period', ?) ON CONFLICT (name)"
+            " DO UPDATE SET value = excluded.value WHERE value < excluded.value",
+            (self._period,),
+        )
         return tx.execute(
             f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} LIMIT {CHUNK})"
         ).rowcount

@@ -192,6 +192,7 @@ def test_a_database_damaged_while_it_runs_ends_the_router_with_a_clear_line(tmp_
         assert "malformed" in answer.json()["detail"]
         assert router.wait() == 1
         assert "router.db cannot be trusted any longer" in router.log.read_text("utf-8")
+        assert (tmp_path / "data" / "router.distrust").exists()
         done = router.run()
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()

@@ -9,11 +9,8 @@ acknowledged was delivered once, and in order within each user.
 import asyncio
 import json
 import os
-import platform
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -21,11 +18,20 @@ from pathlib import Path
 from typing import ClassVar, cast
 
 import uvloop
+from load import (
+    PATH,
+    RELAY_PORT,
+    ROUTER_PORT,
+    SINK_PORT,
+    TARGET,
+    body,
+    listening,
+    machine,
+    router,
+    start,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
 ROUNDS, MESSAGES, CONNECTIONS, USERS, TENANTS = 5, 10_000, 64, 2_000, 50
-SINK_PORT, RELAY_PORT, ROUTER_PORT = 18090, 18091, 18092
-PATH = "/webhook/waha"
 
 
 class Sink(asyncio.Protocol):
@@ -51,32 +57,6 @@ class Sink(asyncio.Protocol):
             Sink.got[user].append(int(number))
             Sink.count += 1
             self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-
-
-def body(user: int, number: int, text: str) -> bytes:
-    chat, now = f"97150{user:07}@c.us", time.time()
-    envelope = {
-        "id": f"evt_{number:026d}",
-        "timestamp": int(now * 1000),
-        "event": "message",
-        "session": "default",
-        "metadata": {},
-        "me": {"id": "971557357753@c.us", "pushName": "Gateway"},
-        "payload": {
-            "id": f"false_{chat}_3EB0{number:016X}",
-            "timestamp": int(now),
-            "from": chat,
-            "fromMe": False,
-            "source": "app",
-            "body": text,
-            "hasMedia": False,
-            "media": None,
-            "_data": {"key": {"remoteJid": chat, "fromMe": False}, "pushName": "x" * 400},
-        },
-        "engine": "NOWEB",
-        "environment": {"version": "2026.7.1", "engine": "NOWEB", "tier": "CORE"},
-    }
-    return json.dumps(envelope, separators=(",", ":")).encode()
 
 
 async def post_all(port: int, bodies: list[list[bytes]]) -> None:
@@ -122,57 +102,29 @@ async def measure(port: int, lists: list[list[bytes]]) -> float:
     return total / (time.perf_counter() - began)
 
 
-def start(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        ["taskset", "-c", "0", sys.executable, *command],
-        cwd=ROOT,
-        env=os.environ | env,
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-    )
-
-
-async def listening(port: int) -> None:
-    for _ in range(200):
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            await asyncio.sleep(0.05)
-        else:
-            writer.close()
-            return
-    raise SystemExit(f"nothing listens on port {port}")
-
-
 async def main() -> None:
     os.sched_setaffinity(0, {1})
     loop = asyncio.get_running_loop()
     sink = await loop.create_server(Sink, "127.0.0.1", SINK_PORT)
     folder = Path(tempfile.mkdtemp(prefix="bench"))
-    target = f"http://127.0.0.1:{SINK_PORT}"
-    router_env = {
-        "PORT": str(ROUTER_PORT),
-        "DATA_DIR": str(folder / "data"),
-        "BACKEND_API_URL": target,
-    }
-    relay_env = {"PORT": str(RELAY_PORT), "TARGET": f"{target}/api/webhook/waha"}
+    relay_env = {"PORT": str(RELAY_PORT), "TARGET": f"{TARGET}/api/webhook/waha"}
     processes = [
-        start(["whatsapp_router.py"], router_env, folder / "router.log"),
+        router(folder),
         start(["bench/peers/plain_relay.py"], relay_env, folder / "relay.log"),
     ]
     try:
         await listening(ROUTER_PORT)
         await listening(RELAY_PORT)
-        print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores")
+        print(machine())
         await measure(ROUTER_PORT, batch(USERS, "start_realty_{tenant} {number}"))
         await measure(RELAY_PORT, batch(USERS))
         Sink.got.clear()
         ratios = []
         for round_ in range(1, ROUNDS + 1):
-            router = await measure(ROUTER_PORT, batch(MESSAGES))
+            ours = await measure(ROUTER_PORT, batch(MESSAGES))
             relay = await measure(RELAY_PORT, batch(MESSAGES))
-            ratios.append(router / relay)
-            print(f"round {round_}: router {router:6.0f}/s  plain relay {relay:6.0f}/s"
+            ratios.append(ours / relay)
+            print(f"round {round_}: router {ours:6.0f}/s  plain relay {relay:6.0f}/s"
                   f"  ratio {ratios[-1]:.2f}", flush=True)  # fmt: skip
         print(f"median ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
         check()
