@@ -98,7 +98,9 @@ def _first_damage(path: Path, seconds: float) -> str | None:
         try:
             found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.OperationalError as exc:
-            if "interrupted" not in str(exc):
+            # The first start died before there was a WAL: opened for writing, it is undone.
+            half_made = exc.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK
+            if "interrupted" not in str(exc) and not half_made:
                 raise
             return None
     return None if found == "ok" else " ".join(str(found).split())
