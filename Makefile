@@ -1,10 +1,10 @@
-# make run | test | check | demo | bench | clean. Needs Python 3.11 or newer and make; the rest is installed in .venv.
+# make run | test | check | demo | bench | lock | audit | clean. Needs Python 3.11 or newer and make; the rest is installed in .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check demo bench clean
+.PHONY: run test check demo bench lock audit clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python whatsapp_router.py
@@ -24,6 +24,17 @@ demo: $(VENV)/run.stamp
 bench: $(VENV)/run.stamp
 	$(BIN)/python bench/end_to_end.py
 
+# Versions are chosen in the .in files; this writes the .txt files with all that they bring along.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-annotate --custom-compile-command "make lock"
+lock: $(VENV)/dev.stamp
+	$(LOCK) requirements.in -o requirements.txt
+	$(LOCK) requirements-dev.in -o requirements-dev.txt
+
+audit: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	$(BIN)/pip-audit --disable-pip --require-hashes -r requirements.txt
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -36,6 +47,6 @@ $(VENV)/run.stamp: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt requirements.txt | $(BIN)/python
+$(VENV)/dev.stamp: requirements-dev.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@touch $@ $(VENV)/run.stamp
+	@touch $@

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from gateway import VERSION, backend
 from gateway.api import admin, answers, health
 from gateway.api.access import Access
+from gateway.api.refusals import Refusals
 from gateway.api.webhook import WebhookEndpoint
 from gateway.delivery import Courier
 from gateway.errors import GatewayError
@@ -39,6 +40,7 @@ def create_app(
     limits: for tests that need other ones than the settings give.
     """
     access = Access(settings)
+    refusals = Refusals()
 
     def leave(reason: str) -> None:
         app.state.distrusted = reason
@@ -62,7 +64,7 @@ def create_app(
         routes_before = list(app.router.routes)
         ingest = Ingest(store, _rules(settings))
         for path in ("/webhook/waha", "/webhook/waha/"):  # a redirect would lose WAHA's body
-            endpoint = WebhookEndpoint(ingest, access, settings.max_body_bytes)
+            endpoint = WebhookEndpoint(ingest, access, refusals, settings.max_body_bytes)
             app.router.routes.append(Route(path, endpoint, methods=["POST"]))
         guard = [Depends(_guard(access))]
         app.include_router(health.health_router(store))
@@ -81,6 +83,7 @@ def create_app(
             settings.backend_url,
             extra={"event": "start"},
         )
+        _warn_of_open_doors(settings)
         try:
             yield
         finally:
@@ -99,9 +102,30 @@ def create_app(
         openapi_url=None,
     )
     app.state.distrusted = None
-    app.add_exception_handler(GatewayError, _gateway_error)
+
+    @app.exception_handler(GatewayError)
+    async def refused(request: Request, exc: GatewayError) -> Response:
+        return refusals.answer(request, exc)
+
     _add_documents(app, access)
     return app
+
+
+def _warn_of_open_doors(settings: Settings) -> None:
+    for name in settings.published_keys:
+        log.warning(
+            "%s is a key that stands in public documents: with another HOST than this machine's"
+            " the start is refused",
+            name,
+            extra={"event": "start.published_key"},
+        )
+    if settings.listens_on_loopback and not settings.admin_api_key.get_secret_value():
+        # nginx 1.29.7 and later passes a call on as HTTP/1.1 and adds nothing it could be told by.
+        log.info(
+            "Without ADMIN_API_KEY whoever calls from this machine may administer; set it and"
+            " WEBHOOK_HMAC_KEY where a reverse proxy stands in front",
+            extra={"event": "start.no_key"},
+        )
 
 
 def _limits(settings: Settings) -> Limits:
@@ -129,11 +153,6 @@ def _guard(access: Access) -> Callable[[Request], None]:
         access.check_admin(request)
 
     return check
-
-
-async def _gateway_error(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, GatewayError)
-    return answers.of_error(exc)
 
 
 def _add_documents(app: FastAPI, access: Access) -> None:

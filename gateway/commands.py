@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import httpx
 import uvicorn
@@ -93,7 +94,7 @@ def serve(settings: Settings, app: FastAPI) -> int:
         host=settings.host,
         port=settings.port,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
-        http="httptools" if sys.platform != "win32" else "h11",
+        http=_protocol(),
         ws="none",
         proxy_headers=False,
         server_header=False,
@@ -103,10 +104,31 @@ def serve(settings: Settings, app: FastAPI) -> int:
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_ANSWERS_SECONDS,
     )
+    _allow_connections()
     server = _Server(config, app)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     return 0 if server.started and app.state.distrusted is None else 1
+
+
+def _protocol() -> type[asyncio.Protocol] | Literal["h11"]:
+    if sys.platform == "win32":
+        return "h11"  # it has bounds of its own
+    from gateway.wire import BoundedProtocol
+
+    return BoundedProtocol
+
+
+def _allow_connections() -> None:
+    """As many open files as the system lets us have: shells give 1,024, too few for hostile days
+    (Go's runtime does the same since 1.19)."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS refuses "unlimited"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _say(settings: Settings, phone: str, text: str, session: str | None) -> int:

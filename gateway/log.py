@@ -6,6 +6,7 @@ Every line has a fixed event name and its facts in `extra`; what a user wrote is
 import logging
 import sys
 import time
+from collections.abc import Callable, Hashable
 from typing import TextIO
 
 import orjson
@@ -42,6 +43,32 @@ def shown(user: UserId) -> str:
         return user
     number, at, server = user.rpartition("/")[2].partition("@")
     return f"…{number[-4:]}{at}{server}"
+
+
+class Throttle:
+    """Lets each key through once in `seconds`, and at most `most` keys: who can choose the key
+    (an address, say) can fill neither the log nor the memory."""
+
+    def __init__(
+        self,
+        seconds: float = 60.0,
+        *,
+        most: int = 1000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._seconds = seconds
+        self._most = most
+        self._clock = clock
+        self._last: dict[Hashable, float] = {}  # in order of time
+
+    def passes(self, key: Hashable) -> bool:
+        now = self._clock()
+        while self._last and now - next(iter(self._last.values())) >= self._seconds:
+            del self._last[next(iter(self._last))]
+        if key in self._last or len(self._last) >= self._most:
+            return False
+        self._last[key] = now
+        return True
 
 
 class _Text(logging.Formatter):

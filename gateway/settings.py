@@ -18,6 +18,27 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gateway.errors import StartRefused
 from gateway.model import MESSAGE_EVENTS, LockPolicy
 
+# Keys that stand in public documents (the last two are WAHA's and the predecessor's examples), or
+# that people write who mean to come back to it. Letters and digits only: see _published.
+_PUBLISHED = frozenset(
+    [
+        "changeme",
+        "secret",
+        "password",
+        "admin",
+        "test",
+        "key",
+        "apikey",
+        "secretkey",
+        "yoursecret",
+        "yourkey",
+        "yourapikey",
+        "yoursecretkey",
+        "mysecretkey",
+        "wahaartinsmartrealtysecurekey2024",
+    ]
+)
+
 # WAHA docs 2026.8, "Events". Unknown names are refused: a typo would drop events silently.
 WAHA_EVENTS = MESSAGE_EVENTS | frozenset(
     [
@@ -234,6 +255,19 @@ class Settings(BaseSettings):
     def listens_on_loopback(self) -> bool:
         return is_loopback(self.host)
 
+    @property
+    def published_keys(self) -> tuple[str, ...]:
+        """The names of the settings whose key anybody could guess."""
+        return tuple(
+            name.upper()
+            for name, value in self
+            if isinstance(value, SecretStr) and any(map(_published, split(value)))
+        )
+
+
+def _published(key: str) -> bool:
+    return re.sub("[^a-z0-9]", "", key.lower()) in _PUBLISHED
+
 
 def is_loopback(host: str) -> bool:
     """127/8, ::1, the same mapped into IPv6, and the name localhost."""
@@ -247,6 +281,20 @@ def is_loopback(host: str) -> bool:
 
 def load(env_file: str | None = ".env") -> Settings:
     """The settings; raise StartRefused with a line for each wrong value."""
+    settings = _read(env_file)
+    if settings.published_keys and not settings.listens_on_loopback:
+        raise StartRefused(
+            "\n".join(
+                f"{name}: this key stands in public documents, and HOST={settings.host} lets others"
+                " call. Make one with: python3 -c 'import secrets;"
+                " print(secrets.token_urlsafe(32))'"
+                for name in settings.published_keys
+            )
+        )
+    return settings
+
+
+def _read(env_file: str | None) -> Settings:
     try:
         return Settings(_env_file=env_file)  # type: ignore[call-arg]  # pydantic-settings' own
     except UnicodeDecodeError as exc:

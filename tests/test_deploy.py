@@ -52,6 +52,16 @@ def test_every_secret_is_required_and_none_is_written_down() -> None:
         assert re.search(rf"^{secret}=$", example, re.MULTILINE), secret
 
 
+@pytest.mark.parametrize("name", ["router", "backend"])
+def test_our_containers_may_do_nothing_but_write_their_data(name: str) -> None:
+    service = services()[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "tmpfs" not in service
+    assert service.get("volumes", []) in (["router_data:/app/data"], [])
+
+
 def test_waha_is_set_up_as_it_demands() -> None:
     waha = services()["waha"]["environment"]
     url, events = waha["WHATSAPP_HOOK_URL"], waha["WHATSAPP_HOOK_EVENTS"]
@@ -70,6 +80,22 @@ def test_the_images_steps_are_those_of_make_run() -> None:
     assert re.search(r"pip install [^\n]*-r requirements\.txt", DOCKERFILE)
     assert "python whatsapp_router.py" in makefile
     assert 'CMD ["python", "whatsapp_router.py"]' in DOCKERFILE
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_version_is_exact_and_has_its_hashes(name: str) -> None:
+    pins = re.split(r"\n(?=\S)", (ROOT / name).read_text("utf-8").split("make lock\n")[1].strip())
+    assert len(pins) > 20
+    for pin in pins:
+        assert re.match(r"[a-z0-9-]+==[\w.]+( ; .+)? \\\n {4}--hash=sha256:[0-9a-f]{64}", pin), pin
+
+
+def test_what_we_chose_is_what_is_pinned() -> None:
+    """`make lock` was run after the .in files changed."""
+    for name in ("requirements", "requirements-dev"):
+        pinned = set(re.findall(r"^\S+==\S+", (ROOT / f"{name}.txt").read_text("utf-8"), re.M))
+        chosen = re.findall(r"^\S+==[^;\s]+", (ROOT / f"{name}.in").read_text("utf-8"), re.M)
+        assert {one.lower() for one in chosen} <= pinned
 
 
 def test_the_image_runs_as_nobody_special_and_asks_health() -> None:

@@ -14,7 +14,8 @@ ROWS = [
     {"waha", "backend", "store"},
     {"ingest", "delivery"},
     {"api"},
-    {"app", "commands"},
+    {"app", "wire"},
+    {"commands"},
 ]
 PURE = [
     "deeplink",

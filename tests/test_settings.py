@@ -100,6 +100,28 @@ def test_each_wrong_value_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.split("=")[0] for line in str(refused.value).splitlines()] == ["PORT", "LOG_LEVEL"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WAHA_API_KEY", "waha_artinsmartrealty_secure_key_2024"),
+        ("ADMIN_API_KEY", "changeme"),
+        ("ADMIN_API_KEY", "a-good-one,<Change-Me>"),
+        ("WEBHOOK_HMAC_KEY", "my-secret-key"),
+    ],
+)
+def test_a_published_key_opens_nothing_to_others(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert load(None).published_keys == (name,)
+    monkeypatch.setenv("HOST", "0.0.0.0")
+    with pytest.raises(StartRefused, match=f"^{name}: this key stands in public") as refused:
+        load(None)
+    assert value not in str(refused.value)
+    monkeypatch.setenv(name, "vK2mSg9Qb0dYpX7t")
+    assert load(None).published_keys == ()
+
+
 def test_secrets_do_not_show_in_the_settings_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEBHOOK_HMAC_KEY", "very-secret,older-secret")
     settings = load(env_file=None)

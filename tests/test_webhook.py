@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from gateway.api import webhook as webhook_module
 from gateway.api.access import Access
+from gateway.api.refusals import Refusals
 from gateway.api.webhook import WebhookEndpoint
 from gateway.app import create_app
 from gateway.ingest import Ingest
@@ -241,7 +242,7 @@ async def test_a_body_that_does_not_end_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(webhook_module, "_BODY_SECONDS", 0.01)
     caller = Caller(*messages)
-    endpoint = WebhookEndpoint(cast(Ingest, None), Access(settings_of(tmp_path)), 1000)
+    endpoint = WebhookEndpoint(cast(Ingest, None), Access(settings_of(tmp_path)), Refusals(), 1000)
     assert await caller.call(endpoint) == 400
     assert (b"connection", b"close") in caller.sent[0]["headers"]
 
@@ -251,5 +252,5 @@ async def test_a_caller_who_hangs_up_is_no_message(tmp_path: Path) -> None:
         {"type": "http.request", "body": b'{"event":"m"}', "more_body": True},
         {"type": "http.disconnect"},
     )
-    endpoint = WebhookEndpoint(cast(Ingest, None), Access(settings_of(tmp_path)), 1000)
+    endpoint = WebhookEndpoint(cast(Ingest, None), Access(settings_of(tmp_path)), Refusals(), 1000)
     assert await caller.call(endpoint) == 400

@@ -10,7 +10,8 @@ from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.access import Access
-from gateway.api.answers import Json, of_error
+from gateway.api.answers import Json
+from gateway.api.refusals import Refusals
 from gateway.errors import BadBody, BodyTooLarge, BodyTooSlow, GatewayError
 from gateway.ingest import Ignored, Ingest
 from gateway.model import Accepted, AskForLink, Bind, unscoped
@@ -19,9 +20,12 @@ _BODY_SECONDS = 10.0  # WAHA sends a body at once; who trickles is not WAHA
 
 
 class WebhookEndpoint:
-    def __init__(self, ingest: Ingest, access: Access, max_body_bytes: int) -> None:
+    def __init__(
+        self, ingest: Ingest, access: Access, refusals: Refusals, max_body_bytes: int
+    ) -> None:
         self._ingest = ingest
         self._access = access
+        self._refusals = refusals
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,7 +36,7 @@ class WebhookEndpoint:
             self._access.check_signature(connection, body)
             answer = _answer(await self._ingest.receive(body, connection.headers))
         except GatewayError as exc:
-            answer = of_error(exc)
+            answer = self._refusals.answer(connection, exc)
         await answer(scope, receive, send)
 
     async def _body(self, connection: HTTPConnection, receive: Receive) -> bytes:

@@ -48,7 +48,7 @@ def parse(
     gateway_phone: str,
     now: float,
 ) -> InboundMessage:
-    """What body says; raise BadBody when it is no WAHA event.
+    """What body says; raise BadBody when it is no WAHA event. Of doubled keys the last counts.
 
     headers: those of the request with lower-case names; X-Webhook-* and Content-Type go on to the
     backend. A body without `session` counts for home_session. now: Unix seconds.
@@ -117,9 +117,11 @@ def _load(body: bytes) -> Any:
     except orjson.JSONDecodeError:
         pass
     # orjson refuses a lone surrogate ("\ud83d" without its other half), which WAHA can send when a
-    # text was cut inside an emoji, and which must be routed all the same.
+    # text was cut inside an emoji, and which must be routed all the same; and a byte order mark.
     try:
-        return json.loads(body, parse_constant=_refuse_constant)
+        # Not json.loads(body), which would take UTF-16 too: RFC 8259 knows UTF-8 only.
+        text = body.decode("utf-8-sig", "surrogatepass")
+        return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as exc:
         raise BadBody(f"the body is not JSON: {str(exc)[:100]!a}") from exc
 

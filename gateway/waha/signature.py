@@ -34,4 +34,6 @@ def verify(
     # time does not tell which one fits.
     given = signature.lower().encode()
     if not any([hmac.compare_digest(sign(body, key).encode(), given) for key in keys]):
-        raise BadSignature("X-Webhook-Hmac does not match the body")
+        raise BadSignature(
+            "X-Webhook-Hmac does not match the body: is the HMAC key in WAHA the configured one?"
+        )

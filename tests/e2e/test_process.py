@@ -212,7 +212,7 @@ def test_say_composes_signs_and_posts(tmp_path: Path) -> None:
 
 
 def test_say_uses_wahas_key_and_says_when_nobody_listens(tmp_path: Path) -> None:
-    router = Router(tmp_path, waha_api_key="secret", host="0.0.0.0")
+    router = Router(tmp_path, waha_api_key="wahas-key", host="0.0.0.0")
     said = router.run("say", "971501234567", "start_realty_2")
     assert said.returncode == 1
     assert "is the router running?" in said.stderr

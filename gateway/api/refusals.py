@@ -1,0 +1,40 @@
+"""Callers that are turned away, in the log: each kind once a minute and source.
+
+WAHA repeats a refused webhook for minutes, and whoever scans the port does not tire either.
+"""
+
+import logging
+
+from starlette.requests import HTTPConnection
+
+from gateway.api import answers
+from gateway.errors import GatewayError, StoreUnavailable
+from gateway.log import Throttle
+
+log = logging.getLogger(__name__)
+
+
+class Refusals:
+    def __init__(self, throttle: Throttle | None = None) -> None:
+        self._throttle = throttle or Throttle()
+
+    def answer(self, connection: HTTPConnection, error: GatewayError) -> answers.Json:
+        """The answer that error is, noted in the log if its kind is new there."""
+        answer = answers.of_error(error)
+        # What the store cannot take is no fault of the caller's; the store tells of it itself.
+        if not isinstance(error, StoreUnavailable):
+            source = connection.client.host if connection.client else "nowhere"
+            self._note(source, connection.scope.get("path", ""), answer.status_code, error)
+        return answer
+
+    def _note(self, source: str, path: str, status: int, error: GatewayError) -> None:
+        side = "webhook" if path.startswith("/webhook/") else "admin"
+        if self._throttle.passes((source, side, type(error))):
+            log.warning(
+                "🚫 Refused a call from %s with %s: %s (%s, told once a minute)",
+                source,
+                status,
+                error,
+                side,
+                extra={"event": f"refused.{side}", "source": source, "status": status},
+            )

@@ -1,0 +1,328 @@
+"""The open side of the router, attacked over real sockets."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from gateway import wire
+from gateway.api import webhook as webhook_module
+from gateway.app import create_app
+from gateway.log import Throttle
+from gateway.waha import signature
+from tests.clients import settings_of
+from tests.conftest import LIMITS, FakeBackend, wait_until
+from tests.e2e.router import Router, free_port, running
+from tests.messages import ALI, webhook
+
+HEAD = b"POST /webhook/waha HTTP/1.1\r\nHost: localhost\r\n"
+SLOW_CALLERS = 1000
+
+
+@contextlib.contextmanager
+def open_files(soft: int) -> Iterator[None]:
+    """What is started inside may hold so many files open, unless it asks for more."""
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+
+
+def test_a_thousand_slow_callers_stop_nobody_and_are_dropped(tmp_path: Path) -> None:
+    """A third sends nothing, a third half a head, a third a body without end (slow loris)."""
+    router = Router(tmp_path)
+    with open_files(256):
+        router.start()
+    callers: list[socket.socket] = []
+    try:
+        with open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1]):
+            for number in range(SLOW_CALLERS):
+                caller = socket.create_connection(("127.0.0.1", router.port), timeout=60)
+                callers.append(caller)
+                caller.sendall([b"", HEAD, HEAD + b"Content-Length: 99\r\n\r\n{"][number % 3])
+            answer = router.post(webhook("start_realty_2", sent=time.time()))
+            assert answer.json()["action"] == "new_session_locked"
+            assert httpx.get(f"{router.url}/health").status_code == 200
+            end = time.monotonic() + wire.REQUEST_SECONDS + 15
+            for caller in callers:
+                caller.settimeout(max(0.1, end - time.monotonic()))
+                with contextlib.suppress(ConnectionResetError):
+                    while caller.recv(4096):  # the 400 to those in the body, and then the end
+                        pass
+    finally:
+        for caller in callers:
+            caller.close()
+        router.stop()
+    assert router.log.read_text("utf-8").count("🚫") <= 3, "each kind once a minute"
+
+
+@contextlib.asynccontextmanager
+async def served(tmp_path: Path, listener: socket.socket | None = None) -> AsyncIterator[int]:
+    """The app in this process, on the wire as serve() puts it there; the port."""
+    listener = listener or socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        create_app(settings_of(tmp_path), limits=LIMITS),
+        http=wire.BoundedProtocol,
+        log_config=None,
+        access_log=False,
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve([listener]))
+    await wait_until(lambda: server.started)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """What comes back until the end, or until the router is silent for 5 s."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answer = b""
+
+    async def send() -> None:
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(pause)
+
+    sending = asyncio.create_task(send())
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(5):
+            while chunk := await reader.read(65_536):
+                answer += chunk
+    sending.cancel()
+    writer.close()
+    return answer
+
+
+@pytest.fixture
+def _told_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire.BoundedProtocol, "_refusals", Throttle())
+
+
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+LAST = b"Connection: close\r\n\r\n"
+
+
+@pytest.mark.usefixtures("_told_anew")
+@pytest.mark.parametrize(
+    ("parts", "status", "told"),
+    [
+        ([GET, LAST], b"200", ""),
+        ([GET, b"X-Long: " + b"x" * 60_000 + b"\r\n", LAST], b"200", ""),
+        ([GET, b"X-Long: " + b"x" * 66_000 + b"\r\n", LAST], b"431", "a head over 65536 bytes"),
+        ([GET + b"X-Long: " + b"x" * 66_000 + b"\r\n" + LAST], b"431", "a head over"),
+        ([GET + b"X: y\r\n" * 20_000 + LAST], b"431", "a head over"),
+        ([GET, *[b"X: y\r\n" * 1000] * 40], b"431", "a head over"),
+        ([b"GET /" + b"x" * 66_000 + b" HTTP/1.1\r\n", b"Host: localhost\r\n" + LAST], b"431", ""),
+        ([b"GET /" + b"x" * 200_000, b"x" * 200_000], b"431", ""),
+        ([HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}"], b"400", "no HTTP"),
+        ([HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}"], b"400", "no HTTP"),
+        ([HEAD + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n"], b"400", "no HTTP"),
+        ([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"], b"400", "no HTTP"),
+        ([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"], b"400", "no HTTP"),
+    ],
+)
+async def test_a_head_has_an_end(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    parts: list[bytes],
+    status: bytes,
+    told: str,
+) -> None:
+    async with served(tmp_path) as port:
+        assert (await talk(port, *parts, pause=0.01)).split()[1] == status
+        await talk(port, *parts)
+    lines = [r.getMessage() for r in caplog.records if r.name == "gateway.wire"]
+    assert len(lines) == (status != b"200"), "told once, not twice"
+    assert told in "".join(lines)
+
+
+@pytest.mark.usefixtures("_told_anew")
+async def test_requests_sent_on_without_waiting_are_bounded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(tmp_path) as port:
+        few = GET + b"\r\n"
+        assert (await talk(port, few * 50 + GET + LAST)).count(b"HTTP/1.1 200") == 51
+        assert not caplog.records or "🚫" not in caplog.text
+        assert (await talk(port, few * 5000)).count(b"HTTP/1.1 200") < 5000
+    assert "without waiting for answers" in caplog.text
+
+
+@pytest.mark.usefixtures("_told_anew")
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [b"GET /health HTTP/1.1\r\n", *[b"X: y\r\n"] * 1000],
+        # answered at once, and then its body goes on
+        [b"POST /health HTTP/1.1\r\nContent-Length: 999999\r\n\r\n", *[b"x"] * 1000],
+        # the second request of a connection
+        [GET + b"\r\n", b"GET /", *[b"x"] * 1000],
+    ],
+)
+async def test_a_request_that_trickles_is_dropped(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    parts: list[bytes],
+) -> None:
+    monkeypatch.setattr(wire, "REQUEST_SECONDS", 0.2)
+    async with served(tmp_path) as port:
+        started = time.monotonic()
+        await talk(port, *parts, pause=0.01)
+        assert time.monotonic() - started < 5, "it was dropped, not waited for"
+    assert "did not end within" in caplog.text
+
+
+async def test_an_idle_connection_between_two_requests_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "REQUEST_SECONDS", 0.05)
+    async with served(tmp_path) as port, httpx.AsyncClient() as client:
+        for _ in range(3):
+            answer = await client.get(f"http://127.0.0.1:{port}/health")
+            assert answer.status_code == 200
+            await asyncio.sleep(0.15)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(GET + b"\r\n")
+            await reader.readuntil(b"}")
+            await asyncio.sleep(0.15)
+        writer.close()
+
+
+async def test_a_body_that_trickles_is_answered_and_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook_module, "_BODY_SECONDS", 0.2)
+    head = HEAD + b"Content-Length: 999999\r\n\r\n"
+    async with served(tmp_path) as port:
+        answer = await talk(port, head, *[b"x"] * 100, pause=0.01)
+        assert answer.split()[1] == b"400"
+        chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+        answer = await talk(port, chunked, *[b"1\r\nx\r\n"] * 100, pause=0.01)
+        assert answer.split()[1] == b"400"
+
+
+async def test_a_peer_in_ipv4_mapped_form_is_this_machine(tmp_path: Path) -> None:
+    """A socket for both families shows an IPv4 caller as ::ffff:127.0.0.1."""
+    both = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    async with served(tmp_path, both) as port:
+        ready = b"GET /ready HTTP/1.1\r\nHost: localhost\r\n" + LAST
+        assert (await talk(port, ready)).split()[1] == b"200"
+
+
+@contextlib.contextmanager
+def nginx_before(router: Router, folder: Path) -> Iterator[str]:
+    """nginx with proxy_pass and nothing else; its URL."""
+    program = os.environ.get("NGINX") or shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    if program is None:
+        pytest.skip("no nginx: install it, or name it in NGINX")
+    port = free_port()
+    temporary = "".join(
+        f"{name}_temp_path {folder};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/nginx.pid; error_log stderr; events {{}}\n"
+        f"http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{port};\n"
+        f"location / {{ proxy_pass http://127.0.0.1:{router.port}; }} }} }}\n"
+    )
+    command = [program, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(400):
+            assert process.poll() is None, "nginx did not start"
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"http://127.0.0.1:{port}/health")
+                break
+            time.sleep(0.025)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_through_a_bare_nginx_nothing_is_open_without_keys(tmp_path: Path) -> None:
+    """proxy_http_version is named: it is nginx's default up to 1.29.6."""
+    with running(tmp_path) as router, nginx_before(router, tmp_path) as url:
+        assert httpx.get(f"{url}/health").status_code == 200
+        for path in ("/ready", "/router/stats", "/docs", "/openapi.json"):
+            refused = httpx.get(f"{url}{path}")
+            assert (refused.status_code, list(refused.json())) == (403, ["detail"])
+            assert "ADMIN_API_KEY" in refused.text
+        refused = httpx.post(f"{url}/webhook/waha", content=webhook("start_realty_2"))
+        assert refused.status_code == 403
+        assert "WEBHOOK_HMAC_KEY" in refused.text
+        assert httpx.get(f"{router.url}/router/stats").json()["total_locked_users"] == 0
+
+
+def test_through_a_bare_nginx_with_keys_all_is_served(tmp_path: Path) -> None:
+    with (
+        running(tmp_path, webhook_hmac_key="hook-key", admin_api_key="boss-key") as router,
+        nginx_before(router, tmp_path) as url,
+    ):
+        body = webhook("start_realty_2", sent=time.time())
+        signed = {"X-Webhook-Hmac": signature.sign(body, b"hook-key")}
+        assert httpx.post(f"{url}/webhook/waha", content=body, headers=signed).status_code == 200
+        shown = httpx.get(f"{url}/router/user/{ALI}", headers={"X-Api-Key": "boss-key"})
+        assert shown.json()["locked_to_tenant"] == 2
+
+
+SECRETS = {
+    "webhook_hmac_key": "hmac-7Zk2,hmac-old-7Zk2",
+    "waha_api_key": "waha-7Zk2",
+    "admin_api_key": "admin-7Zk2,admin-old-7Zk2",
+    "backend_signing_secret": "whsec_N1prMk43WmsyTjdaazJON1prMk43WmsyTjdaazI=",
+}
+TRACES = ("7Zk2", "N1prMk43", "7Zk2N7Zk2N")
+
+
+async def test_no_secret_comes_out_whatever_goes_wrong(
+    tmp_path: Path, backend: FakeBackend
+) -> None:
+    """Log at its most talkative, every answer, the start's refusal."""
+    backend.answer = lambda _: 500
+    seen = []
+    settings = SECRETS | {"log_level": "DEBUG", "backend_api_url": backend.url}
+    router = Router(tmp_path, **settings)
+
+    def attack() -> None:
+        router.start()
+        body = webhook("start_realty_2", sent=time.time())
+        signed = signature.sign(body, b"hmac-old-7Zk2")
+        for headers in ({"x_webhook_hmac": signed}, {"x_webhook_hmac": "0"}, {"x_api_key": "x"}):
+            seen.append(router.post(body, **headers).text)
+        for path in ("/ready", "/openapi.json", "/docs", "/router/stats", "/router/pending"):
+            for key in ("admin-old-7Zk2", "wrong"):
+                got = httpx.get(f"{router.url}{path}", headers={"X-Api-Key": key})
+                seen.append(f"{got.text}{got.headers}")
+
+    await asyncio.to_thread(attack)
+    await wait_until(lambda: backend.received)
+    await asyncio.to_thread(router.stop)
+    router.env |= {"PORT": "none", "BACKEND_SIGNING_SECRET": "whsec_N1prMk43", "HOST": "0.0.0.0"}
+    refused = await asyncio.to_thread(router.run)
+    seen += [refused.stderr, refused.stdout, router.log.read_text("utf-8")]
+    seen += [str(r.headers) for r in backend.received]
+    assert "PORT" in refused.stderr
+    assert "BACKEND_SIGNING_SECRET" in refused.stderr
+    for trace in TRACES:
+        assert not [text for text in seen if trace in text]
