@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import respx
+import standardwebhooks
 from aiohttp import web
 
 from gateway import backend as backend_module
@@ -53,9 +54,10 @@ def backend_at(
     *,
     timeout: float = 5,
     secrets: tuple[str, ...] = (),
+    clock: Callable[[], float] = lambda: NOW,
 ) -> Backend:
     way = way or transport(10)
-    return Backend(url, timeout=timeout, secrets=secrets, transport=way, clock=lambda: NOW)
+    return Backend(url, timeout=timeout, secrets=secrets, transport=way, clock=clock)
 
 
 def answering(**answer: Any) -> Backend:
@@ -125,6 +127,24 @@ async def test_the_signature_is_standard_webhooks_and_covers_the_tenant(
         for key in (b"0123456789abcdef01234567", b"76543210fedcba9876543210")
     ]
     assert headers["webhook-signature"].split() == expected
+
+
+async def test_the_library_of_standard_webhooks_takes_the_signature(
+    backend: FakeBackend, to: Callable[..., Backend]
+) -> None:
+    await to(secrets=(SECRET, OLDER), clock=time.time).post(delivery())
+    (received,) = backend.received
+    headers = {name.lower(): value for name, value in received.headers.items()}
+    for secret in (SECRET, OLDER):
+        standardwebhooks.Webhook(secret).verify(received.body, headers)
+    other = "whsec_" + base64.b64encode(b"another key of 24 bytes!").decode()
+    for secret, body, id_ in (
+        (other, received.body, headers["webhook-id"]),
+        (SECRET, received.body + b" ", headers["webhook-id"]),
+        (SECRET, received.body, "3" + headers["webhook-id"][1:]),
+    ):
+        with pytest.raises(standardwebhooks.WebhookVerificationError):
+            standardwebhooks.Webhook(secret).verify(body, headers | {"webhook-id": id_})
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway import log
+from gateway.log import Throttle
 from gateway.model import UserId
 from tests.clients import HOOK, client_of
 from tests.messages import ALI, webhook
@@ -56,6 +57,16 @@ def test_users_are_masked_when_asked_for(lines: io.StringIO, tmp_path: Path, for
     route(tmp_path)
     assert ALI not in lines.getvalue()
     assert "…4567" in lines.getvalue()
+
+
+def test_a_throttle_lets_each_key_through_once_in_its_time() -> None:
+    now = 0.0
+    throttle = Throttle(60, most=2, clock=lambda: now)
+    assert [throttle.passes(key) for key in ("a", "a", "b", "c")] == [True, False, True, False]
+    now = 59.9
+    assert [throttle.passes(key) for key in ("a", "c")] == [False, False]
+    now = 60.0
+    assert [throttle.passes(key) for key in ("c", "a", "b")] == [True, True, False]
 
 
 def test_a_masked_lid_still_looks_like_one(lines: io.StringIO) -> None:

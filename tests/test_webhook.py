@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,128 @@ def test_a_body_that_parses_is_accepted_whatever_its_type_says(
     client: TestClient, content_type: str
 ) -> None:
     assert post(client, now_webhook("hello"), content_type=content_type)[0] == 200
+
+
+WHOLE = '{"event":"message","payload":{"from":"971501234567@c.us","body":"start_realty_2"%s}}'
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (WHOLE % "", 200),
+        (b"\xef\xbb\xbf" + (WHOLE % "").encode(), 200),  # a byte order mark
+        ((WHOLE % "").encode("utf-16"), 400),  # RFC 8259: UTF-8
+        ((WHOLE % "").encode("utf-16-le"), 400),
+        ((WHOLE % "").encode("utf-32"), 400),
+        (WHOLE % ',"x":"\\u0000"', 200),
+        (WHOLE % ',"x":"\0"', 400),  # a bare control character
+        ((WHOLE % "") + "\0", 400),
+        (WHOLE % ',"x":"\\ud83d"', 200),  # half an emoji
+        (WHOLE % (',"timestamp":' + "9" * 400), 200),
+        (WHOLE % ',"timestamp":1e999', 200),
+        (WHOLE % ',"timestamp":-1', 200),
+        (WHOLE % (',"x":' + "9" * 5000), 400),  # Python reads no longer number
+        (WHOLE % ',"x":NaN', 400),
+        (WHOLE % ',"x":-Infinity', 400),
+        (WHOLE % (',"x":' + "[" * 500 + "]" * 500), 200),
+        (WHOLE % (',"x":' + "[" * 200_000 + "]" * 200_000), 400),
+        (WHOLE % (',"x":' + '{"a":' * 200_000 + "1" + "}" * 200_000), 400),
+        (WHOLE % "" + WHOLE % "", 400),
+        ("\n\t " + WHOLE % "" + " \r\n", 200),
+        (b'{"event":"\xff"}', 400),
+    ],
+    ids=lambda value: repr(value)[-40:] if len(repr(value)) < 200 else f"{len(value)} long",
+)
+def test_odd_json_is_an_event_or_none_and_never_an_error_of_ours(
+    client: TestClient, body: str | bytes, status: int
+) -> None:
+    data = body.encode() if isinstance(body, str) else body
+    got, text = post(client, data)
+    assert got == status, text
+    locks = json.loads(client.get("/router/stats").text)["mappings"]
+    assert locks == ({ALI: 2} if status == 200 else {})
+
+
+def test_of_doubled_keys_the_last_counts_in_either_parser(client: TestClient) -> None:
+    twice = '{"event":"x","event":"message","payload":{"from":"%s@c.us","body":"%s","body":"%s"%s}}'
+    for user, more in ((ALI, ""), (SARA, ',"x":"\\ud83d"')):
+        text = twice % (user, "start_realty_3", "start_realty_2", more)
+        assert json.loads(post(client, text.encode())[1])["tenant_id"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "client_address", "headers", "status"),
+    [
+        ({"host": "0.0.0.0"}, "10.0.0.5", {}, 403),
+        ({"waha_api_key": "the-key"}, "10.0.0.5", {"X-Api-Key": "no"}, 401),
+        ({"webhook_hmac_key": "the-key"}, "10.0.0.5", {"X-Webhook-Hmac": "no"}, 401),
+        ({"max_body_bytes": 1024}, "testclient", {"Content-Length": "2000"}, 413),
+    ],
+)
+def test_a_refused_call_costs_the_store_nothing(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    client_address: str,
+    headers: dict[str, str],
+    status: int,
+) -> None:
+    with client_of(tmp_path, **settings) as client:
+
+        async def work(*_: Any) -> None:
+            raise AssertionError("the store was asked")
+
+        monkeypatch.setattr(Ingest, "receive", work)
+        caller = TestClient(client.app, client=(client_address, 5))
+        for _ in range(3):
+            answer = caller.post(HOOK, content=now_webhook("start_realty_2"), headers=headers)
+            assert answer.status_code == status
+        other = TestClient(client.app, client=("testclient", 6))
+        other.get("/router/user/none", headers={"X-Forwarded-For": "x"})
+    told = [record for record in caplog.records if "🚫" in record.getMessage()]
+    assert len(told) == 1, "once a minute, not once a call"
+    assert (told[0].event, told[0].status) == ("refused.webhook", status)  # type: ignore[attr-defined]
+    assert client_address in told[0].getMessage()
+    assert re.search("[A-Z]+_[A-Z_]+|the HMAC key in WAHA", told[0].getMessage()), "what to set"
+
+
+def test_what_only_the_router_may_say_is_never_passed_on(tmp_path: Path) -> None:
+    sent: list[httpx.Request] = []
+
+    def backend(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return httpx.Response(200)
+
+    forged = {
+        "X-Tenant-ID": "9",
+        "X-User-ID": "9",
+        "X-User-Alias": "9",
+        "Idempotency-Key": "forged",
+        "X-Delivery-Attempt": "99",
+        "webhook-id": "9_forged",
+        "webhook-timestamp": "99",
+        "webhook-signature": "v1,forged",
+        "Authorization": "forged",
+        "Cookie": "forged",
+        "X-Api-Key": "forged",
+        "X-Webhook-Request-Id": "3b2o",
+    }
+    with client_of(tmp_path, handler=backend) as client:
+        client.post(HOOK, content=now_webhook("start_realty_2"), headers=forged)
+        for _ in range(400):
+            if sent:
+                break
+            time.sleep(0.005)
+    (request,) = sent
+    assert request.headers["X-Tenant-ID"] == "2"
+    assert request.headers["X-User-ID"] == ALI
+    assert request.headers["X-Delivery-Attempt"] == "1"
+    assert request.headers["X-Webhook-Request-Id"] == "3b2o"
+    for name, value in request.headers.multi_items():
+        assert "forged" not in value
+        assert (name, value) not in {(n.lower(), v) for n, v in list(forged.items())[:-1]}
+    assert not any(name.startswith("webhook-") for name in request.headers)
 
 
 def test_a_body_over_the_limit(tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""The administration, called as its OpenAPI document allows and as it forbids (schemathesis)."""
+
+from pathlib import Path
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+
+from tests.e2e.router import running
+from tests.messages import ALI, webhook
+
+KEY = {"X-Api-Key": "boss-key"}
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_whatever_is_asked_the_answer_is_no_error_of_ours(
+    tmp_path: Path, mode: GenerationMode
+) -> None:
+    """Against a real router that has a lock, with a backend that is away."""
+    with running(tmp_path, admin_api_key=KEY["X-Api-Key"]) as router:
+        router.post(webhook("start_realty_2", ALI))
+        document = schemathesis.openapi.from_url(f"{router.url}/openapi.json", headers=KEY)
+        operations = [found.ok() for found in document.get_all_operations()]
+        assert len(operations) == 11
+        for operation in operations:
+            if mode is GenerationMode.NEGATIVE and not list(operation.iter_parameters()):
+                continue  # /health can be asked in one way only
+
+            @given(case=operation.as_strategy(generation_mode=mode))
+            @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+            def ask(case: Case) -> None:
+                answer = case.call(headers=KEY)
+                case.validate_response(answer, checks=[not_a_server_error])
+                assert answer.status_code in (200, 404, 405, 422), answer.text
+                assert isinstance(answer.json(), dict)
+
+            ask()
