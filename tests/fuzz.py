@@ -263,8 +263,8 @@ async def attack(folder: Path, bodies: int, seed: int) -> None:
         print(f"{count:>9,} {kind}")
     print(
         f"{bodies:,} bodies in {time.monotonic() - started:.0f} s with seed {seed}:"
-        f" no 5xx, no crash, {len(kept)} locks, all asked for; {memory[len(memory) // 4]:.0f} MB after a quarter,"
-        f" {memory[-1]:.0f} MB at the end"
+        f" no 5xx, no crash, {len(kept)} locks, all asked for;"
+        f" {memory[len(memory) // 4]:.0f} MB after a quarter, {memory[-1]:.0f} MB at the end"
     )
 
 

@@ -90,9 +90,19 @@ def test_files_that_a_document_names_exist(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
     names = set(re.findall(r"`((?:tests|examples|store|api|waha|bench)/[a-z_/.]+)`", text))
     names |= {target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target}
+    headings = {line.lstrip("# ").lower() for line in text.splitlines() if line.startswith("#")}
     for name in names:
+        if name.startswith("#"):
+            assert name[1:] in headings, name
+            continue
         places = [ROOT / name, ROOT / "gateway" / name]
         assert any(place.exists() for place in places), name
+
+
+def test_the_check_that_a_backend_copies_is_the_examples() -> None:
+    (shown,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert shown.startswith("def check_signature")
+    assert shown in (ROOT / "examples" / "backend.py").read_text("utf-8")
 
 
 def test_the_rooms_of_the_architecture_are_the_rooms_there_are() -> None:
