@@ -115,7 +115,8 @@ class Backend:
     def _no_answer(self, exc: Exception) -> BackendUnavailable:
         # The transport calls every lost connection a ConnectTimeout; what happened is its cause.
         cause = exc.__cause__ or exc
-        reason = f"{self.url}: {str(cause)[:200] or type(cause).__name__}"
+        told = " ".join(str(cause).split())[:200]  # one line of the log
+        reason = f"{self.url}: {told or type(cause).__name__}"
         if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             return NotConnected(reason)
         if isinstance(exc, TimeoutError):

@@ -49,7 +49,7 @@ def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
 def _folder(settings: Settings) -> Path:
     scheme, _, folder = settings.store_place.partition(":")
     if scheme != "file":
-        raise StartRefused(f"STORE_URL={settings.store_url!r}: rebuild is for the file store")
+        raise StartRefused(f"STORE_URL={scheme}:…: rebuild is for the file store")
     return Path(folder)
 
 

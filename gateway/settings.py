@@ -310,7 +310,8 @@ def _line(error: Any, raw: dict[str, str]) -> str:
     name = str(error["loc"][0]).upper()
     field = Settings.model_fields[name.lower()]
     given = raw.get(name, "")
-    secret = field.annotation is SecretStr or "@" in given  # …or user:password@ in a URL
+    # A URL may hold user:password@ or ?token=.
+    secret = field.annotation is SecretStr or "@" in given or ("://" in given and "?" in given)
     shown = "(not shown)" if secret else repr(given)
     reason = str(error["msg"]).removeprefix("Value error, ")
     return f"{name}={shown}: {reason}. It is: {field.description} (default {_default(field)})."

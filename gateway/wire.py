@@ -14,6 +14,7 @@ from gateway.log import Throttle
 
 MAX_HEAD_BYTES = 65_536  # request line and header lines; WAHA's are about 500
 REQUEST_SECONDS = 20.0  # from a request's first byte to its last; WAHA sends it at once
+_ONE_READ = 262_144  # what uvloop hands over at once, at most
 _MAX_PIPELINED = 64  # requests read before the first of them is answered; WAHA sends one
 
 _TOO_LARGE = ("431 Request Header Fields Too Large", f"a head over {MAX_HEAD_BYTES} bytes")
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 # For uvicorn's own lines: it tells of each malformed request, which could fill the log.
 _errors = logging.getLogger(f"{__name__}.uvicorn")
 _errors.setLevel("ERROR")
+_tracebacks = Throttle()
+_errors.addFilter(lambda record: _tracebacks.passes((record.msg, (record.exc_info or "x")[0])))
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -35,8 +38,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self.logger = _errors
         self._began: float | None = None  # when the request being read did
         self._in_head = False
-        self._head_bytes = 0  # of the chunks between a head's first and its last
+        self._had_body = False  # in what was read last
+        self._bare_bytes = 0  # read for the request since the last of its body: head or trailers
         self._too_large = False
+        self._unsent = 0  # bytes of answers that waited to be taken at the last look
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -48,19 +53,37 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
+        self._had_body = False
         super().data_received(data)
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+        if self.transport.is_closing():
+            return
+        bare = self._began is not None and not self._had_body
+        self._bare_bytes = self._bare_bytes + len(data) if bare else 0
+        if self._bare_bytes > MAX_HEAD_BYTES + _ONE_READ:
             self._too_large = True
             self.send_400_response("")
         elif len(self.pipeline) > _MAX_PIPELINED:
             self._drop("it sends requests without waiting for answers")
+        elif self._began is None and (self.cycle is None or self.cycle.response_complete):
+            # A bare CRLF begins no request, but has stopped uvicorn's timer.
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
         if self._began is None:
             self._began = self.loop.time()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # trailers are no headers (RFC 9110, 6.5.1), and have no end
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._had_body = True
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -90,10 +113,14 @@ class BoundedProtocol(HttpToolsProtocol):
         rest = REQUEST_SECONDS
         if self._began is not None:
             rest -= self.loop.time() - self._began
-        if rest > 0:
-            self._watch = self.loop.call_later(rest, self._look)
-        else:
+        unsent, before = self.transport.get_write_buffer_size(), self._unsent
+        self._unsent = unsent
+        if rest <= 0:
             self._drop(f"its request did not end within {REQUEST_SECONDS:g} s")
+        elif 0 < before <= unsent:
+            self._drop(f"it took nothing of its answers for {REQUEST_SECONDS:g} s")
+        else:
+            self._watch = self.loop.call_later(max(rest, 0.01), self._look)
 
     def _drop(self, reason: str) -> None:
         self._note(reason)

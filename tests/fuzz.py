@@ -157,6 +157,7 @@ class Locks:
 
     def __init__(self) -> None:
         self.given: dict[str, set[int]] = {}  # by user
+        self.paired: set[str] = set()  # numbers that stood in a body with a second id
         self.answers: dict[str, int] = {}  # by kind
 
     def check(self, sent: bytes, status: int, answer: bytes) -> None:
@@ -164,18 +165,20 @@ class Locks:
         told = json.loads(answer)
         kind = f"{status} {told.get('action') or told.get('reason') or told.get('status') or ''}"
         self.answers[kind] = self.answers.get(kind, 0) + 1
+        if b"Alt" in sent or b"senderPn" in sent:
+            self.paired.update(re.findall(r"\d{5,20}", sent.decode("utf-8", "replace")))
         if told.get("action") == "new_session_locked":
             assert _may_lock(sent, told["user"], told["tenant_id"]), f"{answer!r} to {sent!r}"
             self.given.setdefault(told["user"], set()).add(told["tenant_id"])
 
     def check_kept(self, kept: dict[str, int]) -> None:
-        """The locks at the end. A lock made under one id of a person may stand under the other:
-        a LID may have any that was answered, a phone any that a LID was given."""
+        """The locks at the end. A lock follows the person from one id to the other: who was ever
+        shown with two may have any that was answered, the others only their own."""
         everyone = set().union(*self.given.values())
-        lids = set().union(*(t for user, t in self.given.items() if "@" in user))
         for user, tenant in kept.items():
             bare = user.rpartition("/")[2]
-            allowed = self.given.get(bare, set()) | (everyone if "@" in bare else lids)
+            paired = bare.removesuffix("@lid") in self.paired
+            allowed = everyone if paired else self.given.get(bare, set())
             assert tenant in allowed, f"{user}: {tenant} was not answered"
 
 

@@ -31,6 +31,12 @@ def connection(
     )
 
 
+def twice(name: str, first: str, second: str) -> HTTPConnection:
+    call = connection(host="" if name == "host" else "localhost")
+    call.scope["headers"] += [(name.encode(), value.encode()) for value in (first, second)]
+    return call
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -67,6 +73,8 @@ def test_this_machine_is_served_without_keys(tmp_path: Path, call: HTTPConnectio
         (connection(host="evil.example"), "127.0.0.1"),
         (connection(host="localhost.evil.example:8001"), "127.0.0.1"),
         (connection(host=""), "127.0.0.1"),
+        (twice("host", "localhost", "evil.example"), "127.0.0.1"),
+        (twice("sec-fetch-site", "none", "cross-site"), "127.0.0.1"),
         (connection(origin="http://localhost:8001"), "127.0.0.1"),
         (connection(origin="null"), "127.0.0.1"),
         (connection(sec_fetch_site="cross-site"), "127.0.0.1"),

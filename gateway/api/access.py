@@ -73,13 +73,12 @@ class Access:
         headers = connection.headers
         for name in headers:
             if name in _PROXY_HEADERS or name.startswith("x-forwarded-"):
-                return f"it came through a proxy: {name} is set"
-        if _host_name(headers.get("host", "")) not in _LOCAL_HOSTS:
-            return f"its Host is {headers.get('host', '')[:60]!a}"
-        if "origin" in headers or headers.get("sec-fetch-site", "none") not in (
-            "none",
-            "same-origin",
-        ):
+                return f"it came through a proxy: {name[:60]} is set"
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or _host_name(hosts[0]) not in _LOCAL_HOSTS:
+            return f"its Host is {', '.join(hosts)[:60]!a}"
+        sites = set(headers.getlist("sec-fetch-site"))
+        if "origin" in headers or sites - {"none", "same-origin"}:
             return "a web page sent it"
         # A bare nginx in front speaks 1.0 and adds nothing else.
         if connection.scope.get("http_version") != "1.1":

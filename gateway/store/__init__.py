@@ -22,7 +22,7 @@ async def open_store(url: str, limits: Limits, leave: Leave = lambda _: None) ->
     scheme, _, place = url.partition(":")
     if scheme not in _STORES:
         raise StartRefused(
-            f"STORE_URL={url!r}: must be empty or begin with one of {', '.join(_STORES)}:"
+            f"STORE_URL={scheme}:…: must be empty or begin with one of {', '.join(_STORES)}:"
         )
     return await _STORES[scheme](place, limits, leave)
 

@@ -26,7 +26,8 @@ from gateway.model import MESSAGE_EVENTS, Chat, InboundMessage, Moment, SeenKey,
 Json = dict[str, Any]
 
 # A participant is told by its @: ids made by hand ("…_test_1") have underscores of their own.
-_WAHA_ID = re.compile(r"(true|false)_([^_@]+@[^_]+)_(.+?)(?:_[^_]+@[^_]+)?", re.DOTALL)
+# Each part ends where the next begins, or a long id of @ would take for ever.
+_WAHA_ID = re.compile(r"(true|false)_([^_@]+@[^_@]+)_(.+?)(?:_[^_@]+@[^_@]+)?", re.DOTALL)
 _PERSON = re.compile(r"([0-9]{5,20})(?::[0-9]+)?@(c\.us|s\.whatsapp\.net|lid)")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _STORABLE_ID = re.compile(r"[A-Za-z0-9_.:@=-]{1,128}")

@@ -69,7 +69,9 @@ def test_a_thousand_slow_callers_stop_nobody_and_are_dropped(tmp_path: Path) -> 
 
 
 @contextlib.asynccontextmanager
-async def served(tmp_path: Path, listener: socket.socket | None = None) -> AsyncIterator[int]:
+async def served(
+    tmp_path: Path, listener: socket.socket | None = None, *, keep_alive: int = 75
+) -> AsyncIterator[int]:
     """The app in this process, on the wire as serve() puts it there; the port."""
     listener = listener or socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
@@ -77,6 +79,7 @@ async def served(tmp_path: Path, listener: socket.socket | None = None) -> Async
         http=wire.BoundedProtocol,
         log_config=None,
         access_log=False,
+        timeout_keep_alive=keep_alive,
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve([listener]))
@@ -128,9 +131,21 @@ LAST = b"Connection: close\r\n\r\n"
         ([GET, b"X-Long: " + b"x" * 66_000 + b"\r\n", LAST], b"431", "a head over 65536 bytes"),
         ([GET + b"X-Long: " + b"x" * 66_000 + b"\r\n" + LAST], b"431", "a head over"),
         ([GET + b"X: y\r\n" * 20_000 + LAST], b"431", "a head over"),
-        ([GET, *[b"X: y\r\n" * 1000] * 40], b"431", "a head over"),
-        ([b"GET /" + b"x" * 66_000 + b" HTTP/1.1\r\n", b"Host: localhost\r\n" + LAST], b"431", ""),
-        ([b"GET /" + b"x" * 200_000, b"x" * 200_000], b"431", ""),
+        ([GET, *[b"X: y\r\n" * 1000] * 80], b"431", "a head over"),
+        (
+            [b"GET /" + b"x" * 66_000 + b" HTTP/1.1\r\n", b"Host: localhost\r\n" + LAST],
+            b"431",
+            "a head over",
+        ),
+        ([b"GET /" + b"x" * 200_000, b"x" * 200_000], b"431", "a head over"),
+        ([GET, *[b"X: y\r\n" * 20_000] * 4], b"431", "a head over"),
+        # trailers, which nobody reads
+        (
+            [GET + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", *[b"a: b\r\n" * 20_000] * 9],
+            b"200",
+            "a head over",
+        ),
+        ([HEAD + b"Content-Length: " + b"0" * 5000 + b"2\r\n" + LAST + b"{}"], b"400", ""),
         ([HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}"], b"400", "no HTTP"),
         ([HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}"], b"400", "no HTTP"),
         ([HEAD + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n"], b"400", "no HTTP"),
@@ -149,7 +164,7 @@ async def test_a_head_has_an_end(
         assert (await talk(port, *parts, pause=0.01)).split()[1] == status
         await talk(port, *parts)
     lines = [r.getMessage() for r in caplog.records if r.name == "gateway.wire"]
-    assert len(lines) == (status != b"200"), "told once, not twice"
+    assert len(lines) == bool(told), "told once, not twice"
     assert told in "".join(lines)
 
 
@@ -189,6 +204,41 @@ async def test_a_request_that_trickles_is_dropped(
         await talk(port, *parts, pause=0.01)
         assert time.monotonic() - started < 5, "it was dropped, not waited for"
     assert "did not end within" in caplog.text
+
+
+async def test_a_bare_line_end_does_not_keep_a_connection_for_good(tmp_path: Path) -> None:
+    async with served(tmp_path, keep_alive=1) as port:
+        started = time.monotonic()
+        await talk(port, GET + b"\r\n", b"\r\n", pause=0.1)
+        assert time.monotonic() - started < 4
+
+
+@pytest.mark.usefixtures("_told_anew")
+async def test_who_does_not_read_his_answers_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wire, "REQUEST_SECONDS", 0.3)
+    async with served(tmp_path) as port:
+        with socket.socket() as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            caller.connect(("127.0.0.1", port))
+            caller.setblocking(False)
+            ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            for _ in range(1000):
+                with contextlib.suppress(BlockingIOError, ConnectionError):
+                    caller.send(ask)
+                await asyncio.sleep(0.005)
+                if "took nothing of its answers" in caplog.text:
+                    break
+    assert "took nothing of its answers" in caplog.text
+
+
+async def test_a_trailer_is_no_header(tmp_path: Path) -> None:
+    async with served(tmp_path) as port:
+        chunked = HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        body = webhook("hello")
+        framed = f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\nOrigin: evil\r\n\r\n"
+        assert (await talk(port, chunked + framed)).split()[1] == b"200"
 
 
 async def test_an_idle_connection_between_two_requests_is_kept(
