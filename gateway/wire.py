@@ -29,7 +29,7 @@ _errors.addFilter(lambda record: _tracebacks.passes((record.msg, (record.exc_inf
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. Overrides what uvicorn 0.54 calls; tests/e2e/test_wire.py would notice."""
+    """One connection. Overrides what uvicorn 0.54 calls; tests/e2e/test_hostile.py would notice."""
 
     _refusals = Throttle()
 
@@ -74,8 +74,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        if self._began is None:
-            self._began = self.loop.time()
+        self._began = self.loop.time()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # trailers are no headers (RFC 9110, 6.5.1), and have no end
