@@ -153,7 +153,7 @@ def test_a_port_in_use_ends_the_start(tmp_path: Path) -> None:
     [
         ({"port": "abc"}, "PORT='abc': "),
         ({"max_in_flight": "0"}, "MAX_IN_FLIGHT='0': "),
-        ({"store_url": "mysql://x"}, "STORE_URL='mysql://x': "),
+        ({"store_url": "mysql://x"}, "STORE_URL=mysql:…: "),
     ],
 )
 def test_a_wrong_setting_ends_the_start_with_one_line(
