@@ -1,5 +1,6 @@
 """create_app(): builds every part, closes them in reverse order."""
 
+import asyncio
 import contextlib
 import logging
 import signal
@@ -14,13 +15,20 @@ from starlette.routing import Route
 from gateway import VERSION, backend
 from gateway.api import admin, answers, health
 from gateway.api.access import Access
+from gateway.api.explain import explain_router
 from gateway.api.refusals import Refusals
 from gateway.api.webhook import WebhookEndpoint
 from gateway.delivery import Courier
 from gateway.errors import GatewayError
+from gateway.help import Helper
 from gateway.ingest import Ingest, Rules
-from gateway.settings import Settings, split
+from gateway.lids import Lids
+from gateway.metrics import Metrics
+from gateway.sessions import Sessions
+from gateway.settings import EVENTS_OF_NOBODY, Settings, split
+from gateway.shapes import Shapes
 from gateway.store import Limits, open_store
+from gateway.waha.client import Waha
 
 GRACE_SECONDS = 25.0  # for what is in flight at the end; docker compose is given 30 s
 
@@ -49,6 +57,28 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = await open_store(settings.store_place, limits or _limits(settings), leave)
+        waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
+        metrics = Metrics()
+        sessions, shapes = Sessions(metrics), Shapes(metrics)
+        lids = Lids(
+            waha,
+            store,
+            sessions,
+            metrics,
+            home_session=settings.waha_session,
+            gateway_phone=settings.gateway_phone,
+            keep_asking=settings.hold_seconds,
+        )
+        helper = Helper(
+            waha,
+            store,
+            sessions,
+            lids,
+            metrics,
+            text=settings.help_message.strip(),
+            per_minute=settings.help_per_minute,
+            home_session=settings.waha_session,
+        )
         courier = Courier(
             store,
             backend.Backend(
@@ -57,20 +87,26 @@ def create_app(
                 secrets=split(settings.backend_signing_secret),
                 transport=transport(settings.max_in_flight),
             ),
+            lids,
             max_in_flight=settings.max_in_flight,
             max_age=settings.max_delivery_age,
         )
         app.state.courier = courier
         routes_before = list(app.router.routes)
-        ingest = Ingest(store, _rules(settings))
+        ingest = Ingest(store, _rules(settings), sessions, shapes, lids, helper)
         for path in ("/webhook/waha", "/webhook/waha/"):  # a redirect would lose WAHA's body
             endpoint = WebhookEndpoint(ingest, access, refusals, settings.max_body_bytes)
             app.router.routes.append(Route(path, endpoint, methods=["POST"]))
         guard = [Depends(_guard(access))]
         app.include_router(health.health_router(store))
-        app.include_router(health.ready_router(store, courier, ingest), dependencies=guard)
+        ready = health.ready_router(store, courier, sessions, shapes, metrics)
+        app.include_router(ready, dependencies=guard)
         app.include_router(admin.router(store, settings.waha_session), dependencies=guard)
         app.include_router(admin.letters_router(store, settings.waha_session), dependencies=guard)
+        explain = explain_router(ingest, access, settings.max_body_bytes)
+        app.include_router(explain, dependencies=guard)
+        await lids.start()
+        await helper.start()
         courier.start()
         users, tenants = store.totals()
         log.info(
@@ -84,10 +120,13 @@ def create_app(
             extra={"event": "start"},
         )
         _warn_of_open_doors(settings)
+        _tell_of_events(settings.forward_events)
         try:
             yield
         finally:
-            await courier.stop(GRACE_SECONDS)
+            await asyncio.gather(courier.stop(GRACE_SECONDS), helper.stop())
+            await lids.stop()
+            await waha.close()
             await store.close()
             app.router.routes[:] = routes_before  # those that knew the closed store go with it
             log.info("Gateway stopped", extra={"event": "stop"})
@@ -128,6 +167,19 @@ def _warn_of_open_doors(settings: Settings) -> None:
         )
 
 
+def _tell_of_events(forwarded: frozenset[str]) -> None:
+    for_nobody = EVENTS_OF_NOBODY & forwarded
+    if "*" in forwarded:
+        for_nobody |= {"session.status"}
+    if for_nobody:
+        log.warning(
+            "FORWARD_EVENTS names %s, which concerns no single user and goes to no tenant: the"
+            " state of WAHA's sessions stands in /ready, /metrics and the log",
+            ", ".join(sorted(for_nobody)),
+            extra={"event": "start.events"},
+        )
+
+
 def _limits(settings: Settings) -> Limits:
     return Limits(
         max_in_flight=settings.max_in_flight,
@@ -135,6 +187,7 @@ def _limits(settings: Settings) -> Limits:
         max_backlog=settings.max_backlog,
         max_backlog_per_tenant=settings.max_backlog_per_tenant,
         hold_seconds=settings.hold_seconds,
+        help_cooldown=settings.help_cooldown,
     )
 
 
@@ -145,6 +198,7 @@ def _rules(settings: Settings) -> Rules:
         prefix=settings.deep_link_prefix,
         policy=settings.lock_policy,
         forward_events=settings.forward_events,
+        hold_seconds=settings.hold_seconds,
     )
 
 

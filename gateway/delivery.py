@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 from gateway.backend import Backend
 from gateway.backoff import delay
@@ -21,8 +21,9 @@ from gateway.errors import (
     StoreUnavailable,
 )
 from gateway.gate import Gate, Sign
+from gateway.lids import Lids
 from gateway.log import shown
-from gateway.model import Again, Dead, Delivery, Done, Outcome, PutBack
+from gateway.model import Again, Dead, Delivery, Done, Outcome, PutBack, is_lid
 from gateway.store import Store
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 300.0
@@ -41,6 +42,7 @@ class Courier:
         self,
         store: Store,
         backend: Backend,
+        lids: Lids,
         *,
         max_in_flight: int,
         max_age: float,
@@ -50,6 +52,7 @@ class Courier:
         self.gate = Gate(self._gate_changed)
         self._store = store
         self._backend = backend
+        self._lids = lids
         self._max_in_flight = max_in_flight
         self._max_age = max_age
         self._clock = clock
@@ -114,6 +117,8 @@ class Courier:
         for delivery in await self._store.claim(free, wait=_CLAIM_SECONDS):
             if self.gate.closed:  # it fell shut while we waited
                 await self._settle(delivery, PutBack())
+            elif is_lid(delivery.user) and self._waits_for_phone(delivery):
+                self._fly(self._put_back_named(delivery))
             else:
                 self._send(delivery)
 
@@ -141,7 +146,19 @@ class Courier:
                 "key": delivery.idempotency_key,
             },
         )
-        task = asyncio.create_task(self._deliver(delivery))
+        return self._fly(self._deliver(delivery))
+
+    def _waits_for_phone(self, delivery: Delivery) -> bool:
+        # A later attempt went out under the LID already.
+        return delivery.attempt == 1 and self._lids.is_expected(delivery.user)
+
+    async def _put_back_named(self, delivery: Delivery) -> None:
+        """Claimed again it has its user's phone, if WAHA knew it."""
+        await self._lids.wait_for(delivery.user)
+        await self._settle(delivery, PutBack())
+
+    def _fly(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._flying.add(task)
         task.add_done_callback(self._land)
         return task

@@ -8,6 +8,10 @@ GatewayError
 ├── NotAllowed              403: nothing is open to this caller
 ├── BodyTooLarge            413
 ├── StoreUnavailable        503: nothing was promised, WAHA sends it again
+├── WahaError               WAHA did not do what we asked of it; no webhook's answer hangs on that
+│   ├── WahaRefused         asking again is of no use
+│   └── WahaUnavailable     asking again later is
+│       └── WahaSilent      … though it may have done it
 └── BackendError
     ├── BackendUnavailable  tried again after a backoff
     │   └── NotConnected    … and no connection could be made at all
@@ -49,6 +53,22 @@ class StoreUnavailable(GatewayError):
     def __init__(self, message: str, *, retry_after: int = 2) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class WahaError(GatewayError):
+    pass
+
+
+class WahaRefused(WahaError):
+    pass
+
+
+class WahaUnavailable(WahaError):
+    pass
+
+
+class WahaSilent(WahaUnavailable):
+    pass
 
 
 class BackendError(GatewayError):

@@ -7,14 +7,25 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gateway import routing
+from gateway import explanation, routing
 from gateway.errors import StoreUnavailable
+from gateway.help import Helper
+from gateway.lids import Lids
 from gateway.log import shown
-from gateway.model import Accepted, AskForLink, Bind, Chat, InboundMessage, LockPolicy
+from gateway.model import (
+    Accepted,
+    AskForLink,
+    Bind,
+    Chat,
+    Decide,
+    InboundMessage,
+    LockPolicy,
+    is_lid,
+)
+from gateway.sessions import Sessions
+from gateway.shapes import Shapes
 from gateway.store import Store
 from gateway.waha import events
-
-_MOST_SESSIONS = 1000  # whoever may post could make up names without end
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +39,7 @@ class Rules:
     prefix: str
     policy: LockPolicy
     forward_events: frozenset[str]
+    hold_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,64 +49,91 @@ class Ignored:
     reason: str
 
 
-@dataclass(slots=True)
-class SessionSeen:
-    """What webhooks told of one WAHA session. status None: no session.status came yet."""
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What would become of a webhook: the outcome, and each rule with what it says of it."""
 
-    status: str | None = None
-    last_event: float = 0.0  # Unix seconds, our clock
+    outcome: Accepted | Ignored | StoreUnavailable
+    rules: dict[str, str]
 
 
 class Ingest:
-    """sessions: by name, what was heard of each."""
-
-    def __init__(self, store: Store, rules: Rules, clock: Callable[[], float] = time.time) -> None:
-        self.sessions: dict[str, SessionSeen] = {}
+    def __init__(
+        self,
+        store: Store,
+        rules: Rules,
+        sessions: Sessions,
+        shapes: Shapes,
+        lids: Lids,
+        helper: Helper,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store
         self._rules = rules
+        self._sessions = sessions
+        self._shapes = shapes
+        self._lids = lids
+        self._helper = helper
         self._clock = clock
-        self._decide_for = functools.partial(
-            routing.decide, policy=rules.policy, prefix=rules.prefix
-        )
 
     async def receive(self, body: bytes, headers: Mapping[str, str]) -> Accepted | Ignored:
         """What became of a webhook; durable on return. Raise BadBody or StoreUnavailable."""
-        rules = self._rules
-        message = events.parse(
-            body,
-            headers,
-            home_session=rules.home_session,
-            gateway_phone=rules.gateway_phone,
-            now=self._clock(),
-        )
-        self._hear(message)
-        if reason := routing.reason_to_ignore(message, rules.forward_events):
-            if message.chat is Chat.PERSON and message.phone and message.lid:
+        message = self._parse(body, headers)
+        self._sessions.hear(message)
+        self._shapes.see(message)
+        if reason := routing.reason_to_ignore(message, self._rules.forward_events):
+            if message.chat is Chat.PERSON and (sighting := message.sighting):
                 with contextlib.suppress(StoreUnavailable):  # not worth a 503
                     # Our own answer may be what shows a LID's phone.
-                    await self._store.learn(message)
+                    await self._store.learn(sighting)
             log.debug("ignored: %s", reason, extra={"event": "webhook.ignored", "reason": reason})
             return Ignored(reason)
-        accepted = await self._store.accept(message, functools.partial(self._decide_for, message))
+        accepted = await self._store.accept(message, self._decide(message))
         _tell(accepted)
+        if is_lid(accepted.user):
+            self._lids.ask(accepted.user)
+        if accepted.help_waits:
+            self._helper.queue(accepted.user, message.arrived)
         return accepted
 
-    def _hear(self, message: InboundMessage) -> None:
-        known = self.sessions.get(message.session)
-        if known is None:
-            if len(self.sessions) >= _MOST_SESSIONS:
-                return
-            known = self.sessions[message.session] = SessionSeen()
-        known.last_event = message.arrived
-        if message.session_status:
-            if message.session_status != known.status:
-                log.warning(
-                    "WAHA session %s is %s",
-                    message.session,
-                    message.session_status,
-                    extra={"event": "waha.session", "session": message.session},
-                )
-            known.status = message.session_status
+    async def explain(self, body: bytes, headers: Mapping[str, str]) -> Explained:
+        """What receive() would do and why; nothing is kept. Raise BadBody or StoreUnavailable."""
+        message, rules = self._parse(body, headers), self._rules
+        reason = routing.reason_to_ignore(message, rules.forward_events)
+        told = explanation.of_event(message, reason, rules.forward_events)
+        if reason:
+            return Explained(Ignored(reason), told)
+        rehearsal = await self._store.rehearse(message, self._decide(message))
+        told |= explanation.of_person(
+            message,
+            rehearsal,
+            prefix=rules.prefix,
+            hold_seconds=rules.hold_seconds,
+            why_no_help=self._helper.why_not(message),
+        )
+        if rehearsal.refused:
+            return Explained(StoreUnavailable(rehearsal.refused), told)
+        return Explained(rehearsal.accepted, told)
+
+    def _parse(self, body: bytes, headers: Mapping[str, str]) -> InboundMessage:
+        return events.parse(
+            body,
+            headers,
+            home_session=self._rules.home_session,
+            gateway_phone=self._rules.gateway_phone,
+            now=self._clock(),
+            own_ids=self._sessions.own_ids,
+        )
+
+    def _decide(self, message: InboundMessage) -> Decide:
+        rules = self._rules
+        return functools.partial(
+            routing.decide,
+            message,
+            policy=rules.policy,
+            prefix=rules.prefix,
+            may_help=self._helper.why_not(message) is None,
+        )
 
 
 def _tell(accepted: Accepted) -> None:

@@ -70,6 +70,10 @@ class Throttle:
         self._last[key] = now
         return True
 
+    def forget(self, key: Hashable) -> None:
+        """key passes again at once."""
+        self._last.pop(key, None)
+
 
 class _Text(logging.Formatter):
     def __init__(self) -> None:

@@ -90,8 +90,35 @@ class InboundMessage:
     idempotency_key: str
     message_id: str | None
     session_status: str | None  # what a session.status event says, as WAHA writes it
+    own_ids: frozenset[str]  # of the session's own number, unscoped; empty if the event has none
+    odd_part: (
+        str | None
+    )  # what an event of this name has, and this one lacks or has in no known form
     headers: tuple[tuple[str, str], ...]  # those that go on to the backend
     body: bytes
+
+    @property
+    def sighting(self) -> "Sighting | None":
+        """What the event shows of a person's two ids, if it shows both."""
+        if not (self.phone and self.lid):
+            return None
+        # No time of WAHA's may rule the future.
+        at = min(self.event_time, self.arrived)
+        return Sighting(self.lid, self.phone, at, self.message_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """lid and phone belonged to one person at that time, in Unix seconds.
+
+    message_id: of the message that showed both. asked: it is WAHA's answer to our question.
+    """
+
+    lid: UserId
+    phone: UserId
+    at: float
+    message_id: str | None = None
+    asked: bool = False
 
 
 class LockPolicy(Enum):
@@ -137,10 +164,12 @@ class AskForLink:
     """Nobody to deliver to: the user has no lock and sent no link that counts.
 
     hold: keep the message a while, for a link that was sent before it may still be on its way.
+    help: tell the user about the link, if that was not done lately.
     """
 
     link: LinkNote | None = None
     hold: bool = False
+    help: bool = False
 
 
 Decision = Bind | Forward | AskForLink
@@ -149,10 +178,27 @@ Decide = Callable[[Lock], Decision]
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What the store made of a message. decision is None for a duplicate."""
+    """What the store made of a message. decision is None for a duplicate.
+
+    help_waits: a help message for the user is kept, to be sent.
+    """
 
     user: UserId
     decision: Decision | None
+    help_waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What the store would make of a message, and on what grounds.
+
+    refused: why it would not be accepted at all.
+    """
+
+    accepted: Accepted
+    lock: Lock  # as it stands now, once the ids that the message shows are learnt
+    released: int  # held messages that would be delivered as well
+    refused: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +307,11 @@ def scoped(session: str, user: str, home_session: str) -> UserId:
 def unscoped(user: UserId) -> str:
     """The person's id as WhatsApp knows it."""
     return user.rpartition("/")[2]
+
+
+def session_of(user: UserId, home_session: str) -> str:
+    """The WAHA session that user wrote to."""
+    return user.rpartition("/")[0] or home_session
 
 
 def is_lid(user: UserId) -> bool:

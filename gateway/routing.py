@@ -32,7 +32,14 @@ def reason_to_ignore(message: InboundMessage, forward_events: frozenset[str]) ->
     return None
 
 
-def decide(message: InboundMessage, lock: Lock, *, policy: LockPolicy, prefix: str) -> Decision:
+def decide(
+    message: InboundMessage,
+    lock: Lock,
+    *,
+    policy: LockPolicy,
+    prefix: str,
+    may_help: bool = False,
+) -> Decision:
     """What is to be done with a person's message, given where the person belongs."""
     from_a_person = message.event in MESSAGE_EVENTS and not message.own
     text = message.text if from_a_person else ""
@@ -40,8 +47,10 @@ def decide(message: InboundMessage, lock: Lock, *, policy: LockPolicy, prefix: s
     if lock.tenant is None:
         link = deeplink.parse(text, prefix=prefix, must_open=False)
         if link is None:
-            return AskForLink(hold=from_a_person)
-        return AskForLink(LinkNote(Note.STALE, link)) if stale else Bind(link)
+            return AskForLink(hold=from_a_person, help=may_help)
+        if stale:
+            return AskForLink(LinkNote(Note.STALE, link), help=may_help)
+        return Bind(link)
 
     link = deeplink.parse(text, prefix=prefix, must_open=True)
     if link is None:

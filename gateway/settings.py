@@ -39,39 +39,53 @@ _PUBLISHED = frozenset(
     ]
 )
 
-# WAHA docs 2026.8, "Events". Unknown names are refused: a typo would drop events silently.
-WAHA_EVENTS = MESSAGE_EVENTS | frozenset(
+HELP_MESSAGE = """\
+Hello! Please open the link that your agent sent you, and send the message it contains.
+مرحبًا! يرجى فتح الرابط الذي أرسله إليك وكيلك وإرسال الرسالة الموجودة فيه.
+سلام! لطفاً لینکی را که مشاور شما فرستاده باز کنید و پیام آن را ارسال کنید."""
+
+# WAHA docs 2026.8, "Events".
+EVENTS_OF_NOBODY = frozenset(
     [
         "session.status",
-        "message.reaction",
-        "message.ack",
-        "message.ack.group",
-        "message.waiting",
-        "message.edited",
-        "message.revoked",
-        "chat.archive",
+        "state.change",
+        "engine.event",
+        "label.upsert",
+        "label.deleted",
         "group.v2.join",
         "group.v2.leave",
         "group.v2.participants",
         "group.v2.participants.join-request",
         "group.v2.update",
-        "presence.update",
-        "poll.vote",
-        "poll.vote.failed",
-        "event.response",
-        "event.response.failed",
-        "label.upsert",
-        "label.deleted",
-        "label.chat.added",
-        "label.chat.deleted",
-        "call.received",
-        "call.accepted",
-        "call.rejected",
-        "engine.event",
         "group.join",
         "group.leave",
-        "state.change",
     ]
+)
+# Unknown names are refused: a typo would drop events silently.
+WAHA_EVENTS = (
+    MESSAGE_EVENTS
+    | EVENTS_OF_NOBODY
+    | frozenset(
+        [
+            "message.reaction",
+            "message.ack",
+            "message.ack.group",
+            "message.waiting",
+            "message.edited",
+            "message.revoked",
+            "chat.archive",
+            "presence.update",
+            "poll.vote",
+            "poll.vote.failed",
+            "event.response",
+            "event.response.failed",
+            "label.chat.added",
+            "label.chat.deleted",
+            "call.received",
+            "call.accepted",
+            "call.rejected",
+        ]
+    )
 )
 
 
@@ -192,8 +206,12 @@ class Settings(BaseSettings):
     backend_signing_secret: Annotated[SecretStr, AfterValidator(_signing_secrets)] = Field(
         SecretStr(""), description="whsec_…: signs what goes to the backend; new,old while rotating"
     )
+    waha_api_url: Annotated[str, AfterValidator(_http_url)] = Field(
+        "http://localhost:3000/api", description="WAHA's API: for look-ups of LIDs, and for help"
+    )
     waha_api_key: SecretStr = Field(
-        SecretStr(""), description="X-Api-Key that lets a webhook in where it is not signed"
+        SecretStr(""),
+        description="sent to WAHA as X-Api-Key; lets a webhook in where it is not signed",
     )
     waha_session: Annotated[str, AfterValidator(_session)] = Field(
         "default", description="the WAHA session whose users stand in the file without a prefix"
@@ -202,7 +220,8 @@ class Settings(BaseSettings):
         SecretStr(""), description="set: every webhook must be signed; new,old while rotating"
     )
     admin_api_key: Secrets = Field(
-        SecretStr(""), description="X-Api-Key for /router/*, /ready, /docs; new,old while rotating"
+        SecretStr(""),
+        description="X-Api-Key for /router/*, /ready, /metrics, /docs; new,old while rotating",
     )
     gateway_phone: Annotated[str, AfterValidator(_digits)] = Field(
         "971557357753", description="the WhatsApp number that all tenants share"
@@ -219,6 +238,15 @@ class Settings(BaseSettings):
     ] = Field(
         frozenset({"message"}), description="what goes to the backend: names of WAHA's events, or *"
     )
+    help_message: str = Field(
+        HELP_MESSAGE,
+        max_length=4096,
+        description="what a user without a lock is told, by WAHA; empty: nothing",
+    )
+    help_cooldown: float = Field(
+        604_800, ge=0, description="seconds between two help messages to one person"
+    )
+    help_per_minute: int = Field(20, ge=1, le=600, description="help messages in all")
     hold_seconds: float = Field(
         900, ge=0, description="how long a message without a lock waits for its link; 0: not at all"
     )

@@ -14,6 +14,7 @@ from gateway.store import Limits
 from tests.conftest import LIMITS
 
 HOOK = "/webhook/waha"
+NO_WAHA = "http://127.0.0.1:9/api"  # nobody listens there
 Transport = Callable[[int], httpx.AsyncBaseTransport]
 
 
@@ -23,7 +24,7 @@ def accepting(_: httpx.Request) -> httpx.Response:
 
 def settings_of(tmp_path: Path, **settings: Any) -> Settings:
     """Settings untouched by the environment, with the data in tmp_path."""
-    settings = {"data_dir": tmp_path / "data"} | settings
+    settings = {"data_dir": tmp_path / "data", "waha_api_url": NO_WAHA} | settings
     return Settings.model_validate(
         {name: field.default for name, field in Settings.model_fields.items()} | settings
     )

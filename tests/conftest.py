@@ -1,4 +1,4 @@
-"""Stores, and a backend that is a real server."""
+"""Stores, and a backend and a WAHA that are real servers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from examples.waha import StandIn
+from gateway.lids import Lids
+from gateway.metrics import Metrics
+from gateway.sessions import Sessions
 from gateway.store import Limits, Store, open_store
+from gateway.waha.client import Waha
 
 # Tests must pass on a full laptop, too; what a full disk does has tests of its own.
 LIMITS = Limits(min_free_disk_bytes=0)
@@ -99,3 +104,40 @@ async def backend() -> AsyncIterator[FakeBackend]:
     yield fake
     fake.open_gate.set()
     await runner.cleanup()
+
+
+@pytest.fixture
+async def waha() -> AsyncIterator[StandIn]:
+    """A WAHA on a free port."""
+    stand_in = StandIn()
+    runner = await stand_in.start()
+    yield stand_in
+    await runner.cleanup()
+
+
+@pytest.fixture
+def sessions() -> Sessions:
+    return Sessions(Metrics())
+
+
+@pytest.fixture
+async def client(waha: StandIn) -> AsyncIterator[Waha]:
+    """Our side of it."""
+    made = Waha(waha.url, waha.key)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def lids(store: Store, client: Waha, sessions: Sessions) -> AsyncIterator[Lids]:
+    made = Lids(
+        client,
+        store,
+        sessions,
+        Metrics(),
+        home_session="default",
+        gateway_phone="971557357753",
+        keep_asking=900,
+    )
+    yield made
+    await made.stop()

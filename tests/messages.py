@@ -78,11 +78,16 @@ def message(
     return parse(webhook(text, user, **how), now=now)
 
 
-def by_the_rules(inbound: InboundMessage, policy: LockPolicy = LockPolicy.LAST_LINK) -> Decide:
+def by_the_rules(
+    inbound: InboundMessage,
+    policy: LockPolicy = LockPolicy.LAST_LINK,
+    *,
+    may_help: bool = False,
+) -> Decide:
     """decide as the gateway hands it to the store."""
 
     def of_lock(lock: Lock) -> Decision:
-        return decide(inbound, lock, policy=policy, prefix="start_realty")
+        return decide(inbound, lock, policy=policy, prefix="start_realty", may_help=may_help)
 
     return of_lock
 

@@ -139,11 +139,12 @@ def test_ready_has_a_line_for_each_part(client: TestClient) -> None:
         "mappings_file",
         "backlog",
         "backend_gate",
-        "waha_sessions",
+        "waha_session default",
+        "webhook_bodies",
     ]
     assert all(line.startswith("ok: ") for line in list(answer.json().values())[1:])
-    assert "default WORKING" in answer.json()["waha_sessions"]
-    assert len(answer.text.splitlines()) == 8
+    assert answer.json()["waha_session default"].startswith("ok: WORKING, last event ")
+    assert len(answer.text.splitlines()) == 9
 
 
 def test_ready_says_that_a_session_is_down(client: TestClient) -> None:
@@ -155,7 +156,7 @@ def test_ready_says_that_a_session_is_down(client: TestClient) -> None:
     )
     answer = client.get("/ready")
     assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
-    assert answer.json()["waha_sessions"].startswith("degraded: default FAILED")
+    assert answer.json()["waha_session default"].startswith("degraded: FAILED, last event ")
 
 
 def test_the_documents_are_served(client: TestClient) -> None:
@@ -167,6 +168,7 @@ def test_the_documents_are_served(client: TestClient) -> None:
         "/router/stats",
         "/router/unlock/{phone}",
         "/router/pending",
+        "/router/explain",
         "/router/dead-letters",
         "/router/dead-letters/replay",
         "/router/dead-letters/{number}",

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from examples.waha import StandIn
 from gateway import delivery as delivery_module
+from gateway import lids as lids_module
 from gateway.backend import Backend, transport
 from gateway.delivery import Courier
 from gateway.errors import (
@@ -19,10 +21,11 @@ from gateway.errors import (
     StoreUnavailable,
 )
 from gateway.gate import Sign
+from gateway.lids import Lids
 from gateway.model import Delivery, Outcome, Selection
 from gateway.store import Store
 from tests.conftest import FakeBackend, Received, wait_until
-from tests.messages import ALI, OMAR, SARA, by_the_rules, message, tenant, user
+from tests.messages import ALI, LID, OMAR, SARA, by_the_rules, message, tenant, user
 
 Start = Callable[..., Courier]
 
@@ -35,12 +38,12 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def start(store: Store, backend: FakeBackend) -> AsyncIterator[Start]:
+async def start(store: Store, backend: FakeBackend, lids: Lids) -> AsyncIterator[Start]:
     started: list[Courier] = []
 
     def make(*, url: str | None = None, timeout: float = 5, **how: Any) -> Courier:
         to = Backend(url or backend.url, timeout=timeout, secrets=(), transport=transport(256))
-        courier = Courier(store, to, **{"max_in_flight": 256, "max_age": 86_400.0} | how)
+        courier = Courier(store, to, lids, **{"max_in_flight": 256, "max_age": 86_400.0} | how)
         courier.start()
         started.append(courier)
         return courier
@@ -257,10 +260,10 @@ class Flaky:
 
 
 async def test_an_outcome_is_told_until_the_store_takes_it(
-    store: Store, backend: FakeBackend
+    store: Store, backend: FakeBackend, lids: Lids
 ) -> None:
     to = Backend(backend.url, timeout=5, secrets=(), transport=transport(10))
-    courier = Courier(Flaky(store), to, max_in_flight=10, max_age=86_400)
+    courier = Courier(Flaky(store), to, lids, max_in_flight=10, max_age=86_400)
     courier.start()
     await say(store, "start_realty_2")
     await asyncio.wait_for(emptied(store), 10)
@@ -395,3 +398,43 @@ async def test_the_age_leaves_out_a_closed_gate_and_what_was_before_our_start(
     assert courier._open_seconds(wall - 10, wall) == 10
     assert courier._open_seconds(wall - 90, wall) == 60
     assert courier._open_seconds(wall - 86_400, wall) == 70
+
+
+async def test_the_first_delivery_of_a_lid_waits_for_its_phone(
+    store: Store, backend: FakeBackend, start: Start, waha: StandIn
+) -> None:
+    waha.phones["158764321000005"], waha.delay = ALI, 0.2
+    start()
+    await say(store, "start_realty_2", LID)
+    await say(store, "next", LID)
+    await say(store, "start_realty_2", SARA)
+    await wait_until(lambda: len(backend.received) == 3)
+    first = backend.received[0]
+    assert first.user == SARA, "nobody else waits"
+    assert [(one.user, one.headers["X-User-Alias"]) for one in backend.received[1:]] == [
+        (ALI, LID)
+    ] * 2
+    assert texts(backend.received, ALI) == ["start_realty_2", "next"]
+    assert {one.headers["X-Delivery-Attempt"] for one in backend.received} == {"1"}
+
+
+@pytest.mark.parametrize("waha_is", ["slow", "ignorant", "away"])
+async def test_a_lid_that_waha_does_not_tell_is_delivered_under_the_lid(
+    store: Store,
+    backend: FakeBackend,
+    start: Start,
+    waha: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    waha_is: str,
+) -> None:
+    monkeypatch.setattr(lids_module, "PATIENCE_SECONDS", 0.2)
+    if waha_is == "slow":
+        waha.delay = 30
+    if waha_is == "away":
+        waha.patience, waha.statuses["default"] = 0.0, "STOPPED"
+    start()
+    await say(store, "start_realty_2", LID)
+    await say(store, "next", LID)
+    await wait_until(lambda: len(backend.received) == 2)
+    assert texts(backend.received, LID) == ["start_realty_2", "next"]
+    assert len(waha.asked) == 1

@@ -72,6 +72,11 @@ def test_waha_is_set_up_as_it_demands() -> None:
         int(waha[f"WHATSAPP_HOOK_RETRIES_{name}"]) for name in ("DELAY_SECONDS", "ATTEMPTS")
     )
     assert delay * attempts == 3600, "the router may be away for an hour"
+    assert not any("_" in name for name in services()), "WAHA refuses such hosts"
+    assert waha["WHATSAPP_FILES_LIFETIME"] == "0", "media are kept for the backend to fetch"
+    router = services()["router"]["environment"]
+    assert router["WAHA_API_URL"] == "http://waha:3000/api"
+    assert router["WAHA_API_KEY"] == waha["WAHA_API_KEY"]
 
 
 def test_the_images_steps_are_those_of_make_run() -> None:

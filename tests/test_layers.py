@@ -8,10 +8,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROWS = [
     {"gateway", "model", "errors"},
-    {"settings", "log"},
+    {"settings", "log", "metrics"},
     {"deeplink", "spelling", "backoff", "gate"},
     {"routing"},
-    {"waha", "backend", "store"},
+    {"waha", "backend", "store", "explanation", "sessions", "shapes"},
+    {"lids"},
+    {"help"},
     {"ingest", "delivery"},
     {"api"},
     {"app", "wire"},
@@ -23,6 +25,7 @@ PURE = [
     "backoff",
     "gate",
     "routing",
+    "explanation",
     "waha/events",
     "waha/signature",
     "model",

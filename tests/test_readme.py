@@ -1,15 +1,19 @@
 """What the README and .env.example claim is what the code does."""
 
+import io
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 from pydantic import SecretStr
 
-from gateway.settings import Settings
-from tests.e2e.router import ROOT, running
+from gateway.metrics import Metrics
+from gateway.settings import HELP_MESSAGE, Settings
+from tests.e2e.router import ROOT, Router, environment, free_port, running
 
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -27,31 +31,46 @@ def default_of(name: str) -> str:
 
 def test_the_settings_table_is_the_settings_class() -> None:
     table = README.split("## Settings")[1].split("**Who is served.**")[0]
-    rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`([^`]*)`|empty) \| (.*) \|$", table, re.MULTILINE)
-    assert rows == [
-        (name.upper(), default_of(name), field.description)
+    rows = r"^\| `([A-Z_]+)` \| (?:`([^`]*)`|empty|\[.*\]\(#help\)) \| (.*) \|$"
+    shown_elsewhere = {"help_message"}
+    assert re.findall(rows, table, re.MULTILINE) == [
+        (name.upper(), "" if name in shown_elsewhere else default_of(name), field.description)
         for name, field in Settings.model_fields.items()
     ]
+    assert f"```\n{HELP_MESSAGE}\n```" in README
 
 
 def test_the_example_environment_is_the_settings_class() -> None:
     lines = (ROOT / ".env.example").read_text("utf-8").splitlines()
-    named = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", "\n".join(lines), re.MULTILINE))
+    text = "\n".join(re.sub("^#(?=[A-Z])", "", line) for line in lines)
+    named = dotenv_values(stream=io.StringIO(text), interpolate=False)
     only_compose = {"WAHA_DASHBOARD_PASSWORD"}
     assert named.keys() - only_compose == {name.upper() for name in Settings.model_fields}
     for name in Settings.model_fields:
         assert named[name.upper()] == default_of(name), name
 
 
-def walk_through() -> list[tuple[str, str]]:
-    """The commands of the README's walk-through, each with the answer it shows."""
-    part = README.split("<!-- walk-through")[1].split("<!-- end of the walk-through -->")[0]
+def walk_through(begin: str) -> list[tuple[str, str]]:
+    """The commands of a walk-through of the README, each with the answer it shows."""
+    part = README.split(f"<!-- {begin}: run by")[1].split("<!-- end of the walk-through -->")[0]
     steps: list[tuple[str, str]] = []
     for block in re.findall(r"```console\n(.*?)```", part, re.DOTALL):
         for step in block.removeprefix("$ ").split("\n$ "):
             command, _, answer = step.partition("\n")
             steps.append((command, answer.strip()))
     return steps
+
+
+def follow(steps: list[tuple[str, str]], router: Router) -> None:
+    for command, answer in steps:
+        here = command.replace("localhost:8001", f"localhost:{router.port}")
+        # The file follows the answer within 50 ms, or as soon as a slow disk lets it.
+        tries = 100 if command.startswith(("cat ", "sleep ")) else 1
+        for _ in range(tries):
+            if (printed := output_of(here, router.folder)) == answer:
+                break
+            time.sleep(0.05)
+        assert printed == answer, command
 
 
 def output_of(command: str, folder: Path) -> str:
@@ -68,21 +87,53 @@ def output_of(command: str, folder: Path) -> str:
 
 
 def test_the_walk_through_gives_the_answers_it_shows(tmp_path: Path) -> None:
-    steps = walk_through()
+    steps = walk_through("walk-through")
     assert len(steps) == 9
     with running(tmp_path) as router:
-        for command, answer in steps:
-            here = command.replace("localhost:8001", f"localhost:{router.port}")
-            # The file follows the answer within 50 ms, or as soon as a slow disk lets it.
-            tries = 100 if command.startswith("cat ") else 1
-            for _ in range(tries):
-                if (printed := output_of(here, tmp_path)) == answer:
-                    break
-                time.sleep(0.05)
-            assert printed == answer, command
+        follow(steps, router)
         log = router.log.read_text("utf-8")
     assert "🔒 LOCKED: User 971501234567 → Tenant 2" in log
     assert "🔀 Routing 971501234567 → Tenant 2 (existing session)" in log
+
+
+def test_the_walk_through_with_a_waha_gives_the_answers_it_shows(tmp_path: Path) -> None:
+    steps = walk_through("walk-through with a WAHA")
+    assert len(steps) == 11
+    (stand_in,) = re.findall(r"^\.venv/bin/python (examples/waha\.py .*)$", README, re.MULTILINE)
+    port, told = free_port(), tmp_path / "waha.log"
+    with told.open("wb") as log:
+        waha = subprocess.Popen(
+            [sys.executable, *stand_in.split(), "--port", str(port)],
+            cwd=ROOT,
+            stdout=log,
+            env=environment(),
+        )
+    try:
+        wait_for(told, "a stand-in for WAHA")
+        url = f"http://127.0.0.1:{port}/api"
+        with running(tmp_path, forward_events="*", waha_api_url=url) as router:
+            follow(steps, router)
+            wait_for(told, f"to 971501234568@c.us by session default:\n{HELP_MESSAGE}\n")
+            log_text = router.log.read_text("utf-8")
+    finally:
+        waha.terminate()
+        waha.wait(10)
+    assert "FORWARD_EVENTS names session.status, which concerns no single user" in log_text
+    assert "📱 WAHA session sales is SCAN_QR_CODE" in log_text
+
+
+def wait_for(file: Path, text: str) -> None:
+    for _ in range(1000):
+        if text in file.read_text("utf-8"):
+            return
+        time.sleep(0.02)
+    raise AssertionError(file.read_text("utf-8"))
+
+
+def test_the_metrics_table_is_the_registry() -> None:
+    table = README.split("### Metrics")[1].split("```")[0]
+    shown = re.findall(r"^\| `([a-z_]+)\{([a-z,]+)\}` \|", table, re.MULTILINE)
+    assert shown == Metrics().series()
 
 
 @pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md"])

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from gateway.api import webhook as webhook_module
+from gateway.api import bodies
 from gateway.api.access import Access
 from gateway.api.refusals import Refusals
 from gateway.api.webhook import WebhookEndpoint
@@ -60,7 +60,7 @@ def test_a_link_a_follow_up_and_a_move(client: TestClient) -> None:
 def test_no_lock_and_no_link(client: TestClient) -> None:
     assert post(client, now_webhook("hello")) == (
         200,
-        '{"status":"unknown_user","action":"none","user":"971501234567"}',
+        '{"status":"unknown_user","action":"sent_help_message","user":"971501234567"}',
     )
     assert json.loads(post(client, now_webhook("hello", LID))[1])["user"] == LID
 
@@ -314,7 +314,7 @@ def test_an_app_can_be_started_again(tmp_path: Path) -> None:
         with TestClient(app) as client:
             answer = client.post(HOOK, content=now_webhook("start_realty_2")).json()
             assert answer["action"] == action
-            assert len(client.get("/openapi.json").json()["paths"]) == 10
+            assert len(client.get("/openapi.json").json()["paths"]) == 11
 
 
 def test_an_own_message_that_goes_nowhere_still_shows_whose_lid_it_is(
@@ -363,7 +363,7 @@ class Caller:
 async def test_a_body_that_does_not_end_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[dict[str, Any]]
 ) -> None:
-    monkeypatch.setattr(webhook_module, "_BODY_SECONDS", 0.01)
+    monkeypatch.setattr(bodies, "_SECONDS", 0.01)
     caller = Caller(*messages)
     endpoint = WebhookEndpoint(cast(Ingest, None), Access(settings_of(tmp_path)), Refusals(), 1000)
     assert await caller.call(endpoint) == 400

@@ -26,6 +26,10 @@ class Access:
         self._admin_keys = split(settings.admin_api_key)
         self._on_loopback = settings.listens_on_loopback
 
+    @property
+    def demands_signature(self) -> bool:
+        return bool(self._hmac_keys)
+
     def check_webhook(self, connection: HTTPConnection) -> None:
         """Return if a webhook may come from there, its signature aside; else raise."""
         if self._hmac_keys or self._from_here(connection):

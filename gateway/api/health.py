@@ -3,11 +3,14 @@
 import time
 
 from fastapi import APIRouter
+from starlette.responses import Response
 
 from gateway.api.answers import Json
 from gateway.delivery import Courier
 from gateway.errors import StoreUnavailable
-from gateway.ingest import Ingest, SessionSeen
+from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.sessions import Sessions
+from gateway.shapes import Shapes
 from gateway.store import Store
 
 SERVICE = "whatsapp-gateway-router"
@@ -35,7 +38,9 @@ def health_router(store: Store) -> APIRouter:
     return api
 
 
-def ready_router(store: Store, courier: Courier, ingest: Ingest) -> APIRouter:
+def ready_router(
+    store: Store, courier: Courier, sessions: Sessions, shapes: Shapes, metrics: Metrics
+) -> APIRouter:
     api = APIRouter(tags=["health"])
 
     @api.get("/ready")
@@ -49,12 +54,18 @@ def ready_router(store: Store, courier: Courier, ingest: Ingest) -> APIRouter:
             "backend_gate": "degraded: closed, the backend is away; messages wait"
             if courier.gate.closed
             else f"ok: open, {courier.in_flight} in flight",
-            "waha_sessions": _sessions(ingest.sessions),
+            **_sessions(sessions),
+            "webhook_bodies": _part("; ".join(shapes.odd()), "have the known form"),
         }
         state = "unavailable" if health.refusing else "ready"
         if state == "ready" and any(line.startswith("degraded") for line in parts.values()):
             state = "degraded"
         return Json({"status": state, **parts}, 503 if health.refusing else 200, lines=True)
+
+    @api.get("/metrics", include_in_schema=False)  # it answers no JSON
+    async def metrics_() -> Response:
+        """For Prometheus."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     return api
 
@@ -75,13 +86,14 @@ async def _backlog(store: Store) -> str:
     return f"{state}: {backlog.waiting} wait or are in flight, the oldest for {age:.0f} s"
 
 
-def _sessions(sessions: dict[str, SessionSeen]) -> str:
-    if not sessions:
-        return "ok: no event since the start"
+def _sessions(sessions: Sessions) -> dict[str, str]:
+    """A line for each session."""
+    known = sessions.all()
+    if not known:
+        return {"waha_sessions": "ok: no event since the start"}
     now = time.time()
-    lines = [
-        f"{name} {seen.status or 'sends'}, last event {now - seen.last_event:.0f} s ago"
-        for name, seen in sorted(sessions.items())
-    ]
-    bad = any(seen.status not in (None, "WORKING", "STARTING") for seen in sessions.values())
-    return f"{'degraded' if bad else 'ok'}: {'; '.join(lines)}"
+    return {
+        f"waha_session {name}": f"{'degraded' if session.in_trouble else 'ok'}:"
+        f" {session.status or 'sends'}, last event {now - session.last_event:.0f} s ago"
+        for name, session in known.items()
+    }

@@ -4,10 +4,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from gateway.errors import StartRefused
-from gateway.store.base import Limits, Page, Store
+from gateway.store.base import HELP_SECONDS, Limits, Page, Store
 from gateway.store.files import FileStore
 
-__all__ = ["Limits", "Page", "Store", "open_store"]
+__all__ = ["HELP_SECONDS", "Limits", "Page", "Store", "open_store"]
 
 
 Leave = Callable[[str], None]

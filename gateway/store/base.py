@@ -14,7 +14,9 @@ from gateway.model import (
     InboundMessage,
     Lock,
     Outcome,
+    Rehearsal,
     Selection,
+    Sighting,
     TenantId,
     UserId,
 )
@@ -33,6 +35,10 @@ class Limits:
         900.0  # how long a message without a lock waits for its link; 0: not at all
     )
     max_held_per_user: int = 20
+    help_cooldown: float = 604_800.0  # seconds between two help messages to one person
+
+
+HELP_SECONDS = 600.0  # a help message that could not be sent by then would only confuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +67,21 @@ class Store(Protocol):
         AskForLink with hold keeps the message aside for hold_seconds. It joins its line, in the
         order of events, when a link of the person that was sent before it is accepted; what was
         said before the link never does.
+        AskForLink with help keeps a help message to be sent, unless one waits or one went to the
+        person within help_cooldown.
         Both ids of a person, where message shows them, are learnt on the way: the newer sighting
         wins, the lock follows the LID, and of two locks the newer one stays.
         Lock changes are in the mappings file on return, or soon after (see FileStore).
         """
 
-    async def learn(self, message: InboundMessage) -> None:
-        """Keep only what message shows of a person's two ids; durable."""
+    async def rehearse(self, message: InboundMessage, decide: Decide) -> Rehearsal:
+        """What accept() would do now; nothing is kept."""
+
+    async def learn(self, sighting: Sighting) -> None:
+        """Keep which LID is which phone, as accept() does on the way; durable."""
+
+    async def held_lids(self) -> list[UserId]:
+        """LIDs without a phone of which messages are held, at most 10,000, the newest first."""
 
     async def claim(self, limit: int, *, wait: float, probe: bool = False) -> list[Delivery]:
         """Up to limit heads of lines that are due; ours until settled. [] after wait seconds.
@@ -111,6 +125,21 @@ class Store(Protocol):
 
     async def bury(self, which: Selection) -> int:
         """Delete dead letters for good; durable. How many."""
+
+    async def help_waits(self) -> list[tuple[UserId, float]]:
+        """To whom a help message is to be sent, and since when, Unix seconds; the oldest first.
+
+        After HELP_SECONDS it no longer waits.
+        """
+
+    async def begin_help(self, user: UserId) -> UserId | None:
+        """The id to send it to, if the help message for user waits and there is still no lock.
+
+        From then on, durable, it counts as sent: if we die, the person rather gets none than two.
+        """
+
+    async def undo_help(self, user: UserId, *, again: bool) -> None:
+        """What began was surely not sent; it waits again, or else nothing is known of it."""
 
     def totals(self) -> tuple[int, int]:
         """How many users have a lock, and at how many tenants."""

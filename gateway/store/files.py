@@ -34,6 +34,7 @@ from gateway.model import (
     Decision,
     Delivery,
     Done,
+    Forward,
     Health,
     InboundMessage,
     LinkNote,
@@ -42,12 +43,14 @@ from gateway.model import (
     Note,
     Outcome,
     PutBack,
+    Rehearsal,
     Selection,
+    Sighting,
     TenantId,
     UserId,
     is_lid,
 )
-from gateway.store import held, letters, lines, mappings, seen
+from gateway.store import held, helped, letters, lines, mappings, seen
 from gateway.store.base import Limits, Page
 from gateway.store.history import Kind, last_change, record, was_unlocked
 from gateway.store.journal import DISTRUST_NAME, Journal, connect
@@ -170,12 +173,14 @@ class FileStore:
             await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
         return accepted
 
-    async def learn(self, message: InboundMessage) -> None:
-        await self._journal.run(lambda tx: self._learn(tx, message), self._publish)
+    async def learn(self, sighting: Sighting) -> None:
+        changes = await self._journal.run(lambda tx: self._learn(tx, sighting), self._publish)
+        if changes.locks:
+            await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
 
-    def _learn(self, tx: Tx, message: InboundMessage) -> _Changes:
+    def _learn(self, tx: Tx, sighting: Sighting) -> _Changes:
         changes = _Changes()
-        self._person(tx, message, changes)
+        self._sight(tx, sighting, changes)
         return changes
 
     def _accept(
@@ -208,7 +213,10 @@ class FileStore:
             held.keep(tx, user, message.sent, content, most=self._limits.max_held_per_user)
         if isinstance(decision, Bind):
             self._release_held(tx, user, alias, decision.tenant, message.sent, changes)
-        return changes, Accepted(user, decision)
+        help_waits = isinstance(decision, AskForLink) and decision.help
+        if help_waits:
+            help_waits = helped.keep(tx, user, self._clock(), cooldown=self._limits.help_cooldown)
+        return changes, Accepted(user, decision, help_waits)
 
     def _release_held(
         self,
@@ -256,6 +264,30 @@ class FileStore:
         changes.counts.append((tenant, 1))
         self._staged_here().added[tenant] += 1
 
+    async def rehearse(self, message: InboundMessage, decide: Decide) -> Rehearsal:
+        def work(tx: Tx) -> Rehearsal:
+            staged = self._staged_here()
+            before = replace(staged, locks=dict(staged.locks), added=Counter(staged.added))
+            tx.execute("SAVEPOINT rehearsal")
+            try:
+                return self._rehearse(tx, message, decide)
+            finally:
+                tx.execute("ROLLBACK TO rehearsal")
+                tx.execute("RELEASE rehearsal")
+                self._staged = before
+
+        return await self._journal.run(work)
+
+    def _rehearse(self, tx: Tx, message: InboundMessage, decide: Decide) -> Rehearsal:
+        user, _ = self._person(tx, message, _Changes())
+        lock = self._lock(tx, user)
+        changes, accepted = self._accept(tx, message, decide)
+        if isinstance(accepted, str):
+            return Rehearsal(Accepted(user, decide(lock)), lock, 0, refused=accepted)
+        added = sum(count for _, count in changes.counts)
+        released = max(0, added - isinstance(accepted.decision, Bind | Forward))
+        return Rehearsal(accepted, lock, released, refused=self._low_disk)
+
     # who a person is
 
     def _person(
@@ -263,8 +295,8 @@ class FileStore:
     ) -> tuple[UserId, UserId | None]:
         """The id to keep the person under, and the other one; what message shows is learnt."""
         phone, lid = message.phone, message.lid
-        if phone and lid:
-            self._sight(tx, lid, phone, message, changes)
+        if sighting := message.sighting:
+            self._sight(tx, sighting, changes)
         if lid:
             phone = _phone_of(tx, lid)
         elif phone:
@@ -275,30 +307,35 @@ class FileStore:
             self._melt(tx, alias, user, message, changes)
         return user, alias
 
-    def _sight(
-        self, tx: Tx, lid: UserId, phone: UserId, message: InboundMessage, changes: _Changes
-    ) -> None:
-        """A message showed that lid is phone: the newer sighting wins, the lock follows the LID."""
+    def _sight(self, tx: Tx, sighting: Sighting, changes: _Changes) -> None:
+        """The newer sighting wins, the lock follows the LID."""
+        lid, phone = sighting.lid, sighting.phone
         before = tx.execute("SELECT phone, sighted FROM alias WHERE lid = ?", (lid,)).fetchone()
         if before and before[0] == phone:
             return
         owner = tx.execute("SELECT lid, sighted FROM alias WHERE phone = ?", (phone,)).fetchone()
         newest = max((row[1] for row in (before, owner) if row), default=0.0)
-        sighted = min(message.event_time, message.arrived)  # no time of WAHA's may rule the future
-        if sighted < newest:
+        if sighting.at < newest:
             return
         if owner:  # the number changed hands: whoever had it is known by LID only
             tx.execute("DELETE FROM alias WHERE lid = ?", (owner[0],))
-            self._melt(tx, phone, owner[0], message, changes)
-        tx.execute("INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (lid, phone, sighted))
+            self._melt(tx, phone, owner[0], sighting, changes)
+        tx.execute("INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (lid, phone, sighting.at))
         if before:
-            self._melt(tx, before[0], phone, message, changes)
-        self._melt(tx, lid, phone, message, changes)
+            self._melt(tx, before[0], phone, sighting, changes)
+        self._melt(tx, lid, phone, sighting, changes)
 
     def _melt(
-        self, tx: Tx, old: UserId, new: UserId, message: InboundMessage, changes: _Changes
+        self,
+        tx: Tx,
+        old: UserId,
+        new: UserId,
+        shown_by: InboundMessage | Sighting,
+        changes: _Changes,
     ) -> None:
         """All that is kept under old is kept under new from now on."""
+        now, message_id = self._clock(), shown_by.message_id
+        source = ", says WAHA" if isinstance(shown_by, Sighting) and shown_by.asked else ""
         was, is_ = self._lock(tx, old), self._lock(tx, new)
         changed = max(was.changed, is_.changed)
         # What was decided for either id counts, and the newer decision wins: a lock, or an unlock.
@@ -310,13 +347,13 @@ class FileStore:
         stays = max(decided, key=lambda lock: lock.changed).tenant if decided else None
         if was.tenant is not None:
             self._set_lock(tx, old, None, changes)
-            record(tx, message.arrived, old, Kind.MERGED, was.tenant, None, changed,
-                  message.message_id, f"is {new}")  # fmt: skip
+            record(tx, now, old, Kind.MERGED, was.tenant, None, changed,
+                  message_id, f"is {new}{source}")  # fmt: skip
         if stays != is_.tenant:
             self._set_lock(tx, new, stays, changes)
         if was.tenant is not None or changed > is_.changed:
-            record(tx, message.arrived, new, Kind.MERGED, is_.tenant, stays, changed,
-                  message.message_id, f"was {old}")  # fmt: skip
+            record(tx, now, new, Kind.MERGED, is_.tenant, stays, changed,
+                  message_id, f"was {old}{source}")  # fmt: skip
         self._move_lines(tx, old, new, changes)
         if stays is not None:  # what was held was a person's with a lock, only we did not know
             self._release_held(tx, new, _lid_of(tx, new), stays, changed, changes)
@@ -326,6 +363,7 @@ class FileStore:
         changes.note_rename(old, new, lines.rename(tx, old, new, alias, self._clock()))
         tx.execute("UPDATE dead_letter SET user = ?, alias = ? WHERE user = ?", (new, alias, old))
         tx.execute("UPDATE held SET user = ? WHERE user = ?", (new, old))
+        helped.rename(tx, old, new)
 
     # locks
 
@@ -575,6 +613,28 @@ class FileStore:
         changes.reread.extend(tenants)
         return len(waiting)
 
+    # help messages
+
+    async def help_waits(self) -> list[tuple[UserId, float]]:
+        return await self._journal.run(lambda tx: helped.waiting(tx, self._clock()))
+
+    async def begin_help(self, user: UserId) -> UserId | None:
+        def work(tx: Tx) -> UserId | None:
+            known = _known_as(tx, user)
+            if self._tenant(known) is not None:
+                helped.forget(tx, known)
+                return None
+            return known if helped.begin(tx, known, self._clock()) else None
+
+        return await self._journal.run(work)
+
+    async def undo_help(self, user: UserId, *, again: bool) -> None:
+        undo = helped.put_back if again else helped.forget
+        await self._journal.run(lambda tx: undo(tx, _known_as(tx, user)))
+
+    async def held_lids(self) -> list[UserId]:
+        return await self._journal.run(held.lids)
+
     # what memory knows
 
     def _publish(self, changes: _Changes) -> None:
@@ -647,6 +707,8 @@ class FileStore:
                 gone,
                 extra={"event": "held.expired", "count": gone},
             )
+        cooldown = self._limits.help_cooldown
+        await self._journal.run(lambda tx: helped.expire(tx, now, cooldown=cooldown))
         return keys >= seen.CHUNK or gone >= held.CHUNK
 
     def _look_at_disk(self) -> None:

@@ -12,6 +12,7 @@ from gateway.model import Moment, UserId
 from gateway.store.lines import Content
 
 CHUNK = 1000  # deleted in one transaction
+_MOST_LIDS = 10_000
 
 
 def keep(
@@ -50,6 +51,12 @@ def take(
         for _, second, fraction, arrived, event_time, key, message_id, headers, body in sorted(rows)
         if Moment(second, fraction) >= sent_after and arrived > arrived_after
     ]
+
+
+def lids(tx: sqlite3.Connection) -> list[UserId]:
+    """Who is known by LID only and has messages here, at most so many, the newest first."""
+    query = "SELECT user FROM held WHERE user LIKE '%@lid' GROUP BY user ORDER BY max(id) DESC"
+    return [user for (user,) in tx.execute(f"{query} LIMIT {_MOST_LIDS}")]
 
 
 def forget(tx: sqlite3.Connection, idempotency_key: str) -> None:

@@ -92,6 +92,14 @@ CREATE TABLE IF NOT EXISTS alias (
     sighted REAL NOT NULL                  -- event time of the message that showed both
 ) WITHOUT ROWID;
 
+-- Help messages to users without a lock: those that wait, and when the last one was sent.
+CREATE TABLE IF NOT EXISTS help (
+    user TEXT PRIMARY KEY,
+    queued_at REAL NOT NULL,
+    sent_at REAL                           -- NULL: it waits
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS help_sent ON help (sent_at);
+
 -- Keys of events accepted. Three tables that take turns, see seen.SeenKeys. phone and lid are
 -- hashes of the person's ids, 0 if unknown then, so that no number stands here. routed: it went to
 -- a tenant.

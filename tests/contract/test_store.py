@@ -25,6 +25,7 @@ from gateway.model import (
     LockPolicy,
     PutBack,
     Selection,
+    Sighting,
 )
 from gateway.store import Limits, Store, open_store
 from tests.conftest import LIMITS
@@ -386,7 +387,7 @@ async def test_a_number_that_changes_hands_takes_no_lock_along(store: Store) -> 
 
 
 async def test_learn_keeps_ids_and_nothing_else(store: Store) -> None:
-    await store.learn(message("our answer", user=LID, other_id=ALI, own=True))
+    await store.learn(Sighting(user(LID), user(ALI), NOW))
     assert (await store.lock_of(user(LID)))[0] == ALI
     assert await claim(store) == []
 
@@ -485,6 +486,154 @@ async def test_what_an_unknown_lid_said_joins_the_line_when_it_is_a_person_with_
     delivered = await drain(store)
     assert texts(delivered) == ["start_realty_2", "by lid", "by both"]
     assert {(one.user, one.alias) for one in delivered[1:]} == {(ALI, LID)}
+
+
+async def test_wahas_answer_releases_what_an_unknown_lid_said(store: Store) -> None:
+    await hold(store, "start_realty_2", 9)
+    await hold(store, "by lid", 5, user=LID)
+    assert await store.held_lids() == [LID]
+    await store.learn(Sighting(user(LID), user(ALI), time.time(), asked=True))
+    delivered = await drain(store)
+    assert texts(delivered) == ["start_realty_2", "by lid"]
+    assert {(one.user, one.alias) for one in delivered[1:]} == {(ALI, LID)}
+    assert await store.held_lids() == []
+
+
+# help messages
+
+
+async def ask(store: Store, who: str = ALI, **how: Any) -> Accepted:
+    """Somebody without a lock writes, and may be helped."""
+    inbound = message("hello", who, **how)
+    return await store.accept(inbound, by_the_rules(inbound, may_help=True))
+
+
+async def waiting(store: Store) -> list[str]:
+    return [who for who, _ in await store.help_waits()]
+
+
+async def test_help_is_kept_once_per_person_and_cool_down(reopen: Reopen) -> None:
+    store = await reopen()
+    assert (await ask(store)).help_waits
+    assert not (await ask(store)).help_waits, "one waits already"
+    assert (await ask(store, SARA)).help_waits
+    store = await reopen()
+    assert await waiting(store) == [ALI, SARA]
+    assert await store.begin_help(user(ALI)) == ALI
+    assert await store.begin_help(user(ALI)) is None, "it counts as sent"
+    store = await reopen()
+    assert not (await ask(store)).help_waits, "the cool-down outlives a restart"
+    assert await waiting(store) == [SARA]
+
+
+async def test_help_is_kept_again_after_the_cool_down(reopen: Reopen) -> None:
+    store = await reopen(Limits(help_cooldown=0.05, min_free_disk_bytes=0))
+    await ask(store)
+    await store.begin_help(user(ALI))
+    await asyncio.sleep(0.1)
+    assert (await ask(store)).help_waits
+
+
+async def test_who_has_a_lock_by_then_gets_no_help_and_may_get_it_later(store: Store) -> None:
+    await ask(store)
+    await say(store, "start_realty_2")
+    assert await store.begin_help(user(ALI)) is None
+    await store.unlock(user(ALI))
+    assert (await ask(store)).help_waits
+
+
+async def test_a_copy_and_an_event_of_another_kind_ask_for_no_help(store: Store) -> None:
+    inbound = message("hello")
+    assert (await store.accept(inbound, by_the_rules(inbound, may_help=True))).help_waits
+    await store.begin_help(user(ALI))
+    await store.undo_help(user(ALI), again=False)
+    assert not (await store.accept(inbound, by_the_rules(inbound, may_help=True))).help_waits
+    assert not (await say(store, "hello", user=SARA)).help_waits
+
+
+async def test_what_was_not_sent_waits_again_or_is_forgotten(store: Store) -> None:
+    await ask(store)
+    await store.begin_help(user(ALI))
+    await store.undo_help(user(ALI), again=True)
+    assert await waiting(store) == [ALI]
+    assert await store.begin_help(user(ALI)) == ALI
+    await store.undo_help(user(ALI), again=False)
+    assert await waiting(store) == []
+    assert (await ask(store)).help_waits
+
+
+@pytest.mark.parametrize("helped_as", [ALI, LID])
+async def test_help_follows_the_person_to_another_id(store: Store, helped_as: str) -> None:
+    await ask(store, helped_as)
+    await store.begin_help(user(helped_as))
+    await ask(store, LID if helped_as == ALI else ALI)
+    await store.learn(Sighting(user(LID), user(ALI), time.time()))
+    assert await waiting(store) == [], "the person was helped"
+    assert await store.begin_help(user(LID)) is None
+
+
+async def test_help_that_waits_goes_to_the_phone_once_it_is_known(store: Store) -> None:
+    await ask(store, LID)
+    await store.learn(Sighting(user(LID), user(ALI), time.time()))
+    assert await store.begin_help(user(LID)) == ALI
+
+
+# rehearsing
+
+
+async def test_a_rehearsal_says_what_accept_will_do_and_keeps_nothing(store: Store) -> None:
+    await say(store, "start_realty_2", sent=NOW - 9)
+    await say(store, "start_realty_3", user=SARA, sent=NOW - 9)
+    await drain(store)
+    for who, text, both in (
+        (ALI, "hello", LID),
+        (SARA, "start_realty_5", None),
+        (OMAR, "hello", None),
+        (OMAR, "start_realty_7", None),
+    ):
+        inbound = message(text, who, other_id=both)
+        decide = by_the_rules(inbound, may_help=True)
+        before = (await store.locks(10, None), store.totals())
+        rehearsed = await store.rehearse(inbound, decide)
+        assert await store.rehearse(inbound, decide) == rehearsed
+        assert (await store.locks(10, None), store.totals()) == before
+        assert await claim(store) == []
+        assert (await store.backlog()).waiting == 0
+        assert await waiting(store) == []
+        assert (await store.lock_of(user(LID)))[0] == LID or who != ALI
+        assert rehearsed.lock == (await store.lock_of(user(who)))[1]
+        assert await store.accept(inbound, decide) == rehearsed.accepted
+        again = await store.rehearse(inbound, decide)
+        assert again.accepted.decision is None, "it was seen"
+        for who_waits in await waiting(store):
+            await store.begin_help(user(who_waits))
+        await drain(store)
+
+
+async def test_a_rehearsal_shows_its_lock_to_nobody_in_the_same_commit(store: Store) -> None:
+    link, text = message("start_realty_2"), message("hello")
+    _, accepted, _ = await asyncio.gather(
+        store.rehearse(link, by_the_rules(link)),
+        accept(store, text),
+        store.rehearse(link, by_the_rules(link)),
+    )
+    assert accepted.decision == AskForLink(hold=True)
+
+
+async def test_a_rehearsal_counts_what_was_held(store: Store) -> None:
+    await hold(store, "second", 1)
+    await hold(store, "third", 0)
+    inbound = message("start_realty_2", sent=time.time() - 5, now=time.time())
+    assert (await store.rehearse(inbound, by_the_rules(inbound))).released == 2
+    await accept(store, inbound)
+    assert texts(await drain(store)) == ["start_realty_2", "second", "third"]
+
+
+async def test_a_rehearsal_tells_of_a_full_backlog(reopen: Reopen) -> None:
+    store = await reopen(Limits(max_backlog=1, min_free_disk_bytes=0))
+    await say(store, "start_realty_2")
+    inbound = message("hello")
+    assert "MAX_BACKLOG=1" in str((await store.rehearse(inbound, by_the_rules(inbound))).refused)
 
 
 # lines

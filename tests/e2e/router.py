@@ -27,7 +27,13 @@ def free_port() -> int:
 def environment(**settings: str) -> dict[str, str]:
     """This one, without settings of the router's but those given."""
     neutral = {k: v for k, v in os.environ.items() if k.lower() not in Settings.model_fields}
-    return neutral | {"PYTHONUTF8": "1"} | {name.upper(): text for name, text in settings.items()}
+    nobody = {"WAHA_API_URL": "http://127.0.0.1:9/api"}
+    return (
+        neutral
+        | {"PYTHONUTF8": "1"}
+        | nobody
+        | {name.upper(): text for name, text in settings.items()}
+    )
 
 
 class Router:

@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 
 from gateway import wire
-from gateway.api import webhook as webhook_module
+from gateway.api import bodies
 from gateway.app import create_app
 from gateway.log import Throttle
 from gateway.waha import signature
@@ -261,7 +261,7 @@ async def test_an_idle_connection_between_two_requests_is_kept(
 async def test_a_body_that_trickles_is_answered_and_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook_module, "_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(bodies, "_SECONDS", 0.2)
     head = HEAD + b"Content-Length: 999999\r\n\r\n"
     async with served(tmp_path) as port:
         answer = await talk(port, head, *[b"x"] * 100, pause=0.01)

@@ -1,0 +1,47 @@
+"""POST /router/explain: what would become of a webhook, and why."""
+
+import json
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from gateway.api import answers, bodies
+from gateway.api.access import Access
+from gateway.api.answers import Json
+from gateway.api.webhook import answer_of
+from gateway.errors import BadSignature, StoreUnavailable
+from gateway.ingest import Explained, Ingest
+
+_ANY_JSON = {"content": {"application/json": {"schema": {"type": "object"}}}, "required": True}
+
+
+def explain_router(ingest: Ingest, access: Access, max_body_bytes: int) -> APIRouter:
+    api = APIRouter(prefix="/router", tags=["router"])
+
+    @api.post("/explain", openapi_extra={"requestBody": _ANY_JSON})
+    async def explain(request: Request) -> Json:
+        """The answer that a webhook with this body and these headers would get now, and each rule
+        with what it says of it. Nothing is kept, sent or counted. 400 for what is no event."""
+        body = await bodies.read(request, request.receive, max_body_bytes)
+        explained = await ingest.explain(body, request.headers)
+        rules = {"signature": _signature(access, request, body)} | explained.rules
+        return Json({"answer": _answer(explained), "rules": rules}, lines=True)
+
+    return api
+
+
+def _signature(access: Access, request: Request, body: bytes) -> str:
+    try:
+        access.check_signature(request, body)
+    except BadSignature as exc:
+        return f"401, if this were the webhook: {exc}"
+    return "as WEBHOOK_HMAC_KEY demands" if access.demands_signature else "none is demanded"
+
+
+def _answer(explained: Explained) -> dict[str, Any]:
+    if isinstance(explained.outcome, StoreUnavailable):
+        answer = answers.of_error(explained.outcome)
+    else:
+        answer = answer_of(explained.outcome)
+    content: dict[str, Any] = json.loads(bytes(answer.body))
+    return content

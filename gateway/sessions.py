@@ -1,0 +1,75 @@
+"""What webhooks told of each WAHA session: its status, its own number, when it last sent."""
+
+import logging
+from dataclasses import dataclass
+
+from gateway.metrics import Metrics
+from gateway.model import InboundMessage
+
+_MOST = 1000  # whoever may post could make up names without end
+_QUIET = frozenset({"WORKING", "STARTING"})  # nothing to look at
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Session:
+    """status None: no session.status came yet. Times are Unix seconds."""
+
+    status: str | None = None
+    status_at: float = 0.0  # WAHA's clock
+    last_event: float = 0.0  # our clock
+    own_ids: frozenset[str] = frozenset()
+
+    @property
+    def in_trouble(self) -> bool:
+        return self.status is not None and self.status not in _QUIET
+
+
+class Sessions:
+    def __init__(self, metrics: Metrics) -> None:
+        self._known: dict[str, Session] = {}
+        self._metrics = metrics
+
+    def hear(self, message: InboundMessage) -> None:
+        """Note what an event tells of its session."""
+        known = self._known.get(message.session)
+        if known is None:
+            if len(self._known) >= _MOST:
+                return
+            known = self._known[message.session] = Session()
+        known.last_event = message.arrived
+        known.own_ids = message.own_ids or known.own_ids
+        self._metrics.session_heard(message.session, message.arrived)
+        # WAHA knows no order: what was raised before the status we know is no news.
+        if message.session_status and message.event_time >= known.status_at:
+            self._set_status(message.session, known, message.session_status)
+            known.status_at = message.event_time
+
+    def _set_status(self, name: str, known: Session, status: str) -> None:
+        if status == known.status:
+            return
+        self._metrics.session_status(name, known.status, status)
+        known.status = status
+        level = logging.WARNING if known.in_trouble else logging.INFO
+        log.log(
+            level,
+            "📱 WAHA session %s is %s",
+            name,
+            status,
+            extra={"event": "waha.session", "session": name, "status": status},
+        )
+
+    def own_ids(self, name: str) -> frozenset[str]:
+        """The session's own phone and LID, as far as known."""
+        known = self._known.get(name)
+        return known.own_ids if known else frozenset()
+
+    def can_send(self, name: str) -> bool:
+        """False while the session is known not to be WORKING."""
+        known = self._known.get(name)
+        return known is None or known.status in (None, "WORKING")
+
+    def all(self) -> dict[str, Session]:
+        """By name, in order of names."""
+        return dict(sorted(self._known.items()))

@@ -1,0 +1,91 @@
+"""What we ask of WAHA: which phone a LID is, and to send a text.
+
+Source: WAHA docs of July 2026, "Contacts" (API - lids) and "Send messages"; statuses from WAHA's
+source at 2026.2.1: 422 after 10-15 s while the session is not WORKING, 400 from NOWEB without its
+store, 501 for what an engine cannot do.
+"""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+
+from gateway.errors import WahaError, WahaRefused, WahaSilent, WahaUnavailable
+from gateway.waha import events
+
+TIMEOUT_SECONDS = 20.0  # WAHA takes up to 15 s to say that a session is not WORKING
+_ANSWER_BYTES = 1_048_576
+_CONNECTIONS = 32
+_REFUSALS = frozenset({400, 401, 403, 404, 405, 501})  # the same call would get the same answer
+_NOT_DONE = frozenset({422, 429, 503})  # other 5xx: an engine may have failed after it sent
+
+
+class Waha:
+    """url: WAHA's API with its /api. key: sent as X-Api-Key, none if empty."""
+
+    def __init__(
+        self, url: str, key: str, *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._url = url
+        self._client = httpx.AsyncClient(
+            # Bytes: httpx refuses a text outside ASCII.
+            headers={b"X-Api-Key": key.encode()} if key else {},
+            timeout=TIMEOUT_SECONDS,
+            limits=httpx.Limits(max_connections=_CONNECTIONS),
+            transport=transport,
+            trust_env=False,
+        )
+
+    async def phone_of(self, session: str, lid: str) -> str | None:
+        """The phone behind `…@lid`; None where WAHA does not know it.
+
+        Raise WahaRefused if asking again is of no use, else WahaUnavailable.
+        """
+        number = lid.removesuffix("@lid")
+        answer = await self._call("GET", f"/{session}/lids/{number}%40lid")
+        found = events.person(answer.get("pn")) if isinstance(answer, dict) else None
+        return None if found is None or found.endswith("@lid") else found
+
+    async def send_text(self, session: str, chat_id: str, text: str) -> None:
+        """Raise WahaRefused or WahaUnavailable if it was surely not sent, WahaSilent if perhaps."""
+        body = {"session": session, "chatId": chat_id, "text": text}
+        await self._call("POST", "/sendText", body)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _call(self, method: str, path: str, body: Any = None) -> Any:
+        url = self._url + path
+        try:
+            async with (
+                asyncio.timeout(TIMEOUT_SECONDS),
+                self._client.stream(method, url, json=body) as response,
+            ):
+                status, answer = response.status_code, await _beginning(response)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
+            raise WahaUnavailable(f"{url}: no connection ({exc})") from exc
+        except (httpx.HTTPError, OSError, TimeoutError) as exc:
+            raise WahaSilent(f"{url}: no answer ({exc or type(exc).__name__})") from exc
+        if not 200 <= status < 300:
+            raise _failure(url, status, answer)
+        try:
+            return json.loads(answer)
+        except (ValueError, RecursionError):
+            return None
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    read = bytearray()
+    async for chunk in response.aiter_bytes():
+        read += chunk
+        if len(read) > _ANSWER_BYTES:
+            break
+    return bytes(read)
+
+
+def _failure(url: str, status: int, answer: bytes) -> WahaError:
+    told = f"{url}: {status} {' '.join(answer[:200].decode('utf-8', 'replace').split())!a}"
+    if status in _REFUSALS:
+        return WahaRefused(told)
+    return WahaUnavailable(told) if status in _NOT_DONE else WahaSilent(told)
