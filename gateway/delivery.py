@@ -117,8 +117,6 @@ class Courier:
         for delivery in await self._store.claim(free, wait=_CLAIM_SECONDS):
             if self.gate.closed:  # it fell shut while we waited
                 await self._settle(delivery, PutBack())
-            elif is_lid(delivery.user) and self._waits_for_phone(delivery):
-                self._fly(self._put_back_named(delivery))
             else:
                 self._send(delivery)
 
@@ -134,6 +132,8 @@ class Courier:
             self._probe = self._send(delivery)
 
     def _send(self, delivery: Delivery) -> asyncio.Task[None]:
+        if is_lid(delivery.user) and self._waits_for_phone(delivery):
+            return self._fly(self._put_back_named(delivery))
         log.debug(
             "➡️ Attempt %s at Tenant %s backend begins",
             delivery.attempt,

@@ -65,7 +65,7 @@ class Helper:
         self._next_turn = self._monotonic() + self._spacing  # it may have sent just now
         if self._text:
             for user, since in (await self._store.help_waits())[: self._most]:
-                self.queue(user, since)
+                self._begin(user, since)
 
     def why_not(self, message: InboundMessage) -> str | None:
         """Why no help message could follow on message, whoever it is from; None if one could."""
@@ -81,13 +81,8 @@ class Helper:
 
     def queue(self, user: UserId, since: float) -> None:
         """A help message for user waits in the store, since then (Unix seconds)."""
-        waited = max(0.0, self._clock() - since)
-        self._give_up[user] = self._monotonic() + HELP_SECONDS - waited
         self._metrics.help("queued")
-        if user not in self._tasks:
-            task = asyncio.create_task(self._see_to(user, max(0.0, _DELAY_SECONDS - waited)))
-            self._tasks[user] = task
-            task.add_done_callback(lambda _: self._tasks.pop(user))
+        self._begin(user, since)
 
     async def stop(self) -> None:
         """Let what is being sent finish; the rest waits in the store."""
@@ -98,6 +93,14 @@ class Helper:
             _, late = await asyncio.wait(self._tasks.values(), timeout=_GRACE_SECONDS)
             for task in late:
                 task.cancel()
+
+    def _begin(self, user: UserId, since: float) -> None:
+        waited = max(0.0, self._clock() - since)
+        self._give_up[user] = self._monotonic() + HELP_SECONDS - waited
+        if user not in self._tasks:
+            task = asyncio.create_task(self._see_to(user, max(0.0, _DELAY_SECONDS - waited)))
+            self._tasks[user] = task
+            task.add_done_callback(lambda _: self._tasks.pop(user))
 
     async def _see_to(self, user: UserId, delay: float) -> None:
         await asyncio.sleep(delay)

@@ -4,7 +4,6 @@ Whatever WAHA answers, or if it does not, messages go on: under the LID.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 import weakref
@@ -33,7 +32,8 @@ class _Session:
     """Questions to one WAHA session share its slots, and rest together when it fails."""
 
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
-    rests_until: float = 0.0
+    rests_until: float = 0.0  # it failed: no question before then
+    slow_until: float = 0.0  # somebody waited in vain: nobody does before then
 
 
 @dataclass(slots=True)
@@ -106,9 +106,11 @@ class Lids:
     async def wait_for(self, lid: UserId) -> None:
         """Return when the answer is there, or has been waited for long enough."""
         if question := self._questions.get(lid):
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(self._seconds_left(question)):
                     await question.answered.wait()
+            except TimeoutError:
+                question.session.slow_until = self._monotonic() + _REST_SECONDS
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -117,8 +119,8 @@ class Lids:
             await asyncio.wait(self._tasks)
 
     def _seconds_left(self, question: _Question) -> float:
-        now = self._monotonic()
-        if question.session.rests_until > now:
+        now, session = self._monotonic(), question.session
+        if max(session.rests_until, session.slow_until) > now:
             return 0.0
         return max(0.0, question.began + PATIENCE_SECONDS - now)
 

@@ -114,7 +114,14 @@ def test_the_admin_key_is_asked_of_this_machine_too(tmp_path: Path) -> None:
             access.check_admin(call)
 
 
-GUARDED = ["/ready", "/router/stats", "/router/user/971501234567", "/docs", "/openapi.json"]
+GUARDED = [
+    "/ready",
+    "/metrics",
+    "/router/stats",
+    "/router/user/971501234567",
+    "/docs",
+    "/openapi.json",
+]
 
 
 @pytest.mark.parametrize("path", GUARDED)

@@ -198,6 +198,7 @@ async def test_an_answer_is_waited_for_two_seconds_and_no_longer(
     await asyncio.wait_for(lids.wait_for(user(LID)), 3)
     assert lids.is_open(user(LID))
     assert not lids.is_expected(user(LID))
+    assert not lids.is_expected(user("158764321000099@lid")), "nor for the next one, for a while"
 
 
 async def test_a_hundred_lids_are_asked_for_a_few_at_a_time(

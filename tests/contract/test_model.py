@@ -21,7 +21,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.errors import StoreUnavailable
-from gateway.model import Again, AskForLink, Dead, Delivery, Done, Outcome, PutBack, Selection
+from gateway.model import (
+    Again,
+    AskForLink,
+    Dead,
+    Delivery,
+    Done,
+    Outcome,
+    PutBack,
+    Selection,
+    Sighting,
+)
 from gateway.store import Store, open_store
 from tests.conftest import LIMITS
 from tests.messages import NOW, by_the_rules, message, user
@@ -108,6 +118,13 @@ class Play(RuleBasedStateMachine):
             by = "lid" if shown == "lid" else "phone"
             place = (NOW - age, number)
             self.waiting[text] = Sent(text, person, by, first.decision.tenant, place)
+
+    @rule(person=st.sampled_from(PEOPLE))
+    def waha_says_whose_a_lid_is(self, person: int) -> None:
+        phone, lid = user(f"97150123450{person}"), user(f"15876432100000{person}@lid")
+        with contextlib.suppress(StoreUnavailable):
+            self.run(self.store.learn(Sighting(lid, phone, NOW, asked=True)))
+            self.one_person.add(person)
 
     @rule(limit=st.integers(1, 5), probe=st.booleans())
     def the_worker_claims(self, limit: int, probe: bool) -> None:
