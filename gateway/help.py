@@ -19,7 +19,7 @@ from gateway.store import HELP_SECONDS, Store
 from gateway.waha.client import Waha
 
 _DELAY_SECONDS = 3.0  # the link may be right behind
-_LOOK_SECONDS = 0.5  # between looks at what must be so first
+_LOOK_SECONDS = 2.0  # between looks at what must be so first
 _RETRY_SECONDS = 10.0
 _GRACE_SECONDS = 5.0  # for what is being sent at the end
 

@@ -158,7 +158,7 @@ class Lids:
 
     async def _learn(self, lid: UserId, session: str, phone: str | None, at: float) -> None:
         # The gateway's own number is nobody's phone.
-        if phone is None or phone in {self._gateway_phone, *self._sessions.own_ids(session)}:
+        if phone is None or phone in {self._gateway_phone, *self._sessions.own_ids}:
             self._metrics.lookup("unknown")
             return
         user = scoped(session, phone, self._home_session)

@@ -1,9 +1,18 @@
 """Every Prometheus series, declared once. Labels of a handful of values, never a user."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+disable_created_metrics()  # type: ignore[no-untyped-call]  # or each counter has a second series
 
 
 class Metrics:
@@ -17,6 +26,8 @@ class Metrics:
             ["event", "chat"],
             registry=self._registry,
         )
+        # One series of it each, for the hot path: finding one by its labels costs more than adding.
+        self._event_counters: dict[tuple[str, str], Counter] = {}
         self._odd_events = Counter(
             "gateway_webhook_odd_events",
             "Of these, events of which a part is missing or of an unknown shape, by that part",
@@ -56,12 +67,16 @@ class Metrics:
 
     def event(self, name: str, chat: str, odd_part: str | None) -> None:
         """A webhook came. name: bounded by the caller."""
-        self._events.labels(name, chat).inc()
+        counter = self._event_counters.get((name, chat))
+        if counter is None:
+            counter = self._event_counters[name, chat] = self._events.labels(name, chat)
+        counter.inc()
         if odd_part:
             self._odd_events.labels(name, odd_part).inc()
 
-    def session_heard(self, session: str, at: float) -> None:
-        self._session_event.labels(session).set(at)
+    def session_seen(self, session: str, last_event: Callable[[], float]) -> None:
+        """A session is new. last_event: asked at each scrape, Unix seconds."""
+        self._session_event.labels(session).set_function(last_event)
 
     def session_status(self, session: str, before: str | None, now: str) -> None:
         if before:
@@ -79,10 +94,10 @@ class Metrics:
 
     def series(self) -> list[tuple[str, str]]:
         """Name, as it is scraped, and labels of each, in the order of their declaration."""
-        found = [one for name, one in vars(self).items() if name != "_registry"]
         return [
             (one._name + "_total" * isinstance(one, Counter), ",".join(one._labelnames))
-            for one in found
+            for one in vars(self).values()
+            if isinstance(one, Counter | Gauge)
         ]
 
     def value(self, name: str, **labels: str) -> float | None:

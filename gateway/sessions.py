@@ -1,5 +1,6 @@
 """What webhooks told of each WAHA session: its status, its own number, when it last sent."""
 
+import functools
 import logging
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ class Session:
 
 class Sessions:
     def __init__(self, metrics: Metrics) -> None:
+        # Phones and LIDs of all sessions' own numbers: to each other they are no users either.
+        self.own_ids: frozenset[str] = frozenset()
         self._known: dict[str, Session] = {}
         self._metrics = metrics
 
@@ -38,9 +41,13 @@ class Sessions:
             if len(self._known) >= _MOST:
                 return
             known = self._known[message.session] = Session()
+            self._metrics.session_seen(
+                message.session, functools.partial(getattr, known, "last_event")
+            )
         known.last_event = message.arrived
-        known.own_ids = message.own_ids or known.own_ids
-        self._metrics.session_heard(message.session, message.arrived)
+        if message.own_ids and message.own_ids != known.own_ids:
+            known.own_ids = message.own_ids
+            self.own_ids = frozenset().union(*(one.own_ids for one in self._known.values()))
         # WAHA knows no order: what was raised before the status we know is no news.
         if message.session_status and message.event_time >= known.status_at:
             self._set_status(message.session, known, message.session_status)
@@ -59,11 +66,6 @@ class Sessions:
             status,
             extra={"event": "waha.session", "session": name, "status": status},
         )
-
-    def own_ids(self, name: str) -> frozenset[str]:
-        """The session's own phone and LID, as far as known."""
-        known = self._known.get(name)
-        return known.own_ids if known else frozenset()
 
     def can_send(self, name: str) -> bool:
         """False while the session is known not to be WORKING."""

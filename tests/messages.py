@@ -66,9 +66,18 @@ def webhook(
     return json.dumps(envelope, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def parse(body: bytes, *, now: float = NOW, **headers: str) -> InboundMessage:
+def parse(
+    body: bytes, *, now: float = NOW, own_ids: frozenset[str] = frozenset(), **headers: str
+) -> InboundMessage:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return events.parse(body, named, home_session="default", gateway_phone="971557357753", now=now)
+    return events.parse(
+        body,
+        named,
+        home_session="default",
+        gateway_phone="971557357753",
+        now=now,
+        own_ids=own_ids,
+    )
 
 
 def message(

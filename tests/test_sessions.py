@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.metrics import Metrics
+from gateway.model import Chat
 from gateway.sessions import Sessions
 from gateway.shapes import Shapes
 from tests.messages import ALI, NOW, example, message, parse, webhook
@@ -76,11 +77,25 @@ def test_the_gauges_of_a_session() -> None:
 def test_the_own_number_is_remembered_for_events_that_do_not_name_it() -> None:
     sessions = Sessions(Metrics())
     hear(sessions, webhook("hello"))
-    assert sessions.own_ids("default") == {"971501230000", "230000000000001@lid"}
+    assert sessions.own_ids == {"971501230000", "230000000000001@lid"}
     anonymous = json.loads(webhook("start_realty_2", "971501230000")) | {"me": None}
     sessions.hear(parse(json.dumps(anonymous).encode()))
-    assert sessions.own_ids("default") == {"971501230000", "230000000000001@lid"}
-    assert sessions.own_ids("sales") == frozenset()
+    assert sessions.own_ids == {"971501230000", "230000000000001@lid"}
+
+
+def test_the_numbers_of_two_sessions_are_no_users_to_each_other() -> None:
+    sessions = Sessions(Metrics())
+    for session, number in (("default", "971501230000"), ("sales", "971501230001")):
+        event = json.loads(webhook("hello", session=session)) | {"me": {"id": f"{number}@c.us"}}
+        hear(sessions, json.dumps(event).encode())
+    assert sessions.own_ids == {"971501230000", "971501230001"}
+    for number in sorted(sessions.own_ids):
+        body = webhook("start_realty_2", number, session="third")
+        chat = parse(body, own_ids=sessions.own_ids).chat
+        assert chat is Chat.OWN_NUMBER
+    moved = json.loads(webhook("hello")) | {"me": {"id": "971501230009@c.us"}}
+    hear(sessions, json.dumps(moved).encode())
+    assert sessions.own_ids == {"971501230009", "971501230001"}, "the old number is somebody's now"
 
 
 def test_made_up_sessions_do_not_fill_the_memory() -> None:

@@ -10,12 +10,13 @@ Source: WAHA docs "Events", "Receive messages", "Chat ids" of July 2026, and the
   stand, is no contract: it is read as optional, whatever its shape.
 """
 
+import functools
 import hashlib
 import json
 import math
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -52,13 +53,13 @@ def parse(
     home_session: str,
     gateway_phone: str,
     now: float,
-    own_ids: Callable[[str], frozenset[str]] = lambda _: frozenset(),
+    own_ids: frozenset[str] = frozenset(),
 ) -> InboundMessage:
     """What body says; raise BadBody when it is no WAHA event. Of doubled keys the last counts.
 
     headers: those of the request with lower-case names; X-Webhook-* and Content-Type go on to the
-    backend. A body without `session` counts for home_session. now: Unix seconds. own_ids: what is
-    known of a session's own number by earlier events, for `me` is null at times.
+    backend. A body without `session` counts for home_session. now: Unix seconds. own_ids: of
+    the gateway's own numbers as earlier events named them, for `me` is null at times.
     """
     envelope = _load(body)
     if not isinstance(envelope, dict):
@@ -79,7 +80,7 @@ def parse(
     chat_id = _chat_id(event, payload, parts[2] if parts else None, own)
     me = _dict(envelope.get("me"))
     shown = frozenset(one for name in ("id", "lid") if (one := person(me.get(name))))
-    ours = {*(shown or own_ids(session)), gateway_phone}
+    ours = {*own_ids, *shown, gateway_phone}
     chat, user = _chat(chat_id, ours)
 
     phone, lid = (None, user) if user and user.endswith("@lid") else (user, None)
@@ -180,7 +181,12 @@ def _chat(chat_id: Any, ours: set[str]) -> tuple[Chat, str | None]:
 
 def person(chat_id: Any) -> str | None:
     """ "971501234567:3@s.whatsapp.net" → "971501234567"; "158764321000005@lid" stays as it is."""
-    if not isinstance(chat_id, str) or not (found := _PERSON.fullmatch(chat_id)):
+    return _person(chat_id) if isinstance(chat_id, str) else None
+
+
+@functools.lru_cache(maxsize=4096)  # each event names the gateway's own ids
+def _person(chat_id: str) -> str | None:
+    if not (found := _PERSON.fullmatch(chat_id)):
         return None
     return f"{found[1]}@lid" if found[2] == "lid" else found[1]
 
