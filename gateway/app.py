@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from gateway import VERSION, backend
 from gateway.api import admin, answers, health
@@ -30,9 +31,22 @@ from gateway.shapes import Shapes
 from gateway.store import Limits, open_store
 from gateway.waha.client import Waha
 
+WEBHOOK_PATHS = ("/webhook/waha", "/webhook/waha/")  # a redirect would lose WAHA's body
 GRACE_SECONDS = 25.0  # for what is in flight at the end; docker compose is given 30 s
 
 log = logging.getLogger(__name__)
+
+
+class Gateway(FastAPI):
+    """FastAPI, but a webhook does not pass its middleware: half of what an answer costs."""
+
+    webhook: WebhookEndpoint | None = None  # while the store is open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.webhook and scope.get("path") in WEBHOOK_PATHS and scope.get("method") == "POST":
+            await self.webhook(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(
@@ -55,7 +69,7 @@ def create_app(
         signal.raise_signal(signal.SIGTERM)  # the orderly end: answer, finish what is in flight
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         store = await open_store(settings.store_place, limits or _limits(settings), leave)
         waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
         metrics = Metrics()
@@ -94,9 +108,10 @@ def create_app(
         app.state.courier = courier
         routes_before = list(app.router.routes)
         ingest = Ingest(store, _rules(settings), sessions, shapes, lids, helper)
-        for path in ("/webhook/waha", "/webhook/waha/"):  # a redirect would lose WAHA's body
-            endpoint = WebhookEndpoint(ingest, access, refusals, settings.max_body_bytes)
+        endpoint = WebhookEndpoint(ingest, access, refusals, settings.max_body_bytes)
+        for path in WEBHOOK_PATHS:
             app.router.routes.append(Route(path, endpoint, methods=["POST"]))
+        app.webhook = endpoint
         guard = [Depends(_guard(access))]
         app.include_router(health.health_router(store))
         ready = health.ready_router(store, courier, sessions, shapes, metrics)
@@ -129,9 +144,10 @@ def create_app(
             await waha.close()
             await store.close()
             app.router.routes[:] = routes_before  # those that knew the closed store go with it
+            app.webhook = None
             log.info("Gateway stopped", extra={"event": "stop"})
 
-    app = FastAPI(
+    app = Gateway(
         title="WhatsApp gateway router",
         version=VERSION,
         lifespan=lifespan,

@@ -34,6 +34,7 @@ def set_up(level: str, form: str, *, mask_users: bool, stream: TextIO | None = N
     for name in ("asyncio", "httpx", "aiohttp"):
         logging.getLogger(name).setLevel("WARNING")
     # What no line shows need not be found out for each line.
+    logging._srcfile = None  # nor where it was written (Python's logging HOWTO, "Optimization")
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 

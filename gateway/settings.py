@@ -5,6 +5,7 @@ A wrong value stops the start and names itself: see load().
 
 import base64
 import binascii
+import functools
 import ipaddress
 import re
 from pathlib import Path
@@ -297,6 +298,7 @@ def _published(key: str) -> bool:
     return re.sub("[^a-z0-9]", "", key.lower()) in _PUBLISHED
 
 
+@functools.lru_cache(maxsize=1024)  # asked for each call, of a handful of addresses
 def is_loopback(host: str) -> bool:
     """127/8, ::1, the same mapped into IPv6, and the name localhost."""
     try:

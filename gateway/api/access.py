@@ -13,6 +13,7 @@ from gateway.waha import signature
 # Starlette's TestClient calls in-process and names itself so; a socket's peer is an address.
 _IN_PROCESS = "testclient"
 _PROXY_HEADERS = ("forwarded", "x-real-ip", "via")
+_OWN_SITES = frozenset({"none", "same-origin"})  # of Sec-Fetch-Site
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -67,23 +68,24 @@ class Access:
 
     def _why_not(self, connection: HTTPConnection) -> str | None:
         """Why the call does not count as one from this machine; None if it does."""
-        peer = connection.client.host if connection.client else ""
+        client = connection.scope.get("client")
+        peer = client[0] if client else ""
         if peer == _IN_PROCESS:
             return None
         if not self._on_loopback:
             return "HOST is not a loopback address"
         if not is_loopback(peer) or not is_loopback(_local_address(connection.scope)):
             return f"the call came from {peer or 'nowhere'}"
-        headers = connection.headers
-        for name in headers:
-            if name in _PROXY_HEADERS or name.startswith("x-forwarded-"):
+        hosts: list[str] = []
+        for name, value in connection.headers.items():
+            if name == "host":
+                hosts.append(value)
+            elif name in _PROXY_HEADERS or name.startswith("x-forwarded-"):
                 return f"it came through a proxy: {name[:60]} is set"
-        hosts = headers.getlist("host")
+            elif name == "origin" or (name == "sec-fetch-site" and value not in _OWN_SITES):
+                return "a web page sent it"
         if len(hosts) != 1 or _host_name(hosts[0]) not in _LOCAL_HOSTS:
             return f"its Host is {', '.join(hosts)[:60]!a}"
-        sites = set(headers.getlist("sec-fetch-site"))
-        if "origin" in headers or sites - {"none", "same-origin"}:
-            return "a web page sent it"
         # A bare nginx in front speaks 1.0 and adds nothing else.
         if connection.scope.get("http_version") != "1.1":
             return f"it speaks HTTP/{connection.scope.get('http_version')}, as proxies do"

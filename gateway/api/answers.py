@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import orjson
 from starlette.responses import Response
 
 from gateway.errors import (
@@ -38,11 +39,11 @@ class Json(Response):
         *,
         lines: bool = False,
     ) -> None:
-        separators = None if lines else (",", ":")
-        text = json.dumps(
-            content, ensure_ascii=False, indent=1 if lines else None, separators=separators
-        )
-        super().__init__(text + "\n" if lines else text, status, headers)
+        if lines:
+            text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+            super().__init__(text, status, headers)
+        else:
+            super().__init__(orjson.dumps(content), status, headers)
 
 
 def of_error(error: GatewayError) -> Json:

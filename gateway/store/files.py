@@ -191,7 +191,7 @@ class FileStore:
         user, alias = self._person(tx, message, changes)
         key = message.idempotency_key
         if message.seen_key:
-            ids = (user, alias) if not is_lid(user) else (None, user)
+            ids = seen.hashed(None, user) if is_lid(user) else seen.hashed(user, alias)
             known, collision = self._seen.find(tx, message.seen_key, ids, message.arrived)
             if known:
                 return changes, Accepted(user, None)

@@ -8,7 +8,11 @@ from gateway.model import SeenKey, UserId
 
 CHUNK = 2000  # deleted in one transaction: 2.4 ms of a table of two million
 
-Ids = tuple[UserId | None, UserId | None]  # phone and LID of a person, as far as known
+Ids = tuple[int, int]  # hashes of a person's phone and LID, 0 where it is not known
+
+
+def hashed(phone: UserId | None, lid: UserId | None) -> Ids:
+    return _hash(phone), _hash(lid)
 
 
 class SeenKeys:
@@ -26,18 +30,17 @@ class SeenKeys:
 
     def find(self, tx: sqlite3.Connection, key: SeenKey, ids: Ids, now: float) -> tuple[bool, bool]:
         """Whether this very event was seen; whether another person's event has the same key."""
-        phone, lid = map(_hash, ids)
         collision = False
-        for table in (self._table(now), self._table(now, -1)):
-            query = f"SELECT phone, lid, routed FROM {table} WHERE key = ?"
-            for *row, routed in tx.execute(query, (key.digest,)):
-                match _same_person(row, (phone, lid)) if key.twins else True:
-                    case True:
-                        return True, False
-                    case None if routed:
-                        return True, False
-                    case False:
-                        collision = True
+        part = "SELECT phone, lid, routed FROM {} WHERE key = ?"
+        both = f"{part.format(self._table(now))} UNION ALL {part.format(self._table(now, -1))}"
+        for *row, routed in tx.execute(both, (key.digest, key.digest)):
+            match _same_person(row, ids) if key.twins else True:
+                case True:
+                    return True, False
+                case None if routed:
+                    return True, False
+                case False:
+                    collision = True
         return False, collision
 
     def add(
@@ -45,7 +48,7 @@ class SeenKeys:
     ) -> None:
         tx.execute(
             f"INSERT OR IGNORE INTO {self._table(now)} VALUES (?, ?, ?, ?)",
-            (key.digest, *map(_hash, ids), routed),
+            (key.digest, *ids, routed),
         )
 
     def purge(self, tx: sqlite3.Connection, now: float) -> int:
