@@ -134,18 +134,19 @@ class Courier:
     def _send(self, delivery: Delivery) -> asyncio.Task[None]:
         if is_lid(delivery.user) and self._waits_for_phone(delivery):
             return self._fly(self._put_back_named(delivery))
-        log.debug(
-            "➡️ Attempt %s at Tenant %s backend begins",
-            delivery.attempt,
-            delivery.tenant,
-            extra={
-                "event": "delivery.attempt",
-                "user": shown(delivery.user),
-                "tenant": delivery.tenant,
-                "attempt": delivery.attempt,
-                "key": delivery.idempotency_key,
-            },
-        )
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(
+                "➡️ Attempt %s at Tenant %s backend begins",
+                delivery.attempt,
+                delivery.tenant,
+                extra={
+                    "event": "delivery.attempt",
+                    "user": shown(delivery.user),
+                    "tenant": delivery.tenant,
+                    "attempt": delivery.attempt,
+                    "key": delivery.idempotency_key,
+                },
+            )
         return self._fly(self._deliver(delivery))
 
     def _waits_for_phone(self, delivery: Delivery) -> bool:

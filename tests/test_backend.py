@@ -364,3 +364,16 @@ async def test_a_redirect_is_not_followed(backend: FakeBackend, to: Callable[...
     with pytest.raises(BackendUnavailable):
         await to().post(delivery())
     assert [one.path for one in backend.received] == ["/api/webhook/waha"]
+
+
+async def test_on_the_wire_it_is_one_plain_request_of_known_length(backend: FakeBackend) -> None:
+    """Chunked, it could not be read by every backend; a second Host is an error."""
+    to = Backend(backend.url, timeout=5, secrets=(), transport=transport(1))
+    await to.post(delivery(body=b"x" * 70_000))
+    await to.close()
+    (got,) = backend.received
+    assert got.body == b"x" * 70_000
+    assert got.headers["Content-Length"] == "70000"
+    names = [name.lower() for name in got.headers]
+    assert "transfer-encoding" not in names
+    assert len(names) == len(set(names))
