@@ -90,6 +90,10 @@ def start(command: list[str], env: dict[str, str], log: Path) -> subprocess.Pope
     )
 
 
+def percentile(values: list[float], which: int) -> float:
+    return statistics.quantiles(values, n=100)[which - 1]
+
+
 def memory(pid: int, what: str = "VmRSS") -> float:
     """Resident, in MB (Linux)."""
     status = Path(f"/proc/{pid}/status").read_text("utf-8")
@@ -169,14 +173,3 @@ def batch(messages: int, text: str = "{user} {number}") -> list[list[bytes]]:
         said = text.format(user=user, number=_number, tenant=user % TENANTS + 1)
         lists[user % CONNECTIONS].append(body(user, _number, said))
     return lists
-
-
-async def measure(port: int, lists: list[list[bytes]]) -> float:
-    """Messages per second, from the first POST to the last arrival at the sink."""
-    total, before = sum(map(len, lists)), Sink.count
-    began = time.perf_counter()
-    await post_all(port, lists)
-    async with asyncio.timeout(60):
-        while Sink.count < before + total:
-            await asyncio.sleep(0.001)
-    return total / (time.perf_counter() - began)

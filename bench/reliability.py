@@ -1,24 +1,17 @@
-"""What holds when things go wrong, measured: python bench/reliability.py [SCENARIO …]
+"""What holds when things go wrong.
 
+ack        each backend call takes 5 s, 500 messages a second for 60 s
 outage     the backend refuses connections for 60 s, then answers 500 for 60 s, under 200 messages/s
 slow       one tenant takes 30 s per message and sends ten times what all others do
 waiting    a million messages of 1 kB wait: memory, start, and how they drain
 growth     500 messages a second for two minutes: the sizes of router.db and its WAL
-
-The router is pinned to the first core; the load and the backend share the second. Without a name
-all run, one after the other.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
-import os
-import shutil
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -27,14 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import uvloop
 from aiohttp import web
-from load import PATH, ROOT, ROUTER_PORT, SINK_PORT, body, listening, machine, router
-
-sys.path.insert(0, str(ROOT))
-from gateway.store import journal, lines
-
-USERS, TENANTS = 2_000, 50
+from load import (
+    PATH,
+    ROUTER_PORT,
+    SINK_PORT,
+    TENANTS,
+    USERS,
+    Row,
+    body,
+    listening,
+    memory,
+    percentile,
+    router,
+)
+from size import fill_waiting
 
 
 @dataclass
@@ -135,7 +135,36 @@ async def until(condition: Callable[[], bool], seconds: float) -> None:
             await asyncio.sleep(0.01)
 
 
-async def outage(folder: Path, kind: str) -> None:
+async def ack(folder: Path) -> AsyncIterator[Row]:
+    async with stage(folder) as (backend, load, _):
+        await load.steadily(200, USERS / 200, anybody)  # everybody's link
+        await until(lambda: len(backend.arrived) == len(load.sent), 60)
+        load.acks.clear()
+        backend.seconds = lambda _: 5.0
+        await load.steadily(500, 60, anybody)
+        p50, p99 = (percentile(load.acks, which) * 1e3 for which in (50, 99))
+        waited = len(load.sent) - len(backend.arrived)
+        backend.seconds = lambda _: 0.0
+        began = time.monotonic()
+        await until(lambda: len(backend.arrived) == len(load.sent), 300)
+        print(f"  {waited} waited, drained in {time.monotonic() - began:.0f} s,"
+              f" in order: {backend.in_order()}", flush=True)  # fmt: skip
+        what = "ack while each backend call takes 5 s, 500/s for 60 s: "
+        yield Row(f"{what}p50", "≤ 5 ms", f"{p50:.1f} ms", p50 <= 5)
+        yield Row("… p99", "≤ 25 ms", f"{p99:.1f} ms", p99 <= 25)
+        yield Row("… the backlog drains, in order", "yes", str(backend.in_order()).lower(),
+                  backend.in_order())  # fmt: skip
+
+
+async def outage(folder: Path) -> AsyncIterator[Row]:
+    for kind in ("refused", "500"):
+        place = folder / kind
+        place.mkdir()
+        async for row in _outage(place, kind):
+            yield row
+
+
+async def _outage(folder: Path, kind: str) -> AsyncIterator[Row]:
     async with stage(folder) as (backend, load, _):
         await load.steadily(200, 12, anybody)
         sending = asyncio.create_task(load.steadily(200, 75, anybody))
@@ -157,19 +186,22 @@ async def outage(folder: Path, kind: str) -> None:
         after = [at - opened for n, at in backend.arrived.items() if n not in before]
         first = [sum(s <= at < s + 0.5 for at in after) * 2 for s in (0, 0.5, 1, 1.5, 2, 2.5)]
         drained = sorted(after)[waiting - 1]
+        mean = waiting / drained
         log = (folder / "router.log").read_text("utf-8")
         print(
-            f"outage, {kind}: {waiting} waited after 60 s; {drained:.1f} s after the first arrival"
-            f" they were through ({waiting / drained:.0f}/s; by half seconds, per second: {first});"
+            f"  {kind}: {waiting} waited after 60 s; {drained:.1f} s after the first arrival"
+            f" they were through ({mean:.0f}/s; by half seconds, per second: {first});"
             f" said away {log.count('is away')} time(s), back {log.count('is back')};"
             f" {backend.retried} of {len(load.sent)} had an attempt counted; dead letters"
             f" {log.count('Dead letter')}; all arrived, in order: {backend.in_order()};"
-            f" ack p99 {p99(load.acks) * 1e3:.0f} ms"
+            f" ack p99 {percentile(load.acks, 99) * 1e3:.0f} ms",
+            flush=True,
         )
-
-
-def p99(values: list[float]) -> float:
-    return statistics.quantiles(values, n=100)[98]
+        full_from = next((place / 2 for place, rate in enumerate(first) if rate >= 0.9 * mean), 9.0)
+        told = f"from second {full_from:g} on, {mean:.0f}/s, in order: {backend.in_order()}"
+        met = full_from <= 2 and backend.in_order()
+        yield Row(f"backlog of {waiting} after an outage ({kind}): at full speed", "within 2 s",
+                  told, met)  # fmt: skip
 
 
 async def others(folder: Path, *, slow: bool) -> float:
@@ -193,51 +225,36 @@ async def others(folder: Path, *, slow: bool) -> float:
         await until(lambda: all(number in backend.arrived for number in posted), 60)
         if noisy:
             await noisy
-        return p99([backend.arrived[number] - at for number, at in posted.items()])
+        return percentile([backend.arrived[number] - at for number, at in posted.items()], 99)
 
 
-async def slow(folder: Path) -> None:
-    differences = []
+async def slow(folder: Path) -> AsyncIterator[Row]:
+    differences, shares = [], []
     for round_ in range(1, 6):
-        quiet = await others(folder / f"quiet{round_}", slow=False)
-        loaded = await others(folder / f"slow{round_}", slow=True)
-        differences.append(loaded - quiet)
+        times = []
+        for name in ("quiet", "slow"):
+            place = folder / f"{name}{round_}"
+            place.mkdir()
+            times.append(await others(place, slow=name == "slow"))
+        quiet, loaded = times
+        differences.append((loaded - quiet) * 1e3)
+        shares.append(loaded / quiet - 1)
         print(
-            f"slow tenant, round {round_}: the others' p99 {quiet * 1e3:.1f} ms alone,"
+            f"  round {round_}: the others' p99 {quiet * 1e3:.1f} ms alone,"
             f" {loaded * 1e3:.1f} ms beside it ({loaded / quiet - 1:+.0%})",
             flush=True,
         )
-    print(f"slow tenant: {statistics.median(differences) * 1e3:+.1f} ms in the median of 5 rounds")
+    more, share = statistics.median(differences), statistics.median(shares)
+    yield Row("others' p99 beside a slow tenant with ten times the traffic", "+5 ms or +20 %",
+              f"{more:+.1f} ms ({min(differences):+.1f} to {max(differences):+.1f}), {share:+.0%}",
+              more <= 5 or share <= 0.2)  # fmt: skip
 
 
-def memory(pid: int) -> float:
-    """Resident, in MB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit("no VmRSS")
-
-
-def fill(folder: Path, count: int) -> None:
-    (folder / "data").mkdir(parents=True)
-    connection = journal.connect(folder / "data" / "router.db")
-    connection.execute("PRAGMA synchronous = OFF")
-    connection.execute("BEGIN")
-    now = time.time()
-    for number in range(count):
-        user, tenant = number % 100_000, number % 1_000 + 1
-        content = body(user, number, f"x {number}")
-        one = lines.Content(now + number / 1e6, now, f"{number:032}", f"{number}", (), content)
-        lines.add(connection, one, tenant, f"97150{user:07}", None)  # type: ignore[arg-type]
-    connection.execute("COMMIT")
-    connection.close()
-
-
-async def waiting(folder: Path) -> None:
+async def waiting(folder: Path) -> AsyncIterator[Row]:
     count = 1_000_000
     rest = {}
     for name, number in (("empty", 0), ("full", count)):
-        fill(folder / name, number)
+        fill_waiting(folder / name, number)
         began = time.monotonic()
         async with stage(folder / name, max_backlog="2000000") as (backend, load, pid):
             started, used = time.monotonic() - began, []
@@ -253,15 +270,17 @@ async def waiting(folder: Path) -> None:
                 used.append(memory(pid))
             drained = len(backend.arrived) - drained
             print(
-                f"waiting, {number}: listening after {started:.1f} s; {rest[name]:.0f} MB with the"
+                f"  {number} wait: listening after {started:.1f} s; {rest[name]:.0f} MB with the"
                 f" gate closed, {max(used):.0f} MB at most while {drained} were delivered in 20 s;"
-                f" ack p99 {p99(load.acks) * 1e3:.0f} ms",
+                f" ack p99 {percentile(load.acks, 99) * 1e3:.0f} ms",
                 flush=True,
             )
-    print(f"waiting: {rest['full'] - rest['empty']:+.0f} MB for a million")
+    more = rest["full"] - rest["empty"]
+    yield Row("memory, 1,000,000 waiting messages of 1 kB", "≤ +150 MB", f"{more:+.0f} MB",
+              more <= 150)  # fmt: skip
 
 
-async def growth(folder: Path) -> None:
+async def growth(folder: Path) -> AsyncIterator[Row]:
     async with stage(folder) as (_, load, _):
         for _ in range(8):
             await load.steadily(500, 15, anybody)
@@ -269,43 +288,7 @@ async def growth(folder: Path) -> None:
                 (folder / "data" / name).stat().st_size / 2**20
                 for name in ("router.db", "router.db-wal")
             ]
-            print(f"growth: {len(load.sent)} messages, router.db {sizes[0]:.1f} MB,"
+            print(f"  {len(load.sent)} messages, router.db {sizes[0]:.1f} MB,"
                   f" WAL {sizes[1]:.1f} MB", flush=True)  # fmt: skip
-
-
-async def main() -> None:
-    os.sched_setaffinity(0, {1})
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = ("outage", "slow", "waiting", "growth")
-    parser.add_argument("scenario", nargs="*", help="of those above")
-    chosen = parser.parse_args().scenario or names
-    if unknown := set(chosen) - set(names):
-        parser.error(f"{unknown.pop()!r} is none of {', '.join(names)}")
-    folder = Path(tempfile.mkdtemp(prefix="bench"))
-    print(machine())
-    try:
-        if "outage" in chosen:
-            await outage(made(folder / "refused"), "refused")
-            await outage(made(folder / "500"), "500")
-        if "slow" in chosen:
-            for round_ in range(1, 6):
-                made(folder / f"quiet{round_}")
-                made(folder / f"slow{round_}")
-            await slow(folder)
-        if "waiting" in chosen:
-            await waiting(folder)
-        if "growth" in chosen:
-            await growth(made(folder / "growth"))
-    finally:
-        shutil.rmtree(folder)
-
-
-def made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
-if __name__ == "__main__":
-    uvloop.run(main())
+    steady = sizes[1] <= 8
+    yield Row("WAL after 60,000 messages", "steady", f"{sizes[1]:.1f} MB", steady)

@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import reliability
 import size
 import throughput
 import uvloop
@@ -29,6 +30,11 @@ SCENARIOS = {
     "locks": size.locks,
     "cost": size.cost,
     "start": size.start,
+    "ack": reliability.ack,
+    "outage": reliability.outage,
+    "slow": reliability.slow,
+    "waiting": reliability.waiting,
+    "growth": reliability.growth,
 }
 
 

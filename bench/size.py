@@ -27,6 +27,7 @@ from load import (
     body,
     memory,
     peak,
+    percentile,
     router,
     spread,
 )
@@ -89,9 +90,9 @@ async def locks(folder: Path) -> AsyncIterator[Row]:
             others = asyncio.create_task(_acks(20.0))
             new = await _new_locks(20.0)
             acks = await others
-            worst, most = _percentile(acks, 99), peak(process.pid)
+            worst, most = percentile(acks, 99), peak(process.pid)
             print(f"  {count:,} locks: {new:.0f} new ones per second; others' ack p50"
-                  f" {_percentile(acks, 50):.1f} ms, p99 {worst:.1f} ms;"
+                  f" {percentile(acks, 50):.1f} ms, p99 {worst:.1f} ms;"
                   f" {rest:.0f} MB before, {most:.0f} MB at most", flush=True)  # fmt: skip
             yield Row(f"new locks, {count:,} stand", f"≥ {bar}/s", f"{new:.0f}/s", new >= bar)
             yield Row("… others' ack p99 meanwhile", f"≤ {slowest} ms", f"{worst:.1f} ms",
@@ -147,10 +148,6 @@ async def _acks(seconds: float, rate: float = 50.0) -> list[float]:
 
 
 _unique = iter(range(10**9))
-
-
-def _percentile(values: list[float], which: int) -> float:
-    return statistics.quantiles(values, n=100)[which - 1]
 
 
 async def cost(folder: Path) -> AsyncIterator[Row]:

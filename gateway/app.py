@@ -25,6 +25,7 @@ from gateway.help import Helper
 from gateway.ingest import Ingest, Rules
 from gateway.lids import Lids
 from gateway.metrics import Metrics
+from gateway.pulse import Pulse
 from gateway.sessions import Sessions
 from gateway.settings import EVENTS_OF_NOBODY, Settings, split
 from gateway.shapes import Shapes
@@ -72,7 +73,8 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         store = await open_store(settings.store_place, limits or _limits(settings), leave)
         waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
-        metrics = Metrics()
+        metrics, pulse = Metrics(), Pulse()
+        metrics.watch_stalls(pulse.longest_stall)
         sessions, shapes = Sessions(metrics), Shapes(metrics)
         lids = Lids(
             waha,
@@ -120,6 +122,7 @@ def create_app(
         app.include_router(admin.letters_router(store, settings.waha_session), dependencies=guard)
         explain = explain_router(ingest, access, settings.max_body_bytes)
         app.include_router(explain, dependencies=guard)
+        pulse.start()
         await lids.start()
         await helper.start()
         courier.start()
@@ -141,6 +144,7 @@ def create_app(
         finally:
             await asyncio.gather(courier.stop(GRACE_SECONDS), helper.stop())
             await lids.stop()
+            pulse.stop()
             await waha.close()
             await store.close()
             app.router.routes[:] = routes_before  # those that knew the closed store go with it

@@ -65,6 +65,16 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._stall = Gauge(
+            "gateway_event_loop_longest_stall_seconds",
+            "The longest time of the last minute or two in which no webhook could be answered",
+            registry=self._registry,
+        )
+
+    def watch_stalls(self, longest: Callable[[], float]) -> None:
+        """longest: asked at each scrape, seconds."""
+        self._stall.set_function(longest)
+
     def event(self, name: str, chat: str, odd_part: str | None) -> None:
         """A webhook came. name: bounded by the caller."""
         counter = self._event_counters.get((name, chat))

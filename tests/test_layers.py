@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"gateway", "model", "errors"},
     {"settings", "log", "metrics"},
-    {"deeplink", "spelling", "backoff", "gate"},
+    {"deeplink", "spelling", "backoff", "gate", "pulse"},
     {"routing"},
     {"waha", "backend", "store", "explanation", "sessions", "shapes"},
     {"lids"},
