@@ -57,6 +57,7 @@ from gateway.store.journal import DISTRUST_NAME, Journal, connect
 from gateway.store.lines import Content
 from gateway.store.opening import forgive_the_clock, open_folder
 from gateway.store.patience import Patience
+from gateway.store.seen import Found
 from gateway.store.shares import Head, Shares
 
 MAPPINGS_WAIT_SECONDS = 0.05  # who reads the file right after the answer finds the lock in it
@@ -189,13 +190,13 @@ class FileStore:
         """What was done and decided; a text if it was refused."""
         changes = _Changes()
         user, alias = self._person(tx, message, changes)
-        key = message.idempotency_key
+        key, found = message.idempotency_key, Found.NOTHING
         if message.seen_key:
             ids = seen.hashed(None, user) if is_lid(user) else seen.hashed(user, alias)
-            known, collision = self._seen.find(tx, message.seen_key, ids, message.arrived)
-            if known:
+            found = self._seen.find(tx, message.seen_key, ids, message.arrived)
+            if found is Found.ITSELF:
                 return changes, Accepted(user, None)
-            if collision:  # another person's message has the same id: it needs a key of its own
+            if found is Found.ANOTHERS:  # it needs a key of its own
                 key = hashlib.sha256(f"{key}\0{user}".encode()).hexdigest()[:32]
         lock = self._lock(tx, user)
         decision = decide(lock)
@@ -207,7 +208,8 @@ class FileStore:
         self._note(tx, message, user, lock, decision, changes)
         content = Content.of(message, key)
         if not isinstance(decision, AskForLink):
-            held.forget(tx, key)  # its twin may have gone to nobody
+            if found is Found.NOBODYS:
+                held.forget(tx, key)  # it was kept aside then
             self._add_delivery(tx, content, decision.tenant, user, alias, changes)
         elif decision.hold and self._limits.hold_seconds:
             held.keep(tx, user, message.sent, content, most=self._limits.max_held_per_user)

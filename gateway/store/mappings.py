@@ -6,6 +6,7 @@ file atomically. A damaged file is never overwritten: the start is refused, with
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -103,6 +104,8 @@ class Mappings:
         self.path = path
         self.trouble: str | None = None  # why the file lacks changes
         self._locks = locks
+        # What changed while the locks are being encoded, and must not change under that.
+        self._newer: dict[UserId, TenantId | None] | None = None
         self._of_tenant = Counter(locks.values())
         self._written = written
         self._write_file = write_file
@@ -114,30 +117,45 @@ class Mappings:
         self._task = asyncio.create_task(self._rewrite_behind())
 
     def __len__(self) -> int:
-        return len(self._locks)
+        return self._of_tenant.total()
 
     @property
     def tenants(self) -> int:
         return len(self._of_tenant)
 
     def get(self, user: UserId) -> TenantId | None:
+        if self._newer is not None and user in self._newer:
+            return self._newer[user]
         return self._locks.get(user)
 
     def users(self) -> list[UserId]:
-        return list(self._locks)
+        newer = self._newer or {}
+        return [
+            user
+            for user in itertools.chain(self._locks, newer.keys() - self._locks.keys())
+            if user not in newer or newer[user] is not None
+        ]
 
     def change(self, user: UserId, tenant: TenantId | None, number: int) -> None:
         """Set or (None) remove a lock. number: of its lock_redo row, always growing."""
-        before = self._locks.pop(user, None)
+        before = self.get(user)
         if before is not None:
             self._of_tenant[before] -= 1
             if not self._of_tenant[before]:
                 del self._of_tenant[before]
         if tenant is not None:
-            self._locks[user] = tenant
             self._of_tenant[tenant] += 1
+        if self._newer is not None:
+            self._newer[user] = tenant
+        else:
+            self._put(user, tenant)
         self._last_change = number
         self._changed.set()
+
+    def _put(self, user: UserId, tenant: TenantId | None) -> None:
+        self._locks.pop(user, None)
+        if tenant is not None:
+            self._locks[user] = tenant
 
     async def in_file(self, number: int, timeout: float) -> None:
         """Return when change `number` is in the file, or after timeout seconds."""
@@ -200,23 +218,20 @@ class Mappings:
         return True
 
     async def _encoded(self) -> bytes:
-        """All locks as encode() has them, made in slices, between which others have their turn.
-
-        So the later slices hold changes that came meanwhile and the earlier ones do not. That does
-        no harm: the redo rows of those changes are still there, and say the same once more.
-        """
-        users, slices = list(self._locks), []
-        for start in range(0, len(users), _SLICE):
-            if start:
+        """All locks as they are now, as encode() has them: in slices, between which others have
+        their turn. What they change meanwhile is kept beside."""
+        parts: list[bytes] = []
+        self._newer = {}
+        try:
+            locks = iter(self._locks.items())
+            while some := dict(itertools.islice(locks, _SLICE)):
+                parts += (b"," if parts else b"{", orjson.dumps(some)[1:-1])
                 await asyncio.sleep(0)
-            some = {
-                user: self._locks[user]
-                for user in users[start : start + _SLICE]
-                if user in self._locks
-            }
-            if some:
-                slices.append(orjson.dumps(some)[1:-1])
-        return b"{" + b",".join(slices) + b"}\n"
+        finally:
+            newer, self._newer = self._newer, None
+            for user, tenant in newer.items():
+                self._put(user, tenant)
+        return b"".join([*parts, b"}\n"]) if parts else b"{}\n"
 
     async def _pause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -3,6 +3,7 @@
 import hashlib
 import sqlite3
 from collections.abc import Sequence
+from enum import Enum, auto
 
 from gateway.model import SeenKey, UserId
 
@@ -13,6 +14,15 @@ Ids = tuple[int, int]  # hashes of a person's phone and LID, 0 where it is not k
 
 def hashed(phone: UserId | None, lid: UserId | None) -> Ids:
     return _hash(phone), _hash(lid)
+
+
+class Found(Enum):
+    """Whose event had a key."""
+
+    NOTHING = auto()
+    ITSELF = auto()  # this very event
+    ANOTHERS = auto()  # another person's: ids are chosen by the sender's phone
+    NOBODYS = auto()  # perhaps this very event, under an id that went to no tenant
 
 
 class SeenKeys:
@@ -28,20 +38,22 @@ class SeenKeys:
         found = tx.execute("SELECT value FROM meta WHERE name = 'seen_period'").fetchone()
         self._period: int = found[0] if found else 0
 
-    def find(self, tx: sqlite3.Connection, key: SeenKey, ids: Ids, now: float) -> tuple[bool, bool]:
-        """Whether this very event was seen; whether another person's event has the same key."""
-        collision = False
+    def find(self, tx: sqlite3.Connection, key: SeenKey, ids: Ids, now: float) -> Found:
+        """What is known of key."""
+        found = Found.NOTHING
         part = "SELECT phone, lid, routed FROM {} WHERE key = ?"
         both = f"{part.format(self._table(now))} UNION ALL {part.format(self._table(now, -1))}"
         for *row, routed in tx.execute(both, (key.digest, key.digest)):
             match _same_person(row, ids) if key.twins else True:
                 case True:
-                    return True, False
+                    return Found.ITSELF
                 case None if routed:
-                    return True, False
+                    return Found.ITSELF
                 case False:
-                    collision = True
-        return False, collision
+                    found = Found.ANOTHERS
+                case None if found is Found.NOTHING:
+                    found = Found.NOBODYS
+        return found
 
     def add(
         self, tx: sqlite3.Connection, key: SeenKey, ids: Ids, now: float, *, routed: bool

@@ -91,6 +91,7 @@ def parse(
             phone = phone or other
 
     raised_at = _seconds(envelope.get("timestamp"))
+    sent_at = _seconds(payload.get("timestamp"))
     bare_id = parts[3] if parts else message_id
     digest, twins = _seen_key(event, session, own, bare_id, envelope, headers)
     return InboundMessage(
@@ -101,7 +102,7 @@ def parse(
         lid=scoped(session, lid, home_session) if lid else None,
         own=own,
         text=_text(payload),
-        sent=_sent(payload, raised_at, now),
+        sent=_sent(sent_at, raised_at, now),
         event_time=now if raised_at is None else raised_at,
         arrived=now,
         seen_key=SeenKey(digest[:16], twins) if digest else None,
@@ -109,7 +110,7 @@ def parse(
         message_id=_storable(bare_id) if bare_id else None,
         session_status=_status(payload) if event == "session.status" else None,
         own_ids=shown,
-        odd_part=_odd_part(event, envelope, parts is not None, chat_id, chat),
+        odd_part=_odd_part(event, envelope, parts is not None, chat_id, chat, sent_at),
         headers=tuple(
             (name, value)
             for name, value in headers.items()
@@ -210,10 +211,9 @@ def _text(payload: Json) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _sent(payload: Json, raised_at: float | None, now: float) -> Moment:
+def _sent(sent_at: float | None, raised_at: float | None, now: float) -> Moment:
     """When the person sent it. Absent or in the future counts as now."""
-    sent = _seconds(payload.get("timestamp"))
-    second = int(now) if sent is None or sent > now else int(sent)
+    second = int(now) if sent_at is None or sent_at > now else int(sent_at)
     return Moment(second, now if raised_at is None or raised_at > now else raised_at)
 
 
@@ -223,7 +223,12 @@ def _status(payload: Json) -> str | None:
 
 
 def _odd_part(
-    event: str, envelope: Json, has_waha_id: bool, chat_id: Any, chat: Chat
+    event: str,
+    envelope: Json,
+    has_waha_id: bool,
+    chat_id: Any,
+    chat: Chat,
+    sent_at: float | None,
 ) -> str | None:
     """The first part of a WAHA event that is not as WAHA's docs have it.
 
@@ -247,7 +252,7 @@ def _odd_part(
             return "fromMe"
         if not isinstance(payload.get("body"), str | None):
             return "body"
-        if _seconds(payload.get("timestamp")) is None:
+        if sent_at is None:
             return "timestamp"
     return None
 
