@@ -31,6 +31,7 @@ async def test_a_crash_after_any_rewrite_loses_no_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Each file that was written, with the changes whose redo rows were still there, is all."""
+    monkeypatch.setattr(mappings, "_AT_ONCE", 2)
     monkeypatch.setattr(mappings, "_SLICE", 3)
     draw = Random(seed)
     users = [UserId(f"97150{number:07}") for number in range(20)]
@@ -74,9 +75,27 @@ async def test_a_crash_after_any_rewrite_loses_no_change(
 async def test_the_slices_make_what_encoding_at_once_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mappings, "_AT_ONCE", 2)
     monkeypatch.setattr(mappings, "_SLICE", 4)
-    for count in (0, 1, 3, 4, 5, 8, 9):
+    for count in (0, 1, 2, 3, 4, 5, 8, 9):
         locks = {UserId(f"97150{n:07}"): TenantId(n + 1) for n in range(count)}
         kept = Mappings(tmp_path / f"{count}.json", dict(locks), written=lambda _: None)
         assert await kept._encoded() == mappings.encode(locks)
         await kept.close()
+
+
+async def test_who_waits_for_the_file_waits_no_longer_than_told_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    def failing(path: Path, data: bytes) -> None:
+        raise OSError("no space")
+
+    kept = Mappings(tmp_path / "m.json", {}, written=lambda _: None, write_file=failing)
+    for number in range(1, 20):
+        kept.change(UserId(f"97150{number:07}"), TenantId(2), number)
+    began = asyncio.get_running_loop().time()
+    await asyncio.gather(*(kept.in_file(number, 0.05) for number in range(1, 20)))
+    assert asyncio.get_running_loop().time() - began < 5
+    assert kept.trouble
+    assert kept._waiters == {}
+    await kept.close()
