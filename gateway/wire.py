@@ -40,6 +40,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._had_body = False  # in what was read last
         self._bare_bytes = 0  # read for the request since the last of its body: head or trailers
+        self._reading = 0  # bytes of the read that is being parsed
+        self._head_reads = 0  # of all reads that the head being parsed stands in
         self._too_large = False
         self._unsent = 0  # bytes of answers that waited to be taken at the last look
 
@@ -54,6 +56,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._had_body = False
+        self._reading = len(data)
+        if self._in_head:
+            self._head_reads += len(data)
         super().data_received(data)
         if self.transport.is_closing():
             return
@@ -74,6 +79,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
+        self._head_reads = self._reading
         self._began = self.loop.time()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -86,12 +92,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        # ": " and the line's end are the 4 bytes
-        head = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if head > MAX_HEAD_BYTES:
+        # Most heads come whole in one small read, and need no counting.
+        if self._head_reads > MAX_HEAD_BYTES and self._head() > MAX_HEAD_BYTES:
             self._too_large = True
             raise ValueError  # the parser stops, and comes to send_400_response
         super().on_headers_complete()
+
+    def _head(self) -> int:
+        """Bytes of the request line and the headers; ": " and the line's end are the 4."""
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def on_message_complete(self) -> None:
         self._began = None

@@ -147,6 +147,12 @@ LAST = b"Connection: close\r\n\r\n"
         ),
         ([HEAD + b"Content-Length: " + b"0" * 5000 + b"2\r\n" + LAST + b"{}"], b"400", ""),
         ([HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}"], b"400", "no HTTP"),
+        # The head begins in one read with the body before it, and ends in another.
+        (
+            [HEAD + b"Content-Length: 2\r\n\r\n{}" + GET + b"X: " + b"x" * 70_000, b"\r\n\r\n"],
+            b"400",
+            "over 65536",
+        ),
         ([HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}"], b"400", "no HTTP"),
         ([HEAD + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n"], b"400", "no HTTP"),
         ([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"], b"400", "no HTTP"),
