@@ -188,12 +188,11 @@ def _warn_of_open_doors(settings: Settings) -> None:
 
 
 def _tell_of_events(forwarded: frozenset[str]) -> None:
-    for_nobody = EVENTS_OF_NOBODY & forwarded
-    if "*" in forwarded:
-        for_nobody |= {"session.status"}
+    for_nobody = EVENTS_OF_NOBODY if "*" in forwarded else EVENTS_OF_NOBODY & forwarded
     if for_nobody:
-        log.warning(
-            "FORWARD_EVENTS names %s, which concerns no single user and goes to no tenant: the"
+        log.log(
+            logging.INFO if "*" in forwarded else logging.WARNING,
+            "Not forwarded, whatever FORWARD_EVENTS says, for they concern no single user: %s. The"
             " state of WAHA's sessions stands in /ready, /metrics and the log",
             ", ".join(sorted(for_nobody)),
             extra={"event": "start.events"},

@@ -117,6 +117,8 @@ class Courier:
         for delivery in await self._store.claim(free, wait=_CLAIM_SECONDS):
             if self.gate.closed:  # it fell shut while we waited
                 await self._settle(delivery, PutBack())
+            elif self._waits_for_phone(delivery):
+                self._fly(self._wait_for_phone(delivery))
             else:
                 self._send(delivery)
 
@@ -128,12 +130,13 @@ class Courier:
             await self._wait_for_landing(wait)
             return
         for delivery in await self._store.claim(1, wait=_STORE_SECONDS, probe=True):
-            self.gate.probing(self._monotonic())
-            self._probe = self._send(delivery)
+            if self._waits_for_phone(delivery):
+                self._probe = self._fly(self._wait_for_phone(delivery))
+            else:
+                self.gate.probing(self._monotonic())
+                self._probe = self._send(delivery)
 
     def _send(self, delivery: Delivery) -> asyncio.Task[None]:
-        if is_lid(delivery.user) and self._waits_for_phone(delivery):
-            return self._fly(self._put_back_named(delivery))
         if log.isEnabledFor(logging.DEBUG):
             log.debug(
                 "➡️ Attempt %s at Tenant %s backend begins",
@@ -150,11 +153,15 @@ class Courier:
         return self._fly(self._deliver(delivery))
 
     def _waits_for_phone(self, delivery: Delivery) -> bool:
-        # A later attempt went out under the LID already.
-        return delivery.attempt == 1 and self._lids.is_expected(delivery.user)
+        # What was counted as an attempt went out under the LID already.
+        return (
+            is_lid(delivery.user)
+            and delivery.attempt == 1
+            and self._lids.ask_and_expect(delivery.user)
+        )
 
-    async def _put_back_named(self, delivery: Delivery) -> None:
-        """Claimed again it has its user's phone, if WAHA knew it."""
+    async def _wait_for_phone(self, delivery: Delivery) -> None:
+        """And put it back: claimed again it has its user's phone, if WAHA knew it."""
         await self._lids.wait_for(delivery.user)
         await self._settle(delivery, PutBack())
 

@@ -62,15 +62,20 @@ def of_person(
     message could be sent, as far as the person does not matter."""
     accepted, decision = rehearsal.accepted, rehearsal.accepted.decision
     rules = {"user": _user(message, accepted), "seen": _seen(message, accepted)}
+    if rehearsal.refused:
+        rules["store"] = f"503, nothing would be kept: {rehearsal.refused}"
     if decision is None:
         return rules
     rules["lock"] = _lock(rehearsal.lock)
     rules["link"] = _link(message, rehearsal, prefix)
     if rehearsal.refused:
-        return rules | {"store": f"503, nothing would be kept: {rehearsal.refused}"}
+        return rules
     if isinstance(decision, AskForLink):
         if decision.hold and hold_seconds:
-            rules["held"] = f"kept for {hold_seconds:g} s, should a link sent before it still come"
+            rules["held"] = (
+                f"kept for {hold_seconds:g} s, should a link sent before it still come"
+                " (not more than 20 of a user)"
+            )
         rules["help"] = _help(accepted, decision, why_no_help)
         return rules
     rules["delivery"] = (
@@ -135,7 +140,7 @@ def _link(message: InboundMessage, rehearsal: Rehearsal, prefix: str) -> str:
 
 def _help(accepted: Accepted, decision: AskForLink, why_not: str | None) -> str:
     if accepted.help_waits:
-        return "would be sent in 3 s, if there is still no lock then"
+        return "would be sent in a moment, if there is still no lock then"
     if not decision.help:
         return f"none: {why_not}"
     return "none: one was sent within HELP_COOLDOWN, or waits already"

@@ -56,9 +56,8 @@ class Helper:
         self._monotonic = monotonic
         self._next_turn = 0.0
         self._complaints = Throttle(clock=monotonic)
-        self._give_up: dict[UserId, float] = {}  # monotonic
-        self._tasks: dict[UserId, asyncio.Task[None]] = {}
-        self._sending: set[UserId] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Go on with what waited when the process before ended."""
@@ -86,39 +85,35 @@ class Helper:
 
     async def stop(self) -> None:
         """Let what is being sent finish; the rest waits in the store."""
-        for user, task in self._tasks.items():
-            if user not in self._sending:
-                task.cancel()
+        for task in self._tasks - self._sending:
+            task.cancel()
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks.values(), timeout=_GRACE_SECONDS)
+            _, late = await asyncio.wait(self._tasks, timeout=_GRACE_SECONDS)
             for task in late:
                 task.cancel()
 
     def _begin(self, user: UserId, since: float) -> None:
-        waited = max(0.0, self._clock() - since)
-        self._give_up[user] = self._monotonic() + HELP_SECONDS - waited
-        if user not in self._tasks:
-            task = asyncio.create_task(self._see_to(user, max(0.0, _DELAY_SECONDS - waited)))
-            self._tasks[user] = task
-            task.add_done_callback(lambda _: self._tasks.pop(user))
+        # Whoever has a task already gets another one: the store lets one of them send.
+        task = asyncio.create_task(self._see_to(user, max(0.0, self._clock() - since)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _see_to(self, user: UserId, delay: float) -> None:
-        await asyncio.sleep(delay)
-        while self._monotonic() < self._give_up[user]:
+    async def _see_to(self, user: UserId, waited: float) -> None:
+        give_up = self._monotonic() + HELP_SECONDS - waited
+        await asyncio.sleep(max(0.0, _DELAY_SECONDS - waited))
+        while self._monotonic() < give_up:
             if not self._may_go(user):
                 await asyncio.sleep(_LOOK_SECONDS)
                 continue
             await self._turn()
             if self._may_go(user) and await self._send(user):
-                break
+                return
             await asyncio.sleep(_RETRY_SECONDS)
-        else:
-            self._tell("too_late", user, "Help for %s is too late now")
-        del self._give_up[user]
+        self._tell("too_late", user, "Help for %s is too late now")
 
     def _may_go(self, user: UserId) -> bool:
         session = session_of(user, self._home_session)
-        return self._sessions.can_send(session) and not self._lids.is_open(user)
+        return self._sessions.can_send(session) and not self._lids.is_being_asked(user)
 
     async def _turn(self) -> None:
         now = self._monotonic()
@@ -128,7 +123,9 @@ class Helper:
 
     async def _send(self, user: UserId) -> bool:
         """Whether the matter is settled."""
-        self._sending.add(user)
+        task = asyncio.current_task()
+        assert task is not None
+        self._sending.add(task)
         try:
             known = await self._store.begin_help(user)
             if known is None:
@@ -141,7 +138,7 @@ class Helper:
             log.exception("a help message stumbled", extra={"event": "help.error"})
             return True
         finally:
-            self._sending.discard(user)
+            self._sending.discard(task)
 
     async def _post(self, user: UserId) -> bool:
         session = session_of(user, self._home_session)

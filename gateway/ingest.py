@@ -153,9 +153,12 @@ def _tell(accepted: Accepted) -> None:
             },
         )
     elif isinstance(decision, AskForLink):
-        log.info(
-            "%s has no lock and sent no link", user, extra={"event": "user.unknown", "user": user}
-        )
+        said = "%s has no lock and sent no link"
+        if decision.link:
+            said = "%s has no lock; the link is older than the last change of it"
+        elif not decision.hold:
+            said = "%s has no lock to follow"  # no message of theirs
+        log.info(said, user, extra={"event": "user.unknown", "user": user})
     else:
         log.info(
             "🔀 Routing %s → Tenant %s (existing session)",

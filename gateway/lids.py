@@ -20,6 +20,7 @@ from gateway.waha.client import Waha
 
 PATIENCE_SECONDS = 2.0  # so long the first delivery of a LID waits for its phone
 _AGAIN_SECONDS = 3600.0  # after which one that WAHA did not know is asked for again
+_LATE_SECONDS = 60.0  # after which an answer is not waited for even where there is time
 _REST_SECONDS = 30.0  # of a session that failed to answer
 _AT_ONCE = 8  # questions to one session
 _MOST = 100_000  # LIDs asked for in that time; of more the messages go on under the LID
@@ -93,21 +94,23 @@ class Lids:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def is_open(self, lid: UserId) -> bool:
-        """Whether WAHA has been asked and has not answered yet."""
-        return lid in self._questions
+    def is_being_asked(self, lid: UserId) -> bool:
+        """Whether WAHA was asked within the last minute and has not answered."""
+        question = self._questions.get(lid)
+        return question is not None and self._monotonic() < question.began + _LATE_SECONDS
 
-    def is_expected(self, lid: UserId) -> bool:
-        """Whether an answer is worth waiting for; asks if nobody has."""
+    def ask_and_expect(self, lid: UserId) -> bool:
+        """Whether an answer is worth waiting for, after asking if that was not done yet."""
         self.ask(lid)
         question = self._questions.get(lid)
         return question is not None and self._seconds_left(question) > 0
 
     async def wait_for(self, lid: UserId) -> None:
         """Return when the answer is there, or has been waited for long enough."""
-        if question := self._questions.get(lid):
+        question = self._questions.get(lid)
+        if question and (seconds := self._seconds_left(question)):
             try:
-                async with asyncio.timeout(self._seconds_left(question)):
+                async with asyncio.timeout(seconds):
                     await question.answered.wait()
             except TimeoutError:
                 question.session.slow_until = self._monotonic() + _REST_SECONDS
@@ -150,7 +153,9 @@ class Lids:
                 await self._learn(lid, name, phone, asked_at)
             except WahaRefused as exc:
                 self._complain(name, "refused", exc)
-            except (WahaUnavailable, StoreUnavailable) as exc:
+            except StoreUnavailable:
+                return False  # the store has told of it itself
+            except WahaUnavailable as exc:
                 session.rests_until = self._monotonic() + _REST_SECONDS
                 self._complain(name, "failed", exc)
                 return False

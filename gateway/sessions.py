@@ -45,13 +45,16 @@ class Sessions:
                 message.session, functools.partial(getattr, known, "last_event")
             )
         known.last_event = message.arrived
-        if message.own_ids and message.own_ids != known.own_ids:
+        # Fewer of the same: this event names the phone only.
+        if not message.own_ids <= known.own_ids:
             known.own_ids = message.own_ids
             self.own_ids = frozenset().union(*(one.own_ids for one in self._known.values()))
         # WAHA knows no order: what was raised before the status we know is no news.
-        if message.session_status and message.event_time >= known.status_at:
+        # No time of WAHA's may rule the future, though.
+        told_at = min(message.event_time, message.arrived)
+        if message.session_status and told_at >= known.status_at:
             self._set_status(message.session, known, message.session_status)
-            known.status_at = message.event_time
+            known.status_at = told_at
 
     def _set_status(self, name: str, known: Session, status: str) -> None:
         if status == known.status:

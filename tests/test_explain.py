@@ -77,7 +77,7 @@ def test_every_way_is_explained_as_it_then_goes(client: TestClient) -> None:
 
 def test_help_is_explained(client: TestClient) -> None:
     _, rules = explain(client, now_webhook("hello"))
-    assert rules["help"] == "would be sent in 3 s, if there is still no lock then"
+    assert rules["help"] == "would be sent in a moment, if there is still no lock then"
     client.post(HOOK, content=now_webhook("hello"))
     _, rules = explain(client, now_webhook("hello"))
     assert rules["help"] == "none: one was sent within HELP_COOLDOWN, or waits already"
@@ -113,14 +113,38 @@ def test_a_refusal_is_explained(tmp_path: Path) -> None:
 def test_the_signature_is_explained(tmp_path: Path) -> None:
     with client_of(tmp_path, webhook_hmac_key="the key") as client:
         body = now_webhook("hello")
-        _, rules = explain(client, body)
-        missing = "401, if this were the webhook: X-Webhook-Hmac is missing"
-        assert rules["signature"].startswith(missing)
+        answer, rules = explain(client, body)
+        assert rules["signature"].startswith("401: X-Webhook-Hmac is missing")
+        assert answer == client.post(HOOK, content=body).json()
         signed = signature.sign(body, b"the key")
         _, rules = explain(
             client, body, x_webhook_hmac=signed, x_webhook_hmac_algorithm=signature.ALGORITHM
         )
         assert rules["signature"] == "as WEBHOOK_HMAC_KEY demands"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "none is demanded; only this machine may call"),
+        ({"waha_api_key": "key"}, "none is demanded; from elsewhere WAHA_API_KEY must come"),
+    ],
+)
+def test_what_a_webhook_needs_is_explained(
+    tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    with client_of(tmp_path, **settings) as client:
+        assert explain(client, now_webhook("hello"))[1]["signature"].startswith(says)
+
+
+def test_a_store_that_refuses_is_explained_of_a_copy_too(tmp_path: Path) -> None:
+    with client_of(tmp_path) as client:
+        body = now_webhook("start_realty_2")
+        client.post(HOOK, content=body)
+    with client_of(tmp_path, limits=Limits(min_free_disk_bytes=2**62)) as client:
+        answer, rules = explain(client, body)
+        assert "MB are needed" in rules["store"]
+        assert answer == client.post(HOOK, content=body).json()
 
 
 @pytest.mark.parametrize(

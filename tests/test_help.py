@@ -10,7 +10,8 @@ from aiohttp import web
 
 from examples.waha import StandIn
 from gateway import help as help_module
-from gateway.errors import StoreUnavailable
+from gateway import lids as lids_module
+from gateway.errors import StoreUnavailable, WahaUnavailable
 from gateway.help import Helper
 from gateway.lids import Lids
 from gateway.metrics import Metrics
@@ -33,7 +34,22 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def make(store: Store, client: Waha, sessions: Sessions, lids: Lids) -> AsyncIterator[Make]:
+def metrics() -> Metrics:
+    return Metrics()
+
+
+def counted(metrics: Metrics) -> dict[str, float]:
+    """By outcome, those that were."""
+    outcomes = ("queued", "sent", "perhaps", "not_needed", "refused", "failed", "too_late")
+    name = "gateway_help_messages_total"
+    found = {outcome: metrics.value(name, outcome=outcome) for outcome in outcomes}
+    return {outcome: count for outcome, count in found.items() if count}
+
+
+@pytest.fixture
+async def make(
+    store: Store, client: Waha, sessions: Sessions, lids: Lids, metrics: Metrics
+) -> AsyncIterator[Make]:
     made: list[Helper] = []
 
     def of(**how: Any) -> Helper:
@@ -42,7 +58,7 @@ async def make(store: Store, client: Waha, sessions: Sessions, lids: Lids) -> As
             "per_minute": 6000,
             "home_session": "default",
         } | how
-        made.append(Helper(client, store, sessions, lids, Metrics(), **settings))
+        made.append(Helper(client, store, sessions, lids, metrics, **settings))
         return made[-1]
 
     yield of
@@ -90,7 +106,7 @@ async def test_it_goes_out_by_the_session_that_the_user_wrote_to(
 
 
 async def test_who_comes_by_a_link_meanwhile_is_told_nothing(
-    make: Make, store: Store, waha: StandIn, monkeypatch: pytest.MonkeyPatch
+    make: Make, store: Store, waha: StandIn, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(help_module, "_DELAY_SECONDS", 0.2)
     helper = make()
@@ -98,6 +114,7 @@ async def test_who_comes_by_a_link_meanwhile_is_told_nothing(
     await write(helper, store, text="start_realty_2")
     await idle(helper)
     assert waha.sent == []
+    assert counted(metrics) == {"queued": 1, "not_needed": 1}
 
 
 async def test_a_lid_is_told_when_waha_has_said_who_it_is(
@@ -139,14 +156,20 @@ async def test_while_the_session_is_not_working_it_waits_and_others_do_not(
 
 
 async def test_after_ten_minutes_it_is_dropped(
-    make: Make, store: Store, waha: StandIn, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+    make: Make,
+    store: Store,
+    waha: StandIn,
+    sessions: Sessions,
+    metrics: Metrics,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(help_module, "HELP_SECONDS", 0.1)
+    monkeypatch.setattr(help_module, "HELP_SECONDS", 1.5)
     sessions.hear(parse(status("FAILED")))
     helper = make()
     await write(helper, store)
     await idle(helper)
     assert waha.sent == []
+    assert counted(metrics) == {"queued": 1, "too_late": 1}
 
 
 async def test_sends_are_spread_evenly(
@@ -193,17 +216,64 @@ def test_what_is_answered_by_no_help(make: Make, inbound: Any, why: str) -> None
 async def test_an_empty_text_is_silence(make: Make, store: Store, waha: StandIn) -> None:
     helper = make(text="")
     await write(helper, store)
-    await helper.start()
-    assert (helper._tasks, await store.help_waits()) == ({}, [])
+    assert await store.help_waits() == []
+
+
+async def test_a_text_that_was_emptied_silences_what_waited(
+    make: Make, store: Store, waha: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(help_module, "_DELAY_SECONDS", 30)
+    before = make()
+    await write(before, store)
+    await before.stop()
+    silent = make(text="")
+    await silent.start()
+    assert (len(await store.help_waits()), silent._tasks) == (1, set())
+
+
+async def test_what_is_queued_while_the_one_before_is_sent_is_seen_to(
+    make: Make, store: Store, waha: StandIn, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited for a restart: the user's task was still there, and ended without a look."""
+    waha.odd_answer = lambda: web.Response(status=401)
+    begin = store.undo_help
+
+    async def undo(who: UserId, *, again: bool) -> None:
+        await begin(who, again=again)
+        waha.odd_answer = None
+        await write(helper, store)
+
+    monkeypatch.setattr(store, "undo_help", undo)
+    helper = make()
+    await write(helper, store)
+    await idle(helper)
+    assert chats(waha) == [f"{ALI}@c.us"]
+    assert counted(metrics) == {"queued": 2, "refused": 1, "sent": 1}
+
+
+async def test_a_lid_that_waha_cannot_tell_is_helped_in_the_end(
+    make: Make, store: Store, waha: StandIn, lids: Lids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lids_module, "_LATE_SECONDS", 0.1)
+    monkeypatch.setattr(Waha, "phone_of", _failing)
+    helper = make()
+    await write(helper, store, LID)
+    lids.ask(user(LID))
+    await idle(helper)
+    assert chats(waha) == [LID]
+
+
+async def _failing(self: Waha, session: str, lid: str) -> str | None:
+    raise WahaUnavailable("500")
 
 
 async def test_waha_away_is_tried_again_until_it_is_back(
-    make: Make, store: Store, waha: StandIn
+    make: Make, store: Store, waha: StandIn, metrics: Metrics
 ) -> None:
     waha.odd_answer = lambda: web.Response(status=503)
     helper = make()
     await write(helper, store)
-    await wait_until(lambda: waha.odd_answer and helper._complaints._last)
+    await wait_until(lambda: "failed" in counted(metrics))
     waha.odd_answer = None
     await idle(helper)
     assert chats(waha) == [f"{ALI}@c.us"]
@@ -224,7 +294,7 @@ async def test_what_waha_refused_may_be_asked_for_again_and_what_it_may_have_sen
 
 
 async def test_silence_counts_as_sent(
-    make: Make, store: Store, waha: StandIn, monkeypatch: pytest.MonkeyPatch
+    make: Make, store: Store, waha: StandIn, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "TIMEOUT_SECONDS", 0.05)
     waha.delay = 30
@@ -235,6 +305,7 @@ async def test_silence_counts_as_sent(
     await write(helper, store)
     await idle(helper)
     assert waha.sent == []
+    assert counted(metrics) == {"queued": 1, "perhaps": 1}
 
 
 async def test_what_waited_when_the_process_ended_goes_after_the_start(

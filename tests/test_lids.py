@@ -33,7 +33,7 @@ async def known_as(store: Store, who: str) -> str:
 
 
 async def answered(lids: Lids, lid: str = LID) -> None:
-    await wait_until(lambda: not lids.is_open(user(lid)))
+    await wait_until(lambda: not lids.is_being_asked(user(lid)))
 
 
 async def test_a_hit_is_learnt_and_not_asked_for_again(
@@ -95,12 +95,13 @@ def make(
     sessions: Sessions,
     monotonic: Callable[[], float] = time.monotonic,
     keep_asking: float = 900,
+    metrics: Metrics | None = None,
 ) -> Lids:
     return Lids(
         client,
         store,
         sessions,
-        Metrics(),
+        metrics or Metrics(),
         home_session="default",
         gateway_phone="971557357753",
         keep_asking=keep_asking,
@@ -157,7 +158,7 @@ async def test_a_failure_is_repeated_until_there_is_an_answer(
     waha.phones[NUMBER], waha.patience, waha.statuses["default"] = ALI, 0.0, "STARTING"
     lids.ask(user(LID))
     await wait_until(lambda: len(waha.asked) >= 3)
-    assert lids.is_open(user(LID))
+    assert lids.is_being_asked(user(LID))
     waha.statuses.clear()
     await answered(lids)
     assert await known_as(store, LID) == ALI
@@ -171,18 +172,18 @@ async def test_a_failure_is_given_up_in_the_end_and_may_be_asked_again(
     lids.ask(user(LID))
     await answered(lids)
     lids.ask(user(LID))
-    assert lids.is_open(user(LID))
+    assert lids.is_being_asked(user(LID))
     await lids.stop()
 
 
 async def test_while_a_session_fails_its_lids_are_not_waited_for_and_others_are_asked(
-    lids: Lids, store: Store, waha: StandIn, monkeypatch: pytest.MonkeyPatch
+    lids: Lids, store: Store, waha: StandIn
 ) -> None:
     waha.patience, waha.statuses["default"] = 0.0, "FAILED"
     waha.phones[NUMBER] = ALI
-    assert lids.is_expected(user(LID))
-    await wait_until(lambda: not lids.is_expected(user(LID)))
-    assert not lids.is_expected(user("158764321000099@lid"))
+    assert lids.ask_and_expect(user(LID))
+    await wait_until(lambda: not lids.ask_and_expect(user(LID)))
+    assert not lids.ask_and_expect(user("158764321000099@lid"))
     assert len(waha.asked) == 1
     lids.ask(user(f"sales/{LID}"))
     await answered(lids, f"sales/{LID}")
@@ -194,11 +195,11 @@ async def test_an_answer_is_waited_for_two_seconds_and_no_longer(
 ) -> None:
     monkeypatch.setattr(lids_module, "PATIENCE_SECONDS", 0.1)
     waha.delay = 5
-    assert lids.is_expected(user(LID))
+    assert lids.ask_and_expect(user(LID))
     await asyncio.wait_for(lids.wait_for(user(LID)), 3)
-    assert lids.is_open(user(LID))
-    assert not lids.is_expected(user(LID))
-    assert not lids.is_expected(user("158764321000099@lid")), "nor for the next one, for a while"
+    assert lids.is_being_asked(user(LID))
+    assert not lids.ask_and_expect(user(LID))
+    assert not lids.ask_and_expect(user("158764321000099@lid")), "nor for the next one, for a while"
 
 
 async def test_a_hundred_lids_are_asked_for_a_few_at_a_time(
@@ -221,7 +222,7 @@ async def test_a_hundred_lids_are_asked_for_a_few_at_a_time(
         patch.setattr(Waha, "phone_of", counted)
         for lid in many:
             lids.ask(lid)
-        await wait_until(lambda: not any(map(lids.is_open, many)))
+        await wait_until(lambda: not any(map(lids.is_being_asked, many)))
     assert (len(waha.asked), most) == (100, 8)
 
 
@@ -244,3 +245,35 @@ async def test_a_slow_waha_is_not_waited_for_when_we_end(
     lids.ask(user(LID))
     await wait_until(lambda: waha.asked)
     await asyncio.wait_for(lids.stop(), 3)
+
+
+async def test_after_a_minute_nobody_waits_for_an_answer_any_more(
+    store: Store, waha: StandIn, client: Waha, sessions: Sessions
+) -> None:
+    waha.patience, waha.statuses["default"] = 0.0, "FAILED"
+    clock = [0.0]
+    lids = make(store, client, sessions, lambda: clock[0])
+    lids.ask(user(LID))
+    assert lids.is_being_asked(user(LID))
+    clock[0] = 61.0
+    assert not lids.is_being_asked(user(LID))
+    await lids.stop()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "phone", "status"),
+    [("found", ALI, 200), ("unknown", None, 200), ("refused", None, 501), ("failed", None, 503)],
+)
+async def test_each_outcome_is_counted(
+    store: Store, waha: StandIn, client: Waha, sessions: Sessions,
+    outcome: str, phone: str | None, status: int,
+) -> None:  # fmt: skip
+    waha.phones = {NUMBER: phone} if phone else {}
+    waha.odd_answer = None if status == 200 else lambda: web.Response(status=status)
+    metrics = Metrics()
+    lids = make(store, client, sessions, metrics=metrics)
+    lids.ask(user(LID))
+    name = "gateway_lid_lookups_total"
+    await wait_until(lambda: metrics.value(name, outcome=outcome))
+    assert metrics.value(name, outcome=outcome) == 1
+    await lids.stop()

@@ -30,7 +30,7 @@ def default_of(name: str) -> str:
 
 
 def test_the_settings_table_is_the_settings_class() -> None:
-    table = README.split("## Settings")[1].split("**Who is served.**")[0]
+    table = README.split("## Settings")[1].split("Who may call, and with which key")[0]
     rows = r"^\| `([A-Z_]+)` \| (?:`([^`]*)`|empty|\[.*\]\(#help\)) \| (.*) \|$"
     shown_elsewhere = {"help_message"}
     assert re.findall(rows, table, re.MULTILINE) == [
@@ -113,12 +113,12 @@ def test_the_walk_through_with_a_waha_gives_the_answers_it_shows(tmp_path: Path)
         url = f"http://127.0.0.1:{port}/api"
         with running(tmp_path, forward_events="*", waha_api_url=url) as router:
             follow(steps, router)
-            wait_for(told, f"to 971501234568@c.us by session default:\n{HELP_MESSAGE}\n")
+            wait_for(told, f"to 971501234570@c.us by session default:\n{HELP_MESSAGE}\n")
             log_text = router.log.read_text("utf-8")
     finally:
         waha.terminate()
         waha.wait(10)
-    assert "FORWARD_EVENTS names session.status, which concerns no single user" in log_text
+    assert "Not forwarded, whatever FORWARD_EVENTS says" in log_text
     assert "📱 WAHA session sales is SCAN_QR_CODE" in log_text
 
 

@@ -31,6 +31,9 @@ def test_a_session_has_the_status_that_waha_told_last_by_its_own_clock() -> None
     hear(sessions, status("WORKING", "sales", at=NOW - 5))
     hear(sessions, status("SCAN_QR_CODE", "sales", at=NOW - 9))  # it comes late
     assert sessions.all()["sales"].status == "WORKING"
+    hear(sessions, status("FAILED", "sales", at=NOW + 10**8))  # from the future: counts as now
+    hear(sessions, status("WORKING", "sales", at=NOW))
+    assert sessions.can_send("sales")
     hear(sessions, status("FAILED", "sales", at=NOW))
     assert (sessions.can_send("sales"), sessions.can_send("default")) == (False, True)
     assert sessions.all()["sales"].in_trouble
@@ -77,6 +80,9 @@ def test_the_gauges_of_a_session() -> None:
 def test_the_own_number_is_remembered_for_events_that_do_not_name_it() -> None:
     sessions = Sessions(Metrics())
     hear(sessions, webhook("hello"))
+    assert sessions.own_ids == {"971501230000", "230000000000001@lid"}
+    without_lid = json.loads(webhook("hello")) | {"me": {"id": "971501230000@c.us", "lid": None}}
+    hear(sessions, json.dumps(without_lid).encode())
     assert sessions.own_ids == {"971501230000", "230000000000001@lid"}
     anonymous = json.loads(webhook("start_realty_2", "971501230000")) | {"me": None}
     sessions.hear(parse(json.dumps(anonymous).encode()))

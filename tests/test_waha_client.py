@@ -1,5 +1,6 @@
 """What we ask of WAHA, and what its answers mean; the stand-in is a real server."""
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -137,3 +138,25 @@ def _note(seen: list[Any]) -> Any:
         seen.append(raw.get(b"x-api-key"))
 
     return note
+
+
+async def test_who_never_takes_the_connection_was_told_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It counted as silence, and a help message as perhaps sent, for a week."""
+    monkeypatch.setattr(client_module, "_CONNECT_SECONDS", 0.1)
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:  # until the queue of those not yet accepted is full
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        client = Waha(f"http://127.0.0.1:{full.getsockname()[1]}/api", "")
+        with pytest.raises(WahaUnavailable) as caught:
+            await client.send_text("default", ALI, "hello")
+        assert type(caught.value) is WahaUnavailable
+        assert "ConnectTimeout" in str(caught.value)
+        await client.close()
+        for one in waiting:
+            one.close()

@@ -28,8 +28,13 @@ class Access:
         self._on_loopback = settings.listens_on_loopback
 
     @property
-    def demands_signature(self) -> bool:
-        return bool(self._hmac_keys)
+    def says_of_webhooks(self) -> str:
+        """What a webhook needs to be let in, for people."""
+        if self._hmac_keys:
+            return "as WEBHOOK_HMAC_KEY demands"
+        if self._waha_keys:
+            return "none is demanded; from elsewhere WAHA_API_KEY must come as X-Api-Key"
+        return "none is demanded; only this machine may call"
 
     def check_webhook(self, connection: HTTPConnection) -> None:
         """Return if a webhook may come from there, its signature aside; else raise."""

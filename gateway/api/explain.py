@@ -24,18 +24,15 @@ def explain_router(ingest: Ingest, access: Access, max_body_bytes: int) -> APIRo
         with what it says of it. Nothing is kept, sent or counted. 400 for what is no event."""
         body = await bodies.read(request, request.receive, max_body_bytes)
         explained = await ingest.explain(body, request.headers)
-        rules = {"signature": _signature(access, request, body)} | explained.rules
-        return Json({"answer": _answer(explained), "rules": rules}, lines=True)
+        answer, signature = _answer(explained), access.says_of_webhooks
+        try:
+            access.check_signature(request, body)
+        except BadSignature as exc:
+            answer, signature = json.loads(bytes(answers.of_error(exc).body)), f"401: {exc}"
+        rules = {"signature": signature} | explained.rules
+        return Json({"answer": answer, "rules": rules}, lines=True)
 
     return api
-
-
-def _signature(access: Access, request: Request, body: bytes) -> str:
-    try:
-        access.check_signature(request, body)
-    except BadSignature as exc:
-        return f"401, if this were the webhook: {exc}"
-    return "as WEBHOOK_HMAC_KEY demands" if access.demands_signature else "none is demanded"
 
 
 def _answer(explained: Explained) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from gateway.model import (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Above these the store refuses messages, or leaves them waiting."""
+    """Above these the store refuses messages, leaves them waiting, or forgets."""
 
     max_in_flight: int = 256
     max_in_flight_per_tenant: int = 32

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -59,6 +60,8 @@ def check(path: Path, locks: object) -> None:
     """Raise StartRefused if locks are not what may stand in path."""
     if not isinstance(locks, dict):
         raise StartRefused(f'{path}: must hold an object such as {{"971501234567": 2}}: {_CURE}')
+    if _all_well(locks):  # the usual case, of perhaps a million
+        return
     for user, tenant in locks.items():
         if not isinstance(user, str) or not _USER.fullmatch(user):
             raise StartRefused(
@@ -69,6 +72,18 @@ def check(path: Path, locks: object) -> None:
                 f"{path}: the tenant of {user!r} is {str(tenant)[:60]!r}, "
                 f"not a whole number of 1-{LARGEST_TENANT}: {_CURE}"
             )
+
+
+def _all_well(locks: dict[Any, Any]) -> bool:
+    """What check() asks, in less time, without saying what is wrong."""
+    tenants = locks.values()
+    return (
+        set(map(type, locks)) <= {str}
+        and all(map(_USER.fullmatch, locks))
+        and set(map(type, tenants)) <= {int}
+        and min(tenants, default=1) > 0
+        and max(tenants, default=1) <= LARGEST_TENANT
+    )
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -89,7 +89,7 @@ CREATE INDEX IF NOT EXISTS history_change ON history (user, id) WHERE changed_se
 CREATE TABLE IF NOT EXISTS alias (
     lid TEXT PRIMARY KEY,
     phone TEXT NOT NULL UNIQUE,
-    sighted REAL NOT NULL                  -- event time of the message that showed both
+    sighted REAL NOT NULL                  -- when a message showed both, or WAHA was asked
 ) WITHOUT ROWID;
 
 -- Help messages to users without a lock: those that wait, and when the last one was sent.

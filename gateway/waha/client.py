@@ -15,6 +15,7 @@ from gateway.errors import WahaError, WahaRefused, WahaSilent, WahaUnavailable
 from gateway.waha import events
 
 TIMEOUT_SECONDS = 20.0  # WAHA takes up to 15 s to say that a session is not WORKING
+_CONNECT_SECONDS = 5.0
 _ANSWER_BYTES = 1_048_576
 _CONNECTIONS = 32
 _REFUSALS = frozenset({400, 401, 403, 404, 405, 501})  # the same call would get the same answer
@@ -31,7 +32,8 @@ class Waha:
         self._client = httpx.AsyncClient(
             # Bytes: httpx refuses a text outside ASCII.
             headers={b"X-Api-Key": key.encode()} if key else {},
-            timeout=TIMEOUT_SECONDS,
+            # The shorter ones tell whether WAHA can have heard us at all.
+            timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=_CONNECTIONS),
             transport=transport,
             trust_env=False,
@@ -64,9 +66,11 @@ class Waha:
             ):
                 status, answer = response.status_code, await _beginning(response)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
-            raise WahaUnavailable(f"{url}: no connection ({exc})") from exc
+            raise WahaUnavailable(
+                f"{url}: no connection ({str(exc) or type(exc).__name__})"
+            ) from exc
         except (httpx.HTTPError, OSError, TimeoutError) as exc:
-            raise WahaSilent(f"{url}: no answer ({exc or type(exc).__name__})") from exc
+            raise WahaSilent(f"{url}: no answer ({str(exc) or type(exc).__name__})") from exc
         if not 200 <= status < 300:
             raise _failure(url, status, answer)
         try:
