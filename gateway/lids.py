@@ -6,7 +6,6 @@ Whatever WAHA answers, or if it does not, messages go on: under the LID.
 import asyncio
 import logging
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,12 +22,13 @@ _AGAIN_SECONDS = 3600.0  # after which one that WAHA did not know is asked for a
 _LATE_SECONDS = 60.0  # after which an answer is not waited for even where there is time
 _REST_SECONDS = 30.0  # of a session that failed to answer
 _AT_ONCE = 8  # questions to one session
+_MOST_SESSIONS = 1000  # more of them share the home session's slots
 _MOST = 100_000  # LIDs asked for in that time; of more the messages go on under the LID
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, weakref_slot=True)
+@dataclass(slots=True)
 class _Session:
     """Questions to one WAHA session share its slots, and rest together when it fails."""
 
@@ -71,8 +71,7 @@ class Lids:
         self._monotonic = monotonic
         self._questions: dict[UserId, _Question] = {}
         self._asked = Throttle(_AGAIN_SECONDS, most=_MOST, clock=monotonic)
-        # Those that no question needs any longer go by themselves.
-        self._by_session: weakref.WeakValueDictionary[str, _Session] = weakref.WeakValueDictionary()
+        self._by_session: dict[str, _Session] = {}
         self._complaints = Throttle(clock=monotonic)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -83,12 +82,12 @@ class Lids:
 
     def ask(self, lid: UserId) -> None:
         """See to it that WAHA is asked, unless it was within the hour."""
-        if not self._asked.passes(lid):
+        if lid in self._questions or not self._asked.passes(lid):
             return
         name = session_of(lid, self._home_session)
-        session = self._by_session.get(name)
-        if session is None:
-            session = self._by_session[name] = _Session()
+        if name not in self._by_session and len(self._by_session) >= _MOST_SESSIONS:
+            name = self._home_session
+        session = self._by_session.setdefault(name, _Session())
         self._questions[lid] = question = _Question(self._monotonic(), session)
         task = asyncio.create_task(self._find_out(lid, question))
         self._tasks.add(task)

@@ -15,6 +15,24 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 disable_created_metrics()  # type: ignore[no-untyped-call]  # or each counter has a second series
 
 
+_STATUSES = frozenset(
+    [
+        "STOPPED",
+        "STARTING",
+        "SCAN_QR_CODE",
+        "PASSKEY_REQUIRED",
+        "PASSKEY_CONFIRMATION_REQUIRED",
+        "WORKING",
+        "FAILED",
+    ]
+)
+
+
+def _bounded(status: str) -> str:
+    """WAHA's docs 2026.7, "Sessions"; whoever may post could make up others without end."""
+    return status if status in _STATUSES else "OTHER"
+
+
 class Metrics:
     """One set of series; each app has its own."""
 
@@ -90,8 +108,8 @@ class Metrics:
 
     def session_status(self, session: str, before: str | None, now: str) -> None:
         if before:
-            self._session_status.labels(session, before).set(0)
-        self._session_status.labels(session, now).set(1)
+            self._session_status.labels(session, _bounded(before)).set(0)
+        self._session_status.labels(session, _bounded(now)).set(1)
         self._session_up.labels(session).set(now == "WORKING")
 
     def lookup(self, outcome: str) -> None:

@@ -22,8 +22,11 @@ from gateway.errors import (
 )
 from gateway.gate import Sign
 from gateway.lids import Lids
+from gateway.metrics import Metrics
 from gateway.model import Delivery, Outcome, Selection
+from gateway.sessions import Sessions
 from gateway.store import Store
+from gateway.waha.client import Waha
 from tests.conftest import FakeBackend, Received, wait_until
 from tests.messages import ALI, LID, OMAR, SARA, by_the_rules, message, tenant, user
 
@@ -438,3 +441,27 @@ async def test_a_lid_that_waha_does_not_tell_is_delivered_under_the_lid(
     await wait_until(lambda: len(backend.received) == 2)
     assert texts(backend.received, LID) == ["start_realty_2", "next"]
     assert len(waha.asked) == 1
+
+
+async def test_a_lid_is_delivered_though_waha_fails_and_nothing_is_held(
+    store: Store, backend: FakeBackend, waha: StandIn, client: Waha, sessions: Sessions
+) -> None:
+    """With HOLD_SECONDS=0 it was put back for ever, as fast as the processor could."""
+    waha.odd_answer = lambda: web.Response(status=503)
+    lids = Lids(
+        client,
+        store,
+        sessions,
+        Metrics(),
+        home_session="default",
+        gateway_phone="971557357753",
+        keep_asking=0,
+    )
+    to = Backend(backend.url, timeout=5, secrets=(), transport=transport(10))
+    courier = Courier(store, to, lids, max_in_flight=10, max_age=86_400)
+    courier.start()
+    await say(store, "start_realty_2", LID)
+    await wait_until(lambda: backend.received)
+    assert len(waha.asked) <= 2
+    await courier.stop(grace=1)
+    await lids.stop()

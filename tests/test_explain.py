@@ -174,3 +174,11 @@ def test_it_is_for_the_operator_only(tmp_path: Path) -> None:
         assert client.post(EXPLAIN, content=now_webhook("hello")).status_code == 401
         told = client.post(EXPLAIN, content=now_webhook("hello"), headers={"X-Api-Key": "boss"})
         assert json.loads(told.text)["answer"]["status"] == "unknown_user"
+
+
+def test_half_an_emoji_is_explained_too(tmp_path: Path) -> None:
+    body = b'{"event":"\\ud83d","payload":{}}'
+    with client_of(tmp_path, forward_events=frozenset({"*"})) as client:
+        answer, rules = explain(client, body)
+        assert answer == client.post(HOOK, content=body).json()
+        assert rules["event"].startswith("\ud83d: is in")

@@ -86,6 +86,14 @@ def test_what_concerns_no_person_goes_to_nobody_and_the_start_says_so(
     assert all(event in told for event in EVENTS_OF_NOBODY)
 
 
+@pytest.mark.parametrize("event", ["session.status", "state.change", "engine.event"])
+def test_no_id_in_its_payload_makes_it_somebodys(tmp_path: Path, event: str) -> None:
+    with client_of(tmp_path, forward_events=frozenset({"*"})) as client:
+        client.post(HOOK, content=webhook("start_realty_2", ALI, sent=time.time()))
+        body = json.dumps({"event": event, "payload": {"id": f"false_{ALI}@c.us_A"}})
+        assert client.post(HOOK, content=body).json()["reason"] == "no_user"
+
+
 def test_own_messages_are_forwarded_by_chat_if_they_are_named(tmp_path: Path) -> None:
     own: dict[str, Any] = {"own": True, "event": "message.any", "sent": time.time()}
     for names, status in (({"message"}, "ignored"), ({"message.any"}, "routed")):

@@ -277,3 +277,15 @@ async def test_each_outcome_is_counted(
     await wait_until(lambda: metrics.value(name, outcome=outcome))
     assert metrics.value(name, outcome=outcome) == 1
     await lids.stop()
+
+
+async def test_what_is_asked_for_more_than_an_hour_is_one_question(
+    store: Store, waha: StandIn, client: Waha, sessions: Sessions
+) -> None:
+    waha.patience, waha.statuses["default"] = 0.0, "FAILED"
+    clock = [0.0]
+    lids = make(store, client, sessions, lambda: clock[0], keep_asking=7200)
+    for clock[0] in (0.0, 3700.0, 7100.0):
+        lids.ask(user(LID))
+    assert len(lids._tasks) == 1
+    await lids.stop()

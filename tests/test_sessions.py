@@ -190,3 +190,13 @@ def test_odd_events_are_counted_by_name_shown_for_an_hour_and_told_once(
 
 def test_a_message_without_its_id_is_routed_by_where_it_came_from() -> None:
     assert parse(changed(id=...)).phone == message("hello").phone
+
+
+def test_made_up_statuses_make_no_series_without_end() -> None:
+    metrics = Metrics()
+    sessions = Sessions(metrics)
+    for number in range(50):
+        word = "X" * (number % 30 + 1) + "_"
+        hear(sessions, status(word, at=NOW - 100 + number))
+    assert metrics.text().decode().count("gateway_waha_session_status{") == 1
+    assert metrics.value("gateway_waha_session_status", session="default", status="OTHER") == 1

@@ -41,7 +41,8 @@ class Json(Response):
     ) -> None:
         if lines:
             text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-            super().__init__(text, status, headers)
+            # A name out of a webhook may hold half an emoji.
+            super().__init__(text.encode("utf-8", "backslashreplace"), status, headers)
         else:
             super().__init__(orjson.dumps(content), status, headers)
 

@@ -52,7 +52,7 @@ from gateway.model import (
 )
 from gateway.store import held, helped, letters, lines, mappings, seen
 from gateway.store.base import Limits, Page
-from gateway.store.history import Kind, last_change, record, was_unlocked
+from gateway.store.history import Kind, last_change, record, tenant_at, was_unlocked
 from gateway.store.journal import DISTRUST_NAME, Journal, connect
 from gateway.store.lines import Content
 from gateway.store.opening import forgive_the_clock, open_folder
@@ -230,9 +230,12 @@ class FileStore:
         changes: _Changes,
     ) -> None:
         """What user wrote after that moment goes to tenant, too."""
-        oldest = self._clock() - self._limits.hold_seconds
-        for content in held.take(tx, user, sent_after=sent_after, arrived_after=oldest):
-            self._add_delivery(tx, content, tenant, user, alias, changes)
+        for sent, content in held.take(tx, user, arrived_after=self._oldest_held()):
+            if sent >= sent_after:
+                self._add_delivery(tx, content, tenant, user, alias, changes)
+
+    def _oldest_held(self) -> float:
+        return self._clock() - self._limits.hold_seconds
 
     def _note(
         self,
@@ -320,10 +323,11 @@ class FileStore:
         if sighting.at < newest:
             return
         if owner:  # the number changed hands: whoever had it is known by LID only
-            tx.execute("DELETE FROM alias WHERE lid = ?", (owner[0],))
+            # The time stays: an older sighting that comes late must not win.
+            tx.execute("UPDATE alias SET phone = lid WHERE lid = ?", (owner[0],))
             self._melt(tx, phone, owner[0], sighting, changes)
         tx.execute("INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (lid, phone, sighting.at))
-        if before:
+        if before and before[0] != lid:
             self._melt(tx, before[0], phone, sighting, changes)
         self._melt(tx, lid, phone, sighting, changes)
 
@@ -358,7 +362,10 @@ class FileStore:
                   message_id, f"was {old}{source}")  # fmt: skip
         self._move_lines(tx, old, new, changes)
         if stays is not None:  # what was held was a person's with a lock, only we did not know
-            self._release_held(tx, new, _lid_of(tx, new), stays, changed, changes)
+            alias = None if is_lid(new) else _lid_of(tx, new)
+            for sent, content in held.take(tx, new, arrived_after=self._oldest_held()):
+                if (tenant := tenant_at(tx, new, sent)) is not None:
+                    self._add_delivery(tx, content, tenant, new, alias, changes)
 
     def _move_lines(self, tx: Tx, old: UserId, new: UserId, changes: _Changes) -> None:
         alias = None if is_lid(new) else _lid_of(tx, new)
@@ -632,7 +639,13 @@ class FileStore:
 
     async def undo_help(self, user: UserId, *, again: bool) -> None:
         undo = helped.put_back if again else helped.forget
-        await self._journal.run(lambda tx: undo(tx, _known_as(tx, user)))
+
+        def work(tx: Tx) -> None:
+            # Known by another id since: its row may be of a message that was sent.
+            if _known_as(tx, user) == user:
+                undo(tx, user)
+
+        await self._journal.run(work)
 
     async def held_lids(self) -> list[UserId]:
         return await self._journal.run(held.lids)
@@ -735,12 +748,12 @@ class FileStore:
 
 
 def _phone_of(tx: Tx, lid: UserId) -> UserId | None:
-    row = tx.execute("SELECT phone FROM alias WHERE lid = ?", (lid,)).fetchone()
+    row = tx.execute("SELECT phone FROM alias WHERE lid = ? AND phone != lid", (lid,)).fetchone()
     return row[0] if row else None
 
 
 def _lid_of(tx: Tx, phone: UserId) -> UserId | None:
-    row = tx.execute("SELECT lid FROM alias WHERE phone = ?", (phone,)).fetchone()
+    row = tx.execute("SELECT lid FROM alias WHERE phone = ? AND phone != lid", (phone,)).fetchone()
     return row[0] if row else None
 
 

@@ -31,25 +31,28 @@ def keep(
 
 
 def take(
-    tx: sqlite3.Connection, user: UserId, *, sent_after: Moment, arrived_after: float
-) -> list[Content]:
-    """What user wrote from that moment on and is not too old; nothing is held of the user then."""
+    tx: sqlite3.Connection, user: UserId, *, arrived_after: float
+) -> list[tuple[Moment, Content]]:
+    """What user wrote and is not too old, and when; nothing is held of the user then."""
     rows = tx.execute(
         "DELETE FROM held WHERE user = ? RETURNING id, sent_second, sent_fraction, arrived,"
         " event_time, idempotency_key, message_id, headers, body",
         (user,),
     ).fetchall()
     return [
-        Content(
-            event_time,
-            arrived,
-            key,
-            message_id,
-            tuple((name, value) for name, value in orjson.loads(headers)),
-            body,
+        (
+            Moment(second, fraction),
+            Content(
+                event_time,
+                arrived,
+                key,
+                message_id,
+                tuple((name, value) for name, value in orjson.loads(headers)),
+                body,
+            ),
         )
         for _, second, fraction, arrived, event_time, key, message_id, headers, body in sorted(rows)
-        if Moment(second, fraction) >= sent_after and arrived > arrived_after
+        if arrived > arrived_after
     ]
 
 

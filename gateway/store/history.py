@@ -62,6 +62,17 @@ def last_change(tx: sqlite3.Connection, user: UserId) -> Moment | None:
     return Moment(*row) if row else None
 
 
+def tenant_at(tx: sqlite3.Connection, user: UserId, moment: Moment) -> TenantId | None:
+    """Where user belonged then."""
+    row = tx.execute(
+        "SELECT to_tenant FROM history WHERE user = ? AND changed_second IS NOT NULL"
+        " AND (changed_second, changed_fraction) <= (?, ?)"
+        " ORDER BY changed_second DESC, changed_fraction DESC, id DESC LIMIT 1",
+        (user, *moment),
+    ).fetchone()
+    return row[0] if row else None
+
+
 def was_unlocked(tx: sqlite3.Connection, user: UserId) -> bool:
     """Whether the last change was an operator's unlock, not the loss of the person behind it."""
     row = tx.execute(

@@ -85,7 +85,7 @@ CREATE TABLE IF NOT EXISTS history (
 );
 CREATE INDEX IF NOT EXISTS history_change ON history (user, id) WHERE changed_second IS NOT NULL;
 
--- Which LID is which phone: one to one.
+-- Which LID is which phone: one to one. phone = lid: it lost its phone to another LID.
 CREATE TABLE IF NOT EXISTS alias (
     lid TEXT PRIMARY KEY,
     phone TEXT NOT NULL UNIQUE,

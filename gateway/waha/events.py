@@ -40,6 +40,9 @@ _SUFFIXES = {
 # Where the chat stands (WAHA docs "Events"): in a message's id, or in a field of its own.
 _BY_MESSAGE_ID = ("message", "poll.vote", "event.response")
 _BY_CHAT_ID = ("presence.update", "chat.archive", "call.", "label.chat.")
+_OF_NOBODY = frozenset(
+    ["session.status", "state.change", "engine.event", "label.upsert", "label.deleted"]
+)
 _NOBODY = re.compile(r"[0-9]{1,4}@c\.us|[^@]*@meta\.ai")  # WhatsApp itself, and its assistant
 # From here on a number means milliseconds: as seconds it would be the year 5138.
 _MILLISECONDS_FROM = 1e11
@@ -156,6 +159,8 @@ def _message_id(event: str, payload: Json) -> str | None:
 
 
 def _chat_id(event: str, payload: Json, in_message_id: str | None, own: bool) -> Any:
+    if event in _OF_NOBODY:
+        return None
     if event in ("presence.update", "chat.archive"):
         return payload.get("id")
     if event.startswith("call."):

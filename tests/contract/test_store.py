@@ -386,6 +386,22 @@ async def test_a_number_that_changes_hands_takes_no_lock_along(store: Store) -> 
     assert (await say(store, "still me", user=LID)) == Accepted(user(LID), Forward(tenant(2)))
 
 
+async def test_a_late_sighting_does_not_give_a_lid_that_lost_its_phone_anothers(
+    store: Store,
+) -> None:
+    """It took over the lock of the person whose phone it showed."""
+    newcomer = "158764321000099@lid"
+    await say(store, "start_realty_1", user=LID, other_id=ALI, raised=NOW - 100, sent=NOW - 100)
+    await say(store, "start_realty_9", user=SARA, raised=NOW - 50, sent=NOW - 50)
+    await say(store, "hello", user=newcomer, other_id=ALI, raised=NOW - 20)
+    late = await say(store, "late", user=LID, other_id=SARA, raised=NOW - 150)
+    assert late == Accepted(user(LID), Forward(tenant(1)))
+    assert await tenant_of(store, SARA) == 9
+    # A newer one still counts, and then the two are one.
+    await say(store, "hello", user=LID, other_id=SARA, raised=NOW - 5)
+    assert (await store.lock_of(user(LID)))[0] == SARA
+
+
 async def test_learn_keeps_ids_and_nothing_else(store: Store) -> None:
     await store.learn(Sighting(user(LID), user(ALI), NOW))
     assert (await store.lock_of(user(LID)))[0] == ALI
@@ -499,6 +515,17 @@ async def test_wahas_answer_releases_what_an_unknown_lid_said(store: Store) -> N
     assert await store.held_lids() == []
 
 
+@pytest.mark.parametrize("second", [2, 3])
+async def test_what_a_lid_said_goes_to_the_tenant_of_that_time(store: Store, second: int) -> None:
+    """It was lost when the link was renewed or changed before WAHA answered."""
+    await hold(store, "start_realty_2", 9)
+    await hold(store, "by lid", 5, user=LID)
+    await hold(store, f"start_realty_{second}", 2)
+    await store.learn(Sighting(user(LID), user(ALI), time.time(), asked=True))
+    delivered = {text: one.tenant for one in await drain(store) for text in texts([one])}
+    assert delivered == {"start_realty_2": 2, "by lid": 2, f"start_realty_{second}": second}
+
+
 # help messages
 
 
@@ -570,6 +597,21 @@ async def test_help_follows_the_person_to_another_id(store: Store, helped_as: st
     await store.learn(Sighting(user(LID), user(ALI), time.time()))
     assert await waiting(store) == [], "the person was helped"
     assert await store.begin_help(user(LID)) is None
+
+
+async def test_undoing_a_help_message_leaves_the_one_that_was_sent_to_the_same_person(
+    store: Store,
+) -> None:
+    """The person got two: the row of the one that failed had taken the place of the other."""
+    await ask(store, ALI)
+    await store.begin_help(user(ALI))
+    await ask(store, LID)
+    await store.begin_help(user(LID))
+    await store.learn(Sighting(user(LID), user(ALI), time.time()))
+    for again in (True, False):
+        await store.undo_help(user(LID), again=again)
+        assert await waiting(store) == []
+        assert not (await ask(store)).help_waits
 
 
 async def test_help_that_waits_goes_to_the_phone_once_it_is_known(store: Store) -> None:
