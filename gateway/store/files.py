@@ -364,7 +364,7 @@ class FileStore:
         if stays is not None:  # what was held was a person's with a lock, only we did not know
             alias = None if is_lid(new) else _lid_of(tx, new)
             for sent, content in held.take(tx, new, arrived_after=self._oldest_held()):
-                if (tenant := tenant_at(tx, new, sent)) is not None:
+                if (tenant := tenant_at(tx, new, old, sent)) is not None:
                     self._add_delivery(tx, content, tenant, new, alias, changes)
 
     def _move_lines(self, tx: Tx, old: UserId, new: UserId, changes: _Changes) -> None:

@@ -62,13 +62,15 @@ def last_change(tx: sqlite3.Connection, user: UserId) -> Moment | None:
     return Moment(*row) if row else None
 
 
-def tenant_at(tx: sqlite3.Connection, user: UserId, moment: Moment) -> TenantId | None:
-    """Where user belonged then."""
+def tenant_at(
+    tx: sqlite3.Connection, user: UserId, formerly: UserId, moment: Moment
+) -> TenantId | None:
+    """Where a person belonged then, who was known by either id."""
     row = tx.execute(
-        "SELECT to_tenant FROM history WHERE user = ? AND changed_second IS NOT NULL"
+        "SELECT to_tenant FROM history WHERE user IN (?, ?) AND changed_second IS NOT NULL"
         " AND (changed_second, changed_fraction) <= (?, ?)"
         " ORDER BY changed_second DESC, changed_fraction DESC, id DESC LIMIT 1",
-        (user, *moment),
+        (user, formerly, *moment),
     ).fetchone()
     return row[0] if row else None
 

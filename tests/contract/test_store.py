@@ -515,15 +515,18 @@ async def test_wahas_answer_releases_what_an_unknown_lid_said(store: Store) -> N
     assert await store.held_lids() == []
 
 
+@pytest.mark.parametrize(("locked", "unknown"), [(ALI, LID), (LID, ALI)])
 @pytest.mark.parametrize("second", [2, 3])
-async def test_what_a_lid_said_goes_to_the_tenant_of_that_time(store: Store, second: int) -> None:
+async def test_what_an_unknown_id_said_goes_to_the_tenant_of_that_time(
+    store: Store, second: int, locked: str, unknown: str
+) -> None:
     """It was lost when the link was renewed or changed before WAHA answered."""
-    await hold(store, "start_realty_2", 9)
-    await hold(store, "by lid", 5, user=LID)
-    await hold(store, f"start_realty_{second}", 2)
+    await hold(store, "start_realty_2", 9, user=locked)
+    await hold(store, "meanwhile", 5, user=unknown)
+    await hold(store, f"start_realty_{second}", 2, user=locked)
     await store.learn(Sighting(user(LID), user(ALI), time.time(), asked=True))
     delivered = {text: one.tenant for one in await drain(store) for text in texts([one])}
-    assert delivered == {"start_realty_2": 2, "by lid": 2, f"start_realty_{second}": second}
+    assert delivered == {"start_realty_2": 2, "meanwhile": 2, f"start_realty_{second}": second}
 
 
 # help messages
