@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from aiohttp import web
 
 from examples.waha import StandIn
 from gateway import delivery as delivery_module
+from gateway import gate as gate_module
 from gateway import lids as lids_module
 from gateway.backend import Backend, transport
 from gateway.delivery import Courier
@@ -20,7 +22,7 @@ from gateway.errors import (
     NotConnected,
     StoreUnavailable,
 )
-from gateway.gate import Sign
+from gateway.gate import Gate, Sign
 from gateway.lids import Lids
 from gateway.metrics import Metrics
 from gateway.model import Delivery, Outcome, Selection
@@ -465,3 +467,31 @@ async def test_a_lid_is_delivered_though_waha_fails_and_nothing_is_held(
     assert len(waha.asked) <= 2
     await courier.stop(grace=1)
     await lids.stop()
+
+
+async def test_waiting_for_a_phone_is_no_probe(
+    store: Store,
+    backend: FakeBackend,
+    start: Start,
+    waha: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It doubled the time to the next probe, and with twelve LIDs none came through for minutes."""
+    monkeypatch.setattr(gate_module, "_FIRST_PROBE", 0.05)
+    probes = []
+    probing = Gate.probing
+
+    def counted(self: Gate, now: float) -> None:
+        probes.append(now)
+        probing(self, now)
+
+    monkeypatch.setattr(Gate, "probing", counted)
+    waha.phones["158764321000005"], waha.delay = ALI, 0.3
+    courier = start()
+    for _ in range(3):
+        courier.gate.tell(Sign.NO_CONNECTION, user(SARA), tenant(3), time.monotonic())
+    assert courier.gate.closed
+    await say(store, "start_realty_2", LID)
+    await wait_until(lambda: backend.received)
+    assert (len(probes), backend.received[0].user) == (1, ALI)
+    assert not courier.gate.closed
