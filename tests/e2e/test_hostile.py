@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ import uvicorn
 from gateway import wire
 from gateway.api import bodies
 from gateway.app import create_app
+from gateway.ingest import Ingest
 from gateway.log import Throttle
 from gateway.waha import signature
 from tests.clients import settings_of
@@ -382,3 +384,21 @@ async def test_no_secret_comes_out_whatever_goes_wrong(
     assert "BACKEND_SIGNING_SECRET" in refused.stderr
     for trace in TRACES:
         assert not [text for text in seen if trace in text]
+
+
+async def test_an_unforeseen_error_is_answered_and_logged_and_the_next_webhook_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The webhook does not pass the middleware that answers with 500 elsewhere."""
+    whole = HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n%s"
+    request = whole % (len(webhook("hello")), webhook("hello"))
+    async with served(tmp_path) as port:
+        with monkeypatch.context() as broken:
+            broken.setattr(Ingest, "receive", _stumbling)
+            assert (await talk(port, request)).split()[1] == b"500"
+        assert (await talk(port, request)).split()[1] == b"200"
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def _stumbling(self: Ingest, body: bytes, headers: Any) -> Any:
+    raise ZeroDivisionError
