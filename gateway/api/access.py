@@ -12,8 +12,8 @@ from gateway.waha import signature
 
 # Starlette's TestClient calls in-process and names itself so; a socket's peer is an address.
 _IN_PROCESS = "testclient"
-_PROXY_HEADERS = ("forwarded", "x-real-ip", "via")
-_OWN_SITES = frozenset({"none", "same-origin"})  # of Sec-Fetch-Site
+_PROXY_HEADERS = (b"forwarded", b"x-real-ip", b"via")
+_OWN_SITES = frozenset({b"none", b"same-origin"})  # of Sec-Fetch-Site
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -82,12 +82,12 @@ class Access:
         if not is_loopback(peer) or not is_loopback(_local_address(connection.scope)):
             return f"the call came from {peer or 'nowhere'}"
         hosts: list[str] = []
-        for name, value in connection.headers.items():
-            if name == "host":
-                hosts.append(value)
-            elif name in _PROXY_HEADERS or name.startswith("x-forwarded-"):
-                return f"it came through a proxy: {name[:60]} is set"
-            elif name == "origin" or (name == "sec-fetch-site" and value not in _OWN_SITES):
+        for name, value in connection.scope["headers"]:  # bytes: each call passes here
+            if name == b"host":
+                hosts.append(value.decode("latin-1"))
+            elif name in _PROXY_HEADERS or name.startswith(b"x-forwarded-"):
+                return f"it came through a proxy: {name.decode('latin-1')[:60]} is set"
+            elif name == b"origin" or (name == b"sec-fetch-site" and value not in _OWN_SITES):
                 return "a web page sent it"
         if len(hosts) != 1 or _host_name(hosts[0]) not in _LOCAL_HOSTS:
             return f"its Host is {', '.join(hosts)[:60]!a}"

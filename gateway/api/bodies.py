@@ -14,7 +14,7 @@ async def read(connection: HTTPConnection, receive: Receive, most: int) -> bytes
     """The body's own bytes, at most so many; raise BadBody, BodyTooSlow or BodyTooLarge."""
     # Not all of it: int() refuses 5,000 digits, and 19 are too many already.
     announced = connection.headers.get("content-length", "").lstrip("0")[:19]
-    _check_size(int(announced) if announced.isdecimal() else 0, most)
+    check_size(int(announced) if announced.isdecimal() else 0, most)
     try:
         async with asyncio.timeout(_SECONDS):
             return await _whole(receive, most)
@@ -31,11 +31,12 @@ async def _whole(receive: Receive, most: int) -> bytes:
             raise BadBody("the caller hung up in the middle of the body")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        _check_size(size, most)
+        check_size(size, most)
         if not message.get("more_body"):
             return b"".join(parts)
 
 
-def _check_size(size: int, most: int) -> None:
+def check_size(size: int, most: int) -> None:
+    """Raise BodyTooLarge if size is more than most bytes."""
     if size > most:
         raise BodyTooLarge(f"the body is larger than MAX_BODY_BYTES={most}")

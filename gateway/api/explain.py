@@ -37,8 +37,6 @@ def explain_router(ingest: Ingest, access: Access, max_body_bytes: int) -> APIRo
 
 def _answer(explained: Explained) -> dict[str, Any]:
     if isinstance(explained.outcome, StoreUnavailable):
-        answer = answers.of_error(explained.outcome)
-    else:
-        answer = answer_of(explained.outcome)
-    content: dict[str, Any] = json.loads(bytes(answer.body))
-    return content
+        refusal: dict[str, Any] = json.loads(bytes(answers.of_error(explained.outcome).body))
+        return refusal
+    return answer_of(explained.outcome)

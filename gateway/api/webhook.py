@@ -4,6 +4,9 @@ A raw ASGI endpoint, because this is the hot path and needs the body's own bytes
 whatever is not answered with 2xx, fifteen times, so what is merely unwanted gets 200.
 """
 
+from typing import Any, Protocol
+
+import orjson
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
@@ -14,6 +17,18 @@ from gateway.api.refusals import Refusals
 from gateway.errors import GatewayError
 from gateway.ingest import Ignored, Ingest
 from gateway.model import Accepted, AskForLink, Bind, unscoped
+
+AT_ONCE = "gateway.at_once"  # an extension of ASGI, by which a server may offer what follows
+
+
+class AtOnce(Protocol):
+    """A request in one piece, and its answer in another, without ASGI's messages between."""
+
+    def body(self) -> bytes | None:
+        """The whole body; None if it is still arriving."""
+
+    def answer(self, json: bytes) -> bool:
+        """Send json with 200; False if it must go by ASGI, and nothing was sent."""
 
 
 class WebhookEndpoint:
@@ -27,26 +42,32 @@ class WebhookEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = HTTPConnection(scope)
+        at_once: AtOnce | None = scope.get("extensions", {}).get(AT_ONCE)
         try:
             self._access.check_webhook(connection)
-            body = await bodies.read(connection, receive, self._max_body_bytes)
+            body = at_once.body() if at_once else None
+            if body is None:
+                body = await bodies.read(connection, receive, self._max_body_bytes)
+            bodies.check_size(len(body), self._max_body_bytes)
             self._access.check_signature(connection, body)
-            answer = answer_of(await self._ingest.receive(body, connection.headers))
+            content = answer_of(await self._ingest.receive(body, connection.headers))
         except GatewayError as exc:
-            answer = self._refusals.answer(connection, exc)
-        await answer(scope, receive, send)
+            await self._refusals.answer(connection, exc)(scope, receive, send)
+            return
+        if not (at_once and at_once.answer(orjson.dumps(content))):
+            await Json(content)(scope, receive, send)
 
 
-def answer_of(outcome: Accepted | Ignored) -> Json:
+def answer_of(outcome: Accepted | Ignored) -> dict[str, Any]:
     """What WAHA is told; the keys in this order."""
     if isinstance(outcome, Ignored):
-        return Json({"status": "ignored", "reason": outcome.reason})
+        return {"status": "ignored", "reason": outcome.reason}
     user, decision = unscoped(outcome.user), outcome.decision
     if decision is None:
-        return Json({"status": "duplicate", "user": user})
+        return {"status": "duplicate", "user": user}
     if isinstance(decision, AskForLink):
         action = "sent_help_message" if outcome.help_waits else "none"
-        return Json({"status": "unknown_user", "action": action, "user": user})
+        return {"status": "unknown_user", "action": action, "user": user}
     locked = isinstance(decision, Bind)
     content = {
         "status": "routed",
@@ -56,4 +77,4 @@ def answer_of(outcome: Accepted | Ignored) -> Json:
     }
     if isinstance(decision, Bind) and decision.previous is not None:
         content["previous_tenant_id"] = decision.previous
-    return Json(content)
+    return content

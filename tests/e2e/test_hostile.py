@@ -402,3 +402,73 @@ async def test_an_unforeseen_error_is_answered_and_logged_and_the_next_webhook_s
 
 async def _stumbling(self: Ingest, body: bytes, headers: Any) -> Any:
     raise ZeroDivisionError
+
+
+def _webhooks(count: int, last: bytes = b"Connection: close\r\n") -> list[bytes]:
+    """Whole requests, the last of which ends the connection."""
+    found = []
+    for number in range(count):
+        body = webhook(f"start_realty_2 {number}", bare_id=f"3EB0{number:04}")
+        end = last if number == count - 1 else b""
+        found.append(HEAD + end + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("parts", "at_once"),
+    [
+        (_webhooks(3), 2),
+        ([b"".join(_webhooks(3))], 2),  # pipelined; of the last it is said that it closes
+        ([part for one in _webhooks(2) for part in (one[:200], one[200:])], 1),
+    ],
+    ids=["one after the other", "pipelined", "in two parts"],
+)
+async def test_a_webhook_is_answered_at_once_and_as_by_asgi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: list[bytes], at_once: int
+) -> None:
+    """Fails when uvicorn no longer goes the way that gateway.wire shortens."""
+    taken = []
+    answer = wire._AtOnce.answer
+
+    def noted(self: wire._AtOnce, json: bytes) -> bool:
+        taken.append(answer(self, json))
+        return taken[-1]
+
+    monkeypatch.setattr(wire._AtOnce, "answer", noted)
+    async with served(tmp_path) as port:
+        answers = await talk(port, *parts, pause=0.1)
+    assert taken.count(True) == at_once
+    heads = [one.partition(b"\r\n\r\n")[0] for one in answers.split(b"HTTP/1.1 ")[1:]]
+    names = [
+        {line.partition(b":")[0] for line in head.split(b"\r\n")[1:]} - {b"connection"}
+        for head in heads
+    ]
+    assert names == [{b"date", b"server", b"content-type", b"content-length"}] * len(heads)
+    assert answers.count(b'"status":"routed"') == len(heads) == len(_webhooks(at_once + 1))
+
+
+async def test_who_hangs_up_before_the_answer_is_routed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone, accepted = asyncio.Event(), asyncio.Event()
+    receive = Ingest.receive
+
+    async def slow(self: Ingest, body: bytes, headers: Any) -> Any:
+        await gone.wait()
+        outcome = await receive(self, body, headers)
+        accepted.set()
+        return outcome
+
+    monkeypatch.setattr(Ingest, "receive", slow)
+    async with served(tmp_path) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(_webhooks(1, last=b"")[0])
+        await writer.drain()
+        writer.transport.abort()
+        await asyncio.sleep(0.1)  # for the server to see it; too early only weakens the test
+        gone.set()
+        await accepted.wait()
+        async with httpx.AsyncClient() as client:
+            shown = await client.get(f"http://127.0.0.1:{port}/health")
+    assert shown.json()["total_locked_users"] == 1
+    assert "Traceback" not in caplog.text
