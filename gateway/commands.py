@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import secrets
 import socket
@@ -79,6 +80,9 @@ class _Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         async with self._app.router.lifespan_context(self._app):
+            # What stands now stays. Each full collection went through it, for 50 to 100 ms.
+            gc.collect()
+            gc.freeze()
             await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
