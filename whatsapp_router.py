@@ -2,6 +2,9 @@
 
 python whatsapp_router.py                                   serves on HOST:PORT
 python whatsapp_router.py say 971501234567 start_realty_2   posts a message as WAHA would
+python whatsapp_router.py link 2 --qr card.svg              shows a tenant's link, draws its QR code
+python whatsapp_router.py connect-waha                      sets up the webhook in WAHA
+python whatsapp_router.py doctor                            looks for what is wrong
 python whatsapp_router.py rebuild                           writes a lost mappings file anew
 """
 

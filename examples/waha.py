@@ -3,9 +3,10 @@
     .venv/bin/python examples/waha.py --lid 158764321000007=971501234507
 
 It listens on port 3000, knows the phones of the LIDs it is told, and prints each text that it is
-asked to send. It answers as WAHA's docs of July 2026 say ("Contacts", "Send messages"), with its
-refusals: 401 without the key, 422 after a while when a session is not WORKING, 400 from NOWEB
-without its store, `"pn": null` for a LID it does not know.
+asked to send. It has a session `default`, whose config can be read and replaced. It answers as
+WAHA's docs of July 2026 say ("Contacts", "Send messages", "Sessions"), with its refusals: 401
+without the key, 422 after a while when a session is not WORKING, 400 from NOWEB without its store,
+`"pn": null` for a LID it does not know, 404 for a session that is not there.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -25,6 +27,7 @@ class StandIn:
     key: str = ""  # X-Api-Key that callers must send; empty: none
     phones: dict[str, str] = field(default_factory=dict)  # LID → phone, both as digits
     statuses: dict[str, str] = field(default_factory=dict)  # of sessions; WORKING if not here
+    configs: dict[str, dict[str, Any]] = field(default_factory=lambda: {"default": {}})
     has_store: bool = True  # False: NOWEB as it is by default
     delay: float = 0.0  # before each answer
     patience: float = 15.0  # before it says that a session is not WORKING
@@ -32,6 +35,7 @@ class StandIn:
     url: str = ""
     asked: list[tuple[str, str]] = field(default_factory=list)  # session, LID
     sent: list[dict[str, Any]] = field(default_factory=list)
+    restarts: list[str] = field(default_factory=list)  # sessions that were stopped and started
 
     async def phone_of(self, request: web.Request) -> web.StreamResponse:
         session, lid = request.match_info["session"], request.match_info["lid"]
@@ -52,6 +56,37 @@ class StandIn:
         print(f"to {body['chatId']} by session {body['session']}:\n{body['text']}", flush=True)
         return web.json_response({"id": f"true_{body['chatId']}_3EB0"}, status=201)
 
+    async def ping(self, _: web.Request) -> web.Response:
+        return web.json_response({"message": "pong"})
+
+    async def session(self, request: web.Request) -> web.StreamResponse:
+        """GET shows a session; PUT replaces its whole config and restarts it."""
+        name = request.match_info["session"]
+        if self.odd_answer:
+            return self.odd_answer()
+        if self.key and request.headers.get("X-Api-Key") != self.key:
+            return _error(401, "Unauthorized")
+        if name not in self.configs:
+            return _error(404, "Session not found")
+        if request.method == "PUT":
+            config = (await request.json())["config"]
+            for webhook in config.get("webhooks", []):
+                if "_" in (urlsplit(webhook["url"]).hostname or "_"):
+                    return _error(400, "url must be a URL address")
+            self.configs[name] = config
+            self.restarts.append(name)
+            print(f"session {name} restarts with {len(config.get('webhooks', []))} webhook(s)")
+        status = self.statuses.get(name, "WORKING")
+        return web.json_response(
+            {
+                "name": name,
+                "status": status,
+                "config": self.configs[name],
+                "me": {"id": "971557357753@c.us", "pushName": "Office"},
+                "engine": {"engine": "NOWEB"},
+            }
+        )
+
     async def _refusal(self, request: web.Request, session: str) -> web.StreamResponse | None:
         await asyncio.sleep(self.delay)
         if self.odd_answer:
@@ -69,6 +104,9 @@ class StandIn:
         app = web.Application()
         app.router.add_get("/api/{session}/lids/{lid}", self.phone_of)
         app.router.add_post("/api/sendText", self.send_text)
+        app.router.add_get("/ping", self.ping)
+        app.router.add_get("/api/sessions/{session}", self.session)
+        app.router.add_put("/api/sessions/{session}", self.session)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()

@@ -18,6 +18,8 @@ from gateway.api import admin, answers, health
 from gateway.api.access import Access
 from gateway.api.explain import explain_router
 from gateway.api.refusals import Refusals
+from gateway.api.tenants import links_router, tenants_router
+from gateway.api.users import users_router
 from gateway.api.webhook import WebhookEndpoint
 from gateway.delivery import Courier
 from gateway.errors import GatewayError
@@ -25,11 +27,14 @@ from gateway.help import Helper
 from gateway.ingest import Ingest, Rules
 from gateway.lids import Lids
 from gateway.metrics import Metrics
+from gateway.model import Address
 from gateway.pulse import Pulse
 from gateway.sessions import Sessions
 from gateway.settings import EVENTS_OF_NOBODY, Settings, split
 from gateway.shapes import Shapes
 from gateway.store import Limits, open_store
+from gateway.targets import Targets
+from gateway.tenants import FILE_NAME, Tenants
 from gateway.waha.client import Waha
 
 WEBHOOK_PATHS = ("/webhook/waha", "/webhook/waha/")  # a redirect would lose WAHA's body
@@ -71,6 +76,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tenants = Tenants(settings.data_dir / FILE_NAME)
         store = await open_store(settings.store_place, limits or _limits(settings), leave)
         waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
         metrics, pulse = Metrics(), Pulse()
@@ -95,45 +101,55 @@ def create_app(
             per_minute=settings.help_per_minute,
             home_session=settings.waha_session,
         )
+        targets = Targets(
+            Address(settings.backend_url, split(settings.backend_signing_secret)),
+            tenants,
+            timeout=settings.backend_timeout,
+            transport=transport(settings.max_in_flight),
+        )
         courier = Courier(
             store,
-            backend.Backend(
-                settings.backend_url,
-                timeout=settings.backend_timeout,
-                secrets=split(settings.backend_signing_secret),
-                transport=transport(settings.max_in_flight),
-            ),
+            targets,
             lids,
             max_in_flight=settings.max_in_flight,
             max_age=settings.max_delivery_age,
         )
         app.state.courier = courier
         routes_before = list(app.router.routes)
-        ingest = Ingest(store, _rules(settings), sessions, shapes, lids, helper)
+        ingest = Ingest(store, _rules(settings), tenants, sessions, shapes, lids, helper)
         endpoint = WebhookEndpoint(ingest, access, refusals, settings.max_body_bytes)
         for path in WEBHOOK_PATHS:
             app.router.routes.append(Route(path, endpoint, methods=["POST"]))
         app.webhook = endpoint
         guard = [Depends(_guard(access))]
         app.include_router(health.health_router(store))
-        ready = health.ready_router(store, courier, sessions, shapes, metrics)
+        ready = health.ready_router(store, courier, tenants, sessions, shapes, metrics)
         app.include_router(ready, dependencies=guard)
-        app.include_router(admin.router(store, settings.waha_session), dependencies=guard)
+        for one in (
+            admin.router(store),
+            users_router(store, tenants, settings.waha_session),
+            tenants_router(store, tenants),
+            links_router(
+                tenants, prefix=settings.deep_link_prefix, gateway_phone=settings.gateway_phone
+            ),
+        ):
+            app.include_router(one, dependencies=guard)
         app.include_router(admin.letters_router(store, settings.waha_session), dependencies=guard)
         explain = explain_router(ingest, access, settings.max_body_bytes)
         app.include_router(explain, dependencies=guard)
         pulse.start()
         await lids.start()
         await helper.start()
+        tenants.start()
         courier.start()
-        users, tenants = store.totals()
+        users, homes = store.totals()
         log.info(
             "Gateway %s on %s:%s: %s users locked to %s tenants, backend %s",
             VERSION,
             settings.host,
             settings.port,
             users,
-            tenants,
+            homes,
             settings.backend_url,
             extra={"event": "start"},
         )
@@ -144,6 +160,7 @@ def create_app(
         finally:
             await asyncio.gather(courier.stop(GRACE_SECONDS), helper.stop())
             await lids.stop()
+            tenants.stop()
             pulse.stop()
             await waha.close()
             await store.close()

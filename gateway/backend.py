@@ -44,7 +44,7 @@ class Backend:
     """One target URL.
 
     timeout: seconds for one attempt, from the connection to the answer's status. secrets: the keys
-    of `whsec_…` texts, all of which sign; none: unsigned.
+    of `whsec_…` texts, all of which sign; none: unsigned. transport: may serve other URLs as well.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Backend:
             raise self._failure(response, bytes(answer[:_KEPT_BYTES]))
 
     async def close(self) -> None:
+        """Let go of the transport, and so of every Backend on it."""
         await self._transport.aclose()
 
     def _headers(self, delivery: Delivery) -> list[tuple[bytes, bytes]]:

@@ -1,4 +1,4 @@
-"""The deep link: "start_realty_42" in what a user writes → tenant 42.
+"""The deep link: "start_realty_42" in what a user writes → tenant 42, and tenant 42 → its link.
 
 https://wa.me/<number>?text=start_realty_42 only fills in the text; the user may edit it, add words
 around it, or send it with the direction marks that Arabic keyboards and copied links bring along.
@@ -8,6 +8,7 @@ import re
 import sys
 import unicodedata
 from functools import lru_cache
+from urllib.parse import quote
 
 from gateway.model import LARGEST_TENANT, TenantId
 
@@ -37,6 +38,19 @@ def parse(text: str, *, prefix: str, must_open: bool) -> TenantId | None:
         return None
     named = {tenant for number in link.findall(text) if (tenant := _tenant(number))}
     return named.pop() if len(named) == 1 else None
+
+
+def text_of(tenant: TenantId, *, prefix: str, note: str = "") -> str:
+    """What a person is to send: the link, and note behind it on a line of its own."""
+    return f"{prefix}_{tenant}\n{note}" if note else f"{prefix}_{tenant}"
+
+
+def address(text: str, *, phone: str) -> str:
+    """The wa.me address that fills in text in a chat with phone, given in digits.
+
+    UTF-8, percent-encoded (WhatsApp help centre, "How to use click to chat").
+    """
+    return f"https://wa.me/{phone}?text={quote(text, safe='')}"
 
 
 @lru_cache

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 
-from gateway.backend import Backend
 from gateway.backoff import delay
 from gateway.errors import (
     BackendError,
@@ -20,11 +19,12 @@ from gateway.errors import (
     NotConnected,
     StoreUnavailable,
 )
-from gateway.gate import Gate, Sign
+from gateway.gate import Sign
 from gateway.lids import Lids
 from gateway.log import shown
 from gateway.model import Again, Dead, Delivery, Done, Outcome, PutBack, is_lid
 from gateway.store import Store
+from gateway.targets import Target, Targets
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 300.0
 _OWN_FAULTS = 12  # then it is the message, not the backend
@@ -43,7 +43,7 @@ class Courier:
     def __init__(
         self,
         store: Store,
-        backend: Backend,
+        targets: Targets,
         lids: Lids,
         *,
         max_in_flight: int,
@@ -51,9 +51,9 @@ class Courier:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.gate = Gate(self._gate_changed)
+        self.targets = targets
+        targets.changed = self._gate_changed
         self._store = store
-        self._backend = backend
         self._lids = lids
         self._max_in_flight = max_in_flight
         self._max_age = max_age
@@ -62,10 +62,9 @@ class Courier:
         self._flying: set[asyncio.Task[None]] = set()
         self._landed = asyncio.Event()
         self._stopped_at: float | None = None
-        self._last_success = -1.0  # Unix seconds
         self._claiming: asyncio.Task[None] | None = None
         self._started = monotonic()
-        self._probe: asyncio.Task[None] | None = None
+        self._probing: dict[Target, asyncio.Task[None]] = {}
         self._openings: set[asyncio.Task[None]] = set()
 
     @property
@@ -78,8 +77,9 @@ class Courier:
     def stop_claiming(self) -> None:
         """No new attempt begins from now on."""
         self._stopped_at = self._stopped_at or self._monotonic()
-        if self._claiming:
-            self._claiming.cancel()
+        for task in (self._claiming, *self._probing.values()):
+            if task:
+                task.cancel()
 
     async def stop(self, grace: float) -> None:
         """Let what is in flight finish; what does not stays in the store.
@@ -88,9 +88,8 @@ class Courier:
         """
         self.stop_claiming()
         assert self._stopped_at is not None
-        if self._claiming:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._claiming
+        if claiming := [one for one in (self._claiming, *self._probing.values()) if one]:
+            await asyncio.wait(claiming)
         if self._flying:
             left_of_grace = self._stopped_at + grace - self._monotonic()
             await asyncio.wait(self._flying, timeout=max(0.0, left_of_grace))
@@ -99,25 +98,29 @@ class Courier:
             task.cancel()
         if left:
             await asyncio.wait(left)
-        await self._backend.close()
+        await self.targets.close()
 
     async def _claim_and_send(self) -> None:
         while self._stopped_at is None:
-            try:
-                await (self._send_probe() if self.gate.closed else self._send_due())
-            except StoreUnavailable:
-                await asyncio.sleep(_STORE_SECONDS)
-            except Exception:
-                log.exception("the worker stumbled", extra={"event": "delivery.error"})
-                await asyncio.sleep(_STORE_SECONDS)
+            await self._unless_it_stumbles(self._send_due())
+
+    async def _unless_it_stumbles(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except StoreUnavailable:
+            await asyncio.sleep(_STORE_SECONDS)
+        except Exception:
+            log.exception("the worker stumbled", extra={"event": "delivery.error"})
+            await asyncio.sleep(_STORE_SECONDS)
 
     async def _send_due(self) -> None:
         free = self._max_in_flight - len(self._flying)
         if free <= 0:
             await self._wait_for_landing(_CLAIM_SECONDS)
             return
-        for delivery in await self._store.claim(min(free, _HANDFUL), wait=_CLAIM_SECONDS):
-            if self.gate.closed:  # it fell shut while we waited
+        some = min(free, _HANDFUL)
+        for delivery in await self._store.claim(some, wait=_CLAIM_SECONDS, among=self.targets.open):
+            if self.targets.of(delivery.tenant)[1].gate.closed:  # it fell shut while we waited
                 await self._settle(delivery, PutBack())
             elif self._waits_for_phone(delivery):
                 self._fly(self._wait_for_phone(delivery))
@@ -125,19 +128,23 @@ class Courier:
                 self._send(delivery)
         await asyncio.sleep(_HANDFUL_SECONDS)
 
-    async def _send_probe(self) -> None:
-        if self._probe and not self._probe.done():
-            await self._wait_for_landing(_CLAIM_SECONDS)
-            return
-        if wait := self.gate.probe_in(self._monotonic()):
-            await self._wait_for_landing(wait)
-            return
-        for delivery in await self._store.claim(1, wait=_STORE_SECONDS, probe=True):
+    async def _probe_until_open(self, target: Target) -> None:
+        """One at a time. Ends with the gate's opening, or when no tenant has the URL any more."""
+        while target in self.targets.closed():
+            await self._unless_it_stumbles(self._send_probe(target))
+
+    async def _send_probe(self, target: Target) -> None:
+        if wait := target.gate.probe_in(self._monotonic()):
+            await asyncio.sleep(wait)
+        for delivery in await self._store.claim(
+            1, wait=_STORE_SECONDS, probe=True, among=lambda: self.targets.tenants_of(target)
+        ):
             if self._waits_for_phone(delivery):
-                self._probe = self._fly(self._wait_for_phone(delivery))
+                probe = self._fly(self._wait_for_phone(delivery))
             else:
-                self.gate.probing(self._monotonic())
-                self._probe = self._send(delivery)
+                target.gate.probing(self._monotonic())
+                probe = self._send(delivery)
+            await asyncio.wait([probe])
 
     def _send(self, delivery: Delivery) -> asyncio.Task[None]:
         if log.isEnabledFor(logging.DEBUG):
@@ -189,15 +196,17 @@ class Courier:
 
     async def _attempt(self, delivery: Delivery) -> Outcome:
         began = self._clock()
+        backend, target = self.targets.of(delivery.tenant)
         try:
-            await self._backend.post(delivery)
+            await backend.post(delivery)
         except BackendError as exc:
-            return self._failed(delivery, exc, began)
+            return self._failed(delivery, target, exc, began)
         except Exception as exc:  # unforeseen: the line must go on all the same
             log.exception("an attempt stumbled", extra={"event": "delivery.error"})
-            return self._failed(delivery, BackendUnavailable(f"unforeseen: {exc!r}"), began)
-        self._last_success = self._clock()
-        self.gate.tell(Sign.SUCCESS, delivery.user, delivery.tenant, self._monotonic())
+            unforeseen = BackendUnavailable(f"unforeseen: {exc!r}")
+            return self._failed(delivery, target, unforeseen, began)
+        target.last_success = self._clock()
+        target.gate.tell(Sign.SUCCESS, delivery.user, delivery.tenant, self._monotonic())
         log.info(
             "✅ Forwarded to Tenant %s backend",
             delivery.tenant,
@@ -210,20 +219,22 @@ class Courier:
         )
         return Done()
 
-    def _failed(self, delivery: Delivery, exc: BackendError, began: float) -> Outcome:
+    def _failed(
+        self, delivery: Delivery, target: Target, exc: BackendError, began: float
+    ) -> Outcome:
         now = self._clock()
-        self.gate.tell(_sign(exc), delivery.user, delivery.tenant, self._monotonic())
+        target.gate.tell(_sign(exc), delivery.user, delivery.tenant, self._monotonic())
         if isinstance(exc, BackendRefused):
             return self._bury(delivery, exc, f"refused: {exc}")
-        if self.gate.closed:
+        if target.gate.closed:
             return PutBack()  # the backend is away: nobody's fault, and nothing to count
 
         # The message's own fault, if others got through since the attempt before.
         since = began if delivery.tried_at is None else delivery.tried_at
-        own_fault = self._last_success > since
+        own_fault = target.last_success > since
         if delivery.own_faults + own_fault >= _OWN_FAULTS:
             return self._bury(delivery, exc, f"failed {delivery.attempt} times, last: {exc}")
-        age = delivery.age + self._open_seconds(since, now)
+        age = delivery.age + self._open_seconds(target, since, now)
         if age > self._max_age:
             return self._bury(delivery, exc, f"failed for {age:.0f} s, last: {exc}")
 
@@ -259,11 +270,11 @@ class Courier:
         )
         return Dead(reason, self._clock(), exc.status, exc.answer)
 
-    def _open_seconds(self, since: float, now: float) -> float:
+    def _open_seconds(self, target: Target, since: float, now: float) -> float:
         """Seconds from `since` to now in which we ran and the gate was open; Unix times."""
         monotonic = self._monotonic()
         start = max(self._started, monotonic - max(0.0, now - since))
-        return monotonic - start - self.gate.seconds_closed(start, monotonic)
+        return monotonic - start - target.gate.seconds_closed(start, monotonic)
 
     async def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
         while True:
@@ -277,23 +288,33 @@ class Courier:
                 outcome = PutBack()
             await asyncio.sleep(_STORE_SECONDS)
 
-    def _gate_changed(self, closed: bool) -> None:
-        url = self._backend.url
-        if closed:
+    def _gate_changed(self, target: Target) -> None:
+        if before := self._probing.pop(target, None):
+            before.cancel()
+        if target.gate.closed:
             log.error(
-                "🚧 The backend is away: %s; messages wait", url, extra={"event": "gate.closed"}
+                "🚧 The backend is away: %s; messages wait",
+                target.url,
+                extra={"event": "gate.closed", "url": target.url},
             )
+            if self._stopped_at is None:
+                probing = asyncio.create_task(self._probe_until_open(target))
+                self._probing[target] = probing
             return
-        log.warning("The backend is back: %s", url, extra={"event": "gate.opened"})
-        task = asyncio.create_task(self._make_all_due())
+        log.warning(
+            "The backend is back: %s",
+            target.url,
+            extra={"event": "gate.opened", "url": target.url},
+        )
+        task = asyncio.create_task(self._make_all_due(target))
         self._openings.add(task)
         task.add_done_callback(self._openings.discard)
         self._landed.set()
 
-    async def _make_all_due(self) -> None:
+    async def _make_all_due(self, target: Target) -> None:
         while True:
             try:
-                await self._store.all_due()
+                await self._store.all_due(self.targets.tenants_of(target))
                 return
             except StoreUnavailable:
                 await asyncio.sleep(_STORE_SECONDS)

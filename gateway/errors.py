@@ -7,6 +7,7 @@ GatewayError
 ├── BadSignature            401: key or signature missing or wrong
 ├── NotAllowed              403: nothing is open to this caller
 ├── BodyTooLarge            413
+├── TooLongForQr            422: a link that no QR code holds
 ├── StoreUnavailable        503: nothing was promised, WAHA sends it again
 ├── WahaError               WAHA did not do what we asked of it; no webhook's answer hangs on that
 │   ├── WahaRefused         asking again is of no use
@@ -44,6 +45,10 @@ class NotAllowed(GatewayError):
 
 
 class BodyTooLarge(GatewayError):
+    pass
+
+
+class TooLongForQr(GatewayError):
     pass
 
 

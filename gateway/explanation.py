@@ -1,5 +1,6 @@
 """What would become of a webhook and why, rule by rule, for a person who asks."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from gateway import deeplink
@@ -15,6 +16,7 @@ from gateway.model import (
     Lock,
     Note,
     Rehearsal,
+    TenantId,
     is_lid,
     unscoped,
 )
@@ -30,7 +32,7 @@ _NOTES = {
     Note.CONFIRMED: "names tenant {0}, where the user is already: the lock's time is renewed",
     Note.STALE: "names tenant {0}, but was sent before the lock last changed: changes nothing",
     Note.QUOTED: "names tenant {0}, but the text of a user with a lock must begin with it",
-    Note.REFUSED: "names tenant {0}, but LOCK_POLICY=first_link keeps the first",
+    Note.REFUSED: "names tenant {0}, but {1}",
 }
 
 
@@ -55,6 +57,7 @@ def of_person(
     rehearsal: Rehearsal,
     *,
     prefix: str,
+    may_lock: Callable[[TenantId], bool],
     hold_seconds: float,
     why_no_help: str | None,
 ) -> dict[str, str]:
@@ -67,7 +70,7 @@ def of_person(
     if decision is None:
         return rules
     rules["lock"] = _lock(rehearsal.lock)
-    rules["link"] = _link(message, rehearsal, prefix)
+    rules["link"] = _link(message, rehearsal, prefix, may_lock)
     if rehearsal.refused:
         return rules
     if isinstance(decision, AskForLink):
@@ -120,14 +123,20 @@ def _lock(lock: Lock) -> str:
     return f"none since {since}" if lock.tenant is None else f"tenant {lock.tenant}, since {since}"
 
 
-def _link(message: InboundMessage, rehearsal: Rehearsal, prefix: str) -> str:
+def _link(
+    message: InboundMessage,
+    rehearsal: Rehearsal,
+    prefix: str,
+    may_lock: Callable[[TenantId], bool],
+) -> str:
     decision = rehearsal.accepted.decision
     if isinstance(decision, Bind):
         if decision.previous is None:
             return f"names tenant {decision.tenant}: locks the user there"
         return f"names tenant {decision.tenant}: moves the user there from {decision.previous}"
     if isinstance(decision, AskForLink | Forward) and decision.link:
-        return _NOTES[decision.link.note].format(decision.link.tenant)
+        link = decision.link
+        return _NOTES[link.note].format(link.tenant, _why_refused(may_lock(link.tenant)))
     if message.event not in MESSAGE_EVENTS or message.own:
         return "does not count: only what a person writes binds"
     if not message.text:
@@ -138,9 +147,17 @@ def _link(message: InboundMessage, rehearsal: Rehearsal, prefix: str) -> str:
     return f"none: no {prefix}_N as a word of its own, or several different ones"
 
 
+def _why_refused(may_lock: bool) -> str:
+    if may_lock:
+        return "LOCK_POLICY=first_link keeps the first"
+    return "tenants.json does not know it or says that it is not active"
+
+
 def _help(accepted: Accepted, decision: AskForLink, why_not: str | None) -> str:
     if accepted.help_waits:
         return "would be sent in a moment, if there is still no lock then"
+    if decision.link and decision.link.note is Note.REFUSED:
+        return "none: there is a link, though it locks to nobody"
     if not decision.help:
         return f"none: {why_not}"
     return "none: one was sent within HELP_COOLDOWN, or waits already"

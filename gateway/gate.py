@@ -14,7 +14,7 @@ from gateway.model import TenantId, UserId
 
 _FEW_CONNECTIONS = 3  # in a row that could not be made: nobody listens
 _MANY_FAILURES = 10  # in a row, of several users and tenants: it is not about one message
-_SEVERAL_USERS, _SEVERAL_TENANTS = 3, 2
+_SEVERAL_USERS, SEVERAL_TENANTS = 3, 2
 _REMEMBERED = 1000  # closings; older ones count as open time
 _FIRST_PROBE, _LAST_PROBE = 1.0, 30.0  # seconds between probes, doubling
 
@@ -30,9 +30,13 @@ class Sign(Enum):
 
 @dataclass(slots=True)
 class Gate:
-    """changed is called with True when the gate closes, with False when it opens."""
+    """changed is called with True when the gate closes, with False when it opens.
+
+    several_tenants: of so many the failures must be; 1 where the URL is one tenant's own.
+    """
 
     changed: Callable[[bool], None]
+    several_tenants: int = SEVERAL_TENANTS
     closed: bool = False
     _no_connection: int = 0
     _failures: int = 0
@@ -76,7 +80,7 @@ class Gate:
         return self._no_connection >= _FEW_CONNECTIONS or (
             self._failures >= _MANY_FAILURES
             and len(self._users) >= _SEVERAL_USERS
-            and len(self._tenants) >= _SEVERAL_TENANTS
+            and len(self._tenants) >= self.several_tenants
         )
 
     def _close(self, now: float) -> None:

@@ -20,12 +20,19 @@ from gateway.model import (
     Decide,
     InboundMessage,
     LockPolicy,
+    Note,
     is_lid,
 )
 from gateway.sessions import Sessions
 from gateway.shapes import Shapes
 from gateway.store import Store
+from gateway.tenants import Tenants
 from gateway.waha import events
+
+_WHY_NOT = {
+    Note.STALE: "%s has no lock; the link is older than the last change of it",
+    Note.REFUSED: "%s has no lock; the link is of a tenant that is unknown or inactive",
+}
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +69,7 @@ class Ingest:
         self,
         store: Store,
         rules: Rules,
+        tenants: Tenants,
         sessions: Sessions,
         shapes: Shapes,
         lids: Lids,
@@ -70,6 +78,7 @@ class Ingest:
     ) -> None:
         self._store = store
         self._rules = rules
+        self._tenants = tenants
         self._sessions = sessions
         self._shapes = shapes
         self._lids = lids
@@ -108,6 +117,7 @@ class Ingest:
             message,
             rehearsal,
             prefix=rules.prefix,
+            may_lock=self._tenants.may_lock,
             hold_seconds=rules.hold_seconds,
             why_no_help=self._helper.why_not(message),
         )
@@ -132,6 +142,7 @@ class Ingest:
             message,
             policy=rules.policy,
             prefix=rules.prefix,
+            may_lock=self._tenants.may_lock,
             may_help=self._helper.why_not(message) is None,
         )
 
@@ -155,7 +166,7 @@ def _tell(accepted: Accepted) -> None:
     elif isinstance(decision, AskForLink):
         said = "%s has no lock and sent no link"
         if decision.link:
-            said = "%s has no lock; the link is older than the last change of it"
+            said = _WHY_NOT[decision.link.note]
         elif not decision.hold:
             said = "%s has no lock to follow"  # no message of theirs
         log.info(said, user, extra={"event": "user.unknown", "user": user})

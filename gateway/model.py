@@ -1,7 +1,7 @@
 """The nouns that travel through the gateway. Values only: no network, no disk, no clock."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, NewType
 
@@ -33,6 +33,25 @@ class Moment(NamedTuple):
 
 
 NEVER = Moment(0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a tenant's messages go, and the `whsec_…` texts that sign them; none: unsigned."""
+
+    url: str
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """What data/tenants.json says of one. address and gateway_phone: None where all share one."""
+
+    name: str = ""
+    active: bool = True  # False: no link locks to it any more
+    address: Address | None = None
+    gateway_phone: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +153,7 @@ class Note(Enum):
     CONFIRMED = "confirmed"  # the user's own link again: nothing changes but the time
     STALE = "stale"  # older than the last change of the lock
     QUOTED = "quoted"  # stands inside a sentence of a user who has a lock
-    REFUSED = "refused"  # LOCK_POLICY=first_link
+    REFUSED = "refused"  # LOCK_POLICY=first_link, or a tenant that is unknown or inactive
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +181,8 @@ class Forward:
 @dataclass(frozen=True, slots=True)
 class AskForLink:
     """Nobody to deliver to: the user has no lock and sent no link that counts.
+
+    link: one that does not, STALE or (of a tenant that is unknown or inactive) REFUSED.
 
     hold: keep the message a while, for a link that was sent before it may still be on its way.
     help: tell the user about the link, if that was not done lately.
@@ -222,6 +243,20 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
+class Among:
+    """Some tenants: those named, or with others=True all but those."""
+
+    named: frozenset[TenantId] = frozenset()
+    others: bool = True
+
+    def __contains__(self, tenant: TenantId) -> bool:
+        return (tenant in self.named) != self.others
+
+
+EVERYBODY = Among()
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The backend has it."""
 
@@ -271,6 +306,67 @@ class DeadLetter:
     status: int | None  # of the backend's last answer
     answer: bytes  # its first bytes
     body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLine:
+    """What was decided of a user's lock, or why a link decided nothing. at: Unix seconds."""
+
+    id: int
+    at: float
+    user: UserId
+    kind: str  # store.history.Kind or Note
+    from_tenant: TenantId | None
+    to_tenant: TenantId | None
+    message_id: str | None
+    why: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What is known of one tenant. Times are Unix seconds, of messages accepted for it."""
+
+    users: int = 0
+    delivered: int = 0
+    waiting: int = 0
+    dead: int = 0
+    first_seen: float | None = None
+    last_seen: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """How much was held of a person, and is gone."""
+
+    locks: int
+    waiting: int
+    held: int
+    dead_letters: int
+    aliases: int
+    help: int
+    history: int  # lines that no longer say whose they are
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One message as it is kept. where: "waiting", "held" or "dead_letter"."""
+
+    where: str
+    tenant: TenantId | None
+    arrived: float  # Unix seconds
+    message_id: str | None
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """All that is held of a person. ids: phone and LID, as far as they are known."""
+
+    ids: tuple[UserId, ...]
+    tenant: TenantId | None
+    messages: tuple[Kept, ...]
+    history: tuple[HistoryLine, ...]
+    help: tuple[float, float | None] | None  # when a help message was queued, and sent
 
 
 @dataclass(frozen=True, slots=True)

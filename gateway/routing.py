@@ -1,5 +1,7 @@
 """Every rule of who talks to whom, on one page."""
 
+from collections.abc import Callable
+
 from gateway import deeplink
 from gateway.model import (
     MESSAGE_EVENTS,
@@ -13,6 +15,7 @@ from gateway.model import (
     Lock,
     LockPolicy,
     Note,
+    TenantId,
 )
 
 
@@ -38,9 +41,13 @@ def decide(
     *,
     policy: LockPolicy,
     prefix: str,
+    may_lock: Callable[[TenantId], bool] = lambda _: True,
     may_help: bool = False,
 ) -> Decision:
-    """What is to be done with a person's message, given where the person belongs."""
+    """What is to be done with a person's message, given where the person belongs.
+
+    may_lock: whether the tenant is known and takes new users.
+    """
     from_a_person = message.event in MESSAGE_EVENTS and not message.own
     text = message.text if from_a_person else ""
     stale = message.sent < lock.changed
@@ -50,6 +57,8 @@ def decide(
             return AskForLink(hold=from_a_person, help=may_help)
         if stale:
             return AskForLink(LinkNote(Note.STALE, link), help=may_help)
+        if not may_lock(link):
+            return AskForLink(LinkNote(Note.REFUSED, link))
         return Bind(link)
 
     link = deeplink.parse(text, prefix=prefix, must_open=True)
@@ -62,6 +71,6 @@ def decide(
         return Forward(lock.tenant, LinkNote(Note.STALE, link))
     if link == lock.tenant:
         return Forward(lock.tenant, LinkNote(Note.CONFIRMED, link))
-    if policy is LockPolicy.FIRST_LINK:
+    if policy is LockPolicy.FIRST_LINK or not may_lock(link):
         return Forward(lock.tenant, LinkNote(Note.REFUSED, link))
     return Bind(link, previous=lock.tenant)

@@ -20,7 +20,7 @@ from gateway.errors import StartRefused
 from gateway.model import MESSAGE_EVENTS, LockPolicy
 
 # Keys that stand in public documents (the last two are WAHA's and the predecessor's examples), or
-# that people write who mean to come back to it. Letters and digits only: see _published.
+# that people write who mean to come back to it. Letters and digits only: see is_guessable.
 _PUBLISHED = frozenset(
     [
         "changeme",
@@ -176,6 +176,9 @@ def split(value: SecretStr) -> tuple[str, ...]:
 
 
 Secrets = Annotated[SecretStr, AfterValidator(_secrets)]
+SigningSecrets = Annotated[SecretStr, AfterValidator(_signing_secrets)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Phone = Annotated[str, AfterValidator(_digits)]
 
 
 class Settings(BaseSettings):
@@ -195,19 +198,17 @@ class Settings(BaseSettings):
     port: int = Field(8001, ge=1, le=65535, description="port to listen on")
     data_dir: Path = Field(Path("data"), description="folder of the mappings file and router.db")
     store_url: str = Field("", description="empty: files in DATA_DIR")
-    backend_api_url: Annotated[str, AfterValidator(_http_url)] = Field(
-        "http://localhost:8000", description="the agents' backend"
-    )
+    backend_api_url: HttpUrl = Field("http://localhost:8000", description="the agents' backend")
     backend_webhook_path: Annotated[str, AfterValidator(_path)] = Field(
         "/api/webhook/waha", description="where the backend takes webhooks"
     )
     backend_timeout: float = Field(
         120, gt=0, le=3600, description="seconds for one attempt; longer than the slowest answer"
     )
-    backend_signing_secret: Annotated[SecretStr, AfterValidator(_signing_secrets)] = Field(
+    backend_signing_secret: SigningSecrets = Field(
         SecretStr(""), description="whsec_…: signs what goes to the backend; new,old while rotating"
     )
-    waha_api_url: Annotated[str, AfterValidator(_http_url)] = Field(
+    waha_api_url: HttpUrl = Field(
         "http://localhost:3000/api", description="WAHA's API: for look-ups of LIDs, and for help"
     )
     waha_api_key: SecretStr = Field(
@@ -224,7 +225,7 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="X-Api-Key for /router/*, /ready, /metrics, /docs; new,old while rotating",
     )
-    gateway_phone: Annotated[str, AfterValidator(_digits)] = Field(
+    gateway_phone: Phone = Field(
         "971557357753", description="the WhatsApp number that all tenants share"
     )
     deep_link_prefix: Annotated[str, AfterValidator(_prefix)] = Field(
@@ -285,16 +286,27 @@ class Settings(BaseSettings):
         return is_loopback(self.host)
 
     @property
+    def listens_everywhere(self) -> bool:
+        return self.host in ("0.0.0.0", "::")  # noqa: S104  # only looked at
+
+    @property
+    def local_url(self) -> str:
+        """Where a program on this machine reaches the router."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
     def published_keys(self) -> tuple[str, ...]:
         """The names of the settings whose key anybody could guess."""
         return tuple(
             name.upper()
             for name, value in self
-            if isinstance(value, SecretStr) and any(map(_published, split(value)))
+            if isinstance(value, SecretStr) and any(map(is_guessable, split(value)))
         )
 
 
-def _published(key: str) -> bool:
+def is_guessable(key: str) -> bool:
+    """Whether key stands in public documents."""
     return re.sub("[^a-z0-9]", "", key.lower()) in _PUBLISHED
 
 

@@ -139,12 +139,13 @@ def test_ready_has_a_line_for_each_part(client: TestClient) -> None:
         "mappings_file",
         "backlog",
         "backend_gate",
+        "tenants_file",
         "waha_session default",
         "webhook_bodies",
     ]
     assert all(line.startswith("ok: ") for line in list(answer.json().values())[1:])
     assert answer.json()["waha_session default"].startswith("ok: WORKING, last event ")
-    assert len(answer.text.splitlines()) == 9
+    assert len(answer.text.splitlines()) == 10
 
 
 def test_ready_says_that_a_session_is_down(client: TestClient) -> None:
@@ -166,7 +167,15 @@ def test_the_documents_are_served(client: TestClient) -> None:
         "/ready",
         "/router/user/{phone}",
         "/router/stats",
+        "/router/user/{phone}/history",
+        "/router/user/{phone}/export",
+        "/router/lock/{phone}",
         "/router/unlock/{phone}",
+        "/router/tenants",
+        "/router/tenants/{number}/users",
+        "/router/tenants/{number}/move",
+        "/router/link/{number}",
+        "/router/link/{number}/qr.{kind}",
         "/router/pending",
         "/router/explain",
         "/router/dead-letters",

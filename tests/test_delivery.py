@@ -25,14 +25,23 @@ from gateway.errors import (
 from gateway.gate import Gate, Sign
 from gateway.lids import Lids
 from gateway.metrics import Metrics
-from gateway.model import Delivery, Outcome, Selection
+from gateway.model import Address, Delivery, Outcome, Selection
 from gateway.sessions import Sessions
 from gateway.store import Store
+from gateway.targets import Targets
+from gateway.tenants import Tenants
 from gateway.waha.client import Waha
 from tests.conftest import FakeBackend, Received, wait_until
 from tests.messages import ALI, LID, OMAR, SARA, by_the_rules, message, tenant, user
 
 Start = Callable[..., Courier]
+
+
+def targets(url: str, *, timeout: float = 5, tenants: Tenants | None = None) -> Targets:
+    """All tenants at url, but for those with a backend of their own."""
+    return Targets(
+        Address(url), tenants or Tenants(None), timeout=timeout, transport=transport(256)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +56,7 @@ async def start(store: Store, backend: FakeBackend, lids: Lids) -> AsyncIterator
     started: list[Courier] = []
 
     def make(*, url: str | None = None, timeout: float = 5, **how: Any) -> Courier:
-        to = Backend(url or backend.url, timeout=timeout, secrets=(), transport=transport(256))
+        to = targets(url or backend.url, timeout=timeout)
         courier = Courier(store, to, lids, **{"max_in_flight": 256, "max_age": 86_400.0} | how)
         courier.start()
         started.append(courier)
@@ -162,10 +171,10 @@ async def test_a_backend_that_fails_everybody_makes_no_dead_letters(
     courier = start()
     for number in range(12):
         await say(store, f"start_realty_{number % 3 + 1}", f"97150000{number:04}")
-    await wait_until(lambda: courier.gate.closed)
+    await wait_until(lambda: courier.targets.shared.gate.closed)
     backend.answer = lambda one: 200
     await asyncio.wait_for(emptied(store), 10)
-    assert not courier.gate.closed
+    assert not courier.targets.shared.gate.closed
     assert len({one.user for one in backend.received}) == 12
 
 
@@ -175,7 +184,7 @@ async def test_an_outage_is_nobodys_fault_and_burns_no_attempts(
     courier = start(url=f"http://127.0.0.1:{unused_port}")
     for who in (ALI, SARA, OMAR):
         await say(store, "start_realty_2", who)
-    await wait_until(lambda: courier.gate.closed)
+    await wait_until(lambda: courier.targets.shared.gate.closed)
     courier.stop_claiming()
     await wait_until(lambda: courier.in_flight == 0)
     claimed = await store.claim(10, wait=5)
@@ -267,7 +276,7 @@ class Flaky:
 async def test_an_outcome_is_told_until_the_store_takes_it(
     store: Store, backend: FakeBackend, lids: Lids
 ) -> None:
-    to = Backend(backend.url, timeout=5, secrets=(), transport=transport(10))
+    to = targets(backend.url)
     courier = Courier(Flaky(store), to, lids, max_in_flight=10, max_age=86_400)
     courier.start()
     await say(store, "start_realty_2")
@@ -346,7 +355,7 @@ async def test_a_closed_gate_lets_one_probe_through_and_opens_for_all(
     people = [f"97150000{number:04}" for number in range(12)]
     for number, who in enumerate(people):
         await say(store, f"start_realty_{number % 3 + 1}", who)
-    await wait_until(lambda: courier.gate.closed and courier.in_flight == 0)
+    await wait_until(lambda: courier.targets.shared.gate.closed and courier.in_flight == 0)
     before = len(backend.received)
     backend.open_gate.clear()
     await wait_until(lambda: len(backend.received) == before + 1)
@@ -366,9 +375,9 @@ async def test_when_the_gate_opens_all_backoffs_end(
     for number in range(9):
         await say(store, f"start_realty_{number % 3 + 1}", f"97150000{number:04}")
     await wait_until(lambda: len(backend.received) == 9 and courier.in_flight == 0)
-    assert not courier.gate.closed
+    assert not courier.targets.shared.gate.closed
     await say(store, "start_realty_1", SARA)  # the tenth failure closes it
-    await wait_until(lambda: courier.gate.closed)
+    await wait_until(lambda: courier.targets.shared.gate.closed)
     backend.answer = lambda _: 200
     await asyncio.wait_for(emptied(store), 10)
 
@@ -398,11 +407,11 @@ async def test_the_age_leaves_out_a_closed_gate_and_what_was_before_our_start(
     courier = start(clock=lambda: wall, monotonic=lambda: steady)
     wall, steady = wall + 100, 100.0
     for _ in range(3):
-        courier.gate.tell(Sign.NO_CONNECTION, user(ALI), tenant(1), 20.0)
-    courier.gate.tell(Sign.SUCCESS, user(ALI), tenant(1), 50.0)
-    assert courier._open_seconds(wall - 10, wall) == 10
-    assert courier._open_seconds(wall - 90, wall) == 60
-    assert courier._open_seconds(wall - 86_400, wall) == 70
+        courier.targets.shared.gate.tell(Sign.NO_CONNECTION, user(ALI), tenant(1), 20.0)
+    courier.targets.shared.gate.tell(Sign.SUCCESS, user(ALI), tenant(1), 50.0)
+    assert courier._open_seconds(courier.targets.shared, wall - 10, wall) == 10
+    assert courier._open_seconds(courier.targets.shared, wall - 90, wall) == 60
+    assert courier._open_seconds(courier.targets.shared, wall - 86_400, wall) == 70
 
 
 async def test_the_first_delivery_of_a_lid_waits_for_its_phone(
@@ -459,7 +468,7 @@ async def test_a_lid_is_delivered_though_waha_fails_and_nothing_is_held(
         gateway_phone="971557357753",
         keep_asking=0,
     )
-    to = Backend(backend.url, timeout=5, secrets=(), transport=transport(10))
+    to = targets(backend.url)
     courier = Courier(store, to, lids, max_in_flight=10, max_age=86_400)
     courier.start()
     await say(store, "start_realty_2", LID)
@@ -489,9 +498,11 @@ async def test_waiting_for_a_phone_is_no_probe(
     waha.phones["158764321000005"], waha.delay = ALI, 0.3
     courier = start()
     for _ in range(3):
-        courier.gate.tell(Sign.NO_CONNECTION, user(SARA), tenant(3), time.monotonic())
-    assert courier.gate.closed
+        courier.targets.shared.gate.tell(
+            Sign.NO_CONNECTION, user(SARA), tenant(3), time.monotonic()
+        )
+    assert courier.targets.shared.gate.closed
     await say(store, "start_realty_2", LID)
     await wait_until(lambda: backend.received)
     assert (len(probes), backend.received[0].user) == (1, ALI)
-    assert not courier.gate.closed
+    assert not courier.targets.shared.gate.closed

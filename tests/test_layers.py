@@ -9,9 +9,10 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"gateway", "model", "errors"},
     {"settings", "log", "metrics"},
-    {"deeplink", "spelling", "backoff", "gate", "pulse"},
+    {"deeplink", "spelling", "backoff", "gate", "pulse", "qr", "tenants"},
     {"routing"},
     {"waha", "backend", "store", "explanation", "sessions", "shapes"},
+    {"targets"},
     {"lids"},
     {"help"},
     {"ingest", "delivery"},
@@ -28,6 +29,7 @@ PURE = [
     "explanation",
     "waha/events",
     "waha/signature",
+    "waha/webhooks",
     "model",
 ]
 # What a room of values has no business with: network, disk, clock.

@@ -62,21 +62,25 @@ def walk_through(begin: str) -> list[tuple[str, str]]:
 
 
 def follow(steps: list[tuple[str, str]], router: Router) -> None:
-    for command, answer in steps:
+    python = f"{sys.executable} {ROOT / 'whatsapp_router.py'}"
+    for command, shown in steps:
         here = command.replace("localhost:8001", f"localhost:{router.port}")
+        here = here.replace(".venv/bin/python whatsapp_router.py", python)
+        answer = shown.replace("127.0.0.1:8001", f"127.0.0.1:{router.port}")
         # The file follows the answer within 50 ms, or as soon as a slow disk lets it.
         tries = 100 if command.startswith(("cat ", "sleep ")) else 1
         for _ in range(tries):
-            if (printed := output_of(here, router.folder)) == answer:
+            if (printed := output_of(here, router)) == answer:
                 break
             time.sleep(0.05)
         assert printed == answer, command
 
 
-def output_of(command: str, folder: Path) -> str:
+def output_of(command: str, router: Router) -> str:
     done = subprocess.run(
         ["bash", "-c", command],
-        cwd=folder,
+        cwd=router.folder,
+        env=router.env,
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -94,6 +98,31 @@ def test_the_walk_through_gives_the_answers_it_shows(tmp_path: Path) -> None:
         log = router.log.read_text("utf-8")
     assert "🔒 LOCKED: User 971501234567 → Tenant 2" in log
     assert "🔀 Routing 971501234567 → Tenant 2 (existing session)" in log
+
+
+def test_the_walk_through_of_offices_gives_the_answers_it_shows(tmp_path: Path) -> None:
+    steps = walk_through("walk-through of offices")
+    assert len(steps) == 17
+    with running(tmp_path) as router:
+        follow(steps, router)
+    assert (tmp_path / "card.svg").read_text("utf-8").startswith("<?xml")
+
+
+def test_the_walk_through_of_commands_gives_the_answers_it_shows(tmp_path: Path) -> None:
+    steps = walk_through("walk-through of commands")
+    assert len(steps) == 3
+    port = free_port()
+    steps = [(command, shown.replace(":3000", f":{port}")) for command, shown in steps]
+    waha = subprocess.Popen(
+        [sys.executable, "examples/waha.py", "--port", str(port)], cwd=ROOT, env=environment()
+    )
+    try:
+        url = f"http://localhost:{port}/api"
+        with running(tmp_path, waha_api_url=url) as router:
+            follow(steps, router)
+    finally:
+        waha.terminate()
+        waha.wait(10)
 
 
 def test_the_walk_through_with_a_waha_gives_the_answers_it_shows(tmp_path: Path) -> None:
@@ -141,7 +170,11 @@ def test_files_that_a_document_names_exist(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
     names = set(re.findall(r"`((?:tests|examples|store|api|waha|bench)/[a-z_/.]+)`", text))
     names |= {target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target}
-    headings = {line.lstrip("# ").lower() for line in text.splitlines() if line.startswith("#")}
+    headings = {
+        re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("#")
+    }
     for name in names:
         if name.startswith("#"):
             assert name[1:] in headings, name

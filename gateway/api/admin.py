@@ -1,54 +1,25 @@
 """/router/*: what operators ask and order."""
 
-import base64
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query
 
-from gateway import spelling
 from gateway.api.answers import Json
-from gateway.model import (
-    LARGEST_TENANT,
-    DeadLetter,
-    Selection,
-    TenantId,
-    UserId,
-    scoped,
-    unscoped,
-)
+from gateway.api.inputs import LARGEST_ID, Before, Limit, Session, person, time_text
+from gateway.api.users import body_of
+from gateway.model import LARGEST_TENANT, DeadLetter, Selection, TenantId, UserId, unscoped
 from gateway.store import Store
 
-Session = Annotated[
-    str | None,
-    Query(pattern="^[A-Za-z0-9_-]{1,64}$", description="another WAHA session than WAHA_SESSION"),
-]
-_LARGEST_ID = 2**63 - 1
-LetterId = Annotated[int, Path(ge=1, le=_LARGEST_ID, description="the dead letter's id")]
+LetterId = Annotated[int, Path(ge=1, le=LARGEST_ID, description="the dead letter's id")]
 Tenant = Annotated[int | None, Query(ge=1, le=LARGEST_TENANT)]
 
 
-def router(store: Store, home_session: str) -> APIRouter:
+def router(store: Store) -> APIRouter:
     api = APIRouter(prefix="/router", tags=["router"])
-
-    def user_of(phone: str, session: str | None) -> UserId:
-        return scoped(session or home_session, _person(phone), home_session)
-
-    @api.get("/user/{phone}")
-    async def user(phone: str, session: Session = None) -> Json:
-        """Where a user is locked to. Phones in any usual spelling, `…@c.us` and `…@lid`."""
-        known, lock = await store.lock_of(user_of(phone, session))
-        return Json(
-            {
-                "phone": unscoped(known),
-                "locked_to_tenant": lock.tenant,
-                "status": "no_session" if lock.tenant is None else "active_session",
-            }
-        )
 
     @api.get("/stats")
     async def stats(
-        limit: Annotated[int, Query(ge=1, le=100_000)] = 1000,
+        limit: Limit = 1000,
         after: Annotated[str | None, Query(max_length=100)] = None,
     ) -> Json:
         """Totals, and the locks in order of user; `next`, if there is more, goes into `after`."""
@@ -63,35 +34,15 @@ def router(store: Store, home_session: str) -> APIRouter:
             content["next"] = page.next
         return Json(content)
 
-    @api.post("/unlock/{phone}")
-    async def unlock(
-        phone: str, session: Session = None, waiting: Literal["keep", "drop"] = "keep"
-    ) -> Json:
-        """Take a user's lock away. What already waits is still delivered, unless waiting=drop makes
-        dead letters of it."""
-        known, tenant, dropped = await store.unlock(
-            user_of(phone, session), drop_waiting=waiting == "drop"
-        )
-        if tenant is None and not dropped:
-            return Json({"status": "not_found", "phone": unscoped(known)}, 404)
-        content: dict[str, Any] = {
-            "status": "unlocked",
-            "phone": unscoped(known),
-            "was_locked_to": tenant,
-        }
-        if waiting == "drop":
-            content["dropped"] = dropped
-        return Json(content)
-
     @api.get("/pending")
-    async def pending(limit: Annotated[int, Query(ge=1, le=100_000)] = 1000) -> Json:
+    async def pending(limit: Limit = 1000) -> Json:
         """What waits or is in flight: how many, since when, of which tenants, the largest first."""
         backlog = await store.backlog()
         tenants = list(backlog.by_tenant.items())[:limit]
         return Json(
             {
                 "waiting": backlog.waiting,
-                "oldest": None if backlog.oldest is None else _time(backlog.oldest),
+                "oldest": None if backlog.oldest is None else time_text(backlog.oldest),
                 "tenants": [{"tenant_id": tenant, "waiting": n} for tenant, n in tenants],
             }
         )
@@ -103,11 +54,7 @@ def letters_router(store: Store, home_session: str) -> APIRouter:
     api = APIRouter(prefix="/router/dead-letters", tags=["dead letters"])
 
     def selection(tenant: int | None, user: str | None, session: str | None) -> Selection:
-        known = (
-            scoped(session or home_session, _person(user), home_session)
-            if user is not None
-            else None
-        )
+        known = person(user, session, home_session) if user is not None else None
         return Selection(tenant=None if tenant is None else TenantId(tenant), user=known)
 
     @api.get("")
@@ -116,7 +63,7 @@ def letters_router(store: Store, home_session: str) -> APIRouter:
         user: str | None = None,
         session: Session = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
-        before: Annotated[int | None, Query(ge=1, le=_LARGEST_ID)] = None,
+        before: Before = None,
     ) -> Json:
         """Newest first, without bodies; `next`, if there is more, goes into `before`."""
         which = selection(tenant, user, session)
@@ -175,27 +122,11 @@ def _letter(letter: DeadLetter) -> dict[str, Any]:
         "last_status": letter.status,
         "answer": letter.answer.decode("utf-8", "replace"),
         "attempts": letter.attempts,
-        "arrived": _time(letter.arrived),
-        "died": _time(letter.died_at),
+        "arrived": time_text(letter.arrived),
+        "died": time_text(letter.died_at),
         "message_id": letter.message_id,
         "idempotency_key": letter.idempotency_key,
     }
     if letter.body is not None:
-        try:
-            content["body"] = letter.body.decode()
-        except UnicodeDecodeError:
-            content["body_base64"] = base64.b64encode(letter.body).decode()
+        content |= body_of(letter.body)
     return content
-
-
-def _time(seconds: float) -> str:
-    """A Unix time as people and programs read it: 2026-07-01T08:00:00Z."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _person(text: str) -> str:
-    if known := spelling.person(text):
-        return known
-    raise HTTPException(
-        422, f"{text[:60]!r} is no user: 5-20 digits in any usual spelling, …@c.us or …@lid"
-    )

@@ -12,8 +12,10 @@ from gateway.metrics import CONTENT_TYPE, Metrics
 from gateway.sessions import Sessions
 from gateway.shapes import Shapes
 from gateway.store import Store
+from gateway.tenants import Tenants
 
 SERVICE = "whatsapp-gateway-router"
+_NAMED = 3  # URLs of backends that are away, in one line
 _OLD_SECONDS = 60.0  # a message that waits longer than this is worth a look
 
 
@@ -39,7 +41,12 @@ def health_router(store: Store) -> APIRouter:
 
 
 def ready_router(
-    store: Store, courier: Courier, sessions: Sessions, shapes: Shapes, metrics: Metrics
+    store: Store,
+    courier: Courier,
+    tenants: Tenants,
+    sessions: Sessions,
+    shapes: Shapes,
+    metrics: Metrics,
 ) -> APIRouter:
     api = APIRouter(tags=["health"])
 
@@ -51,9 +58,8 @@ def ready_router(
             "store": _part(health.refusing, "writable"),
             "mappings_file": _part(health.mappings_behind, "holds every lock"),
             "backlog": await _backlog(store),
-            "backend_gate": "degraded: closed, the backend is away; messages wait"
-            if courier.gate.closed
-            else f"ok: open, {courier.in_flight} in flight",
+            "backend_gate": _gates(courier),
+            "tenants_file": _tenants(tenants),
             **_sessions(sessions),
             "webhook_bodies": _part("; ".join(shapes.odd()), "have the known form"),
         }
@@ -72,6 +78,20 @@ def ready_router(
 
 def _part(trouble: str | None, well: str) -> str:
     return f"degraded: {trouble}" if trouble else f"ok: {well}"
+
+
+def _gates(courier: Courier) -> str:
+    if closed := courier.targets.closed():
+        away = ", ".join(target.url for target in closed[:_NAMED])
+        more = f" and {len(closed) - _NAMED} more" if len(closed) > _NAMED else ""
+        return f"degraded: closed, away is {away}{more}; messages wait"
+    return f"ok: open, {courier.in_flight} in flight"
+
+
+def _tenants(tenants: Tenants) -> str:
+    listed = tenants.listed
+    well = "none, every number is a tenant" if listed is None else f"{len(listed)} tenants"
+    return _part(tenants.trouble, well)
 
 
 async def _backlog(store: Store) -> str:

@@ -16,7 +16,7 @@ from gateway.api.answers import Json
 from gateway.api.refusals import Refusals
 from gateway.errors import GatewayError
 from gateway.ingest import Ignored, Ingest
-from gateway.model import Accepted, AskForLink, Bind, unscoped
+from gateway.model import Accepted, AskForLink, Bind, Note, unscoped
 
 AT_ONCE = "gateway.at_once"  # an extension of ASGI, by which a server may offer what follows
 
@@ -67,6 +67,8 @@ def answer_of(outcome: Accepted | Ignored) -> dict[str, Any]:
         return {"status": "duplicate", "user": user}
     if isinstance(decision, AskForLink):
         action = "sent_help_message" if outcome.help_waits else "none"
+        if decision.link and decision.link.note is Note.REFUSED:
+            action = "unknown_tenant"
         return {"status": "unknown_user", "action": action, "user": user}
     locked = isinstance(decision, Bind)
     content = {

@@ -1,16 +1,21 @@
 """What every store promises. Callers know nothing else of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.model import (
+    EVERYBODY,
     Accepted,
+    Among,
     Backlog,
     DeadLetter,
     Decide,
     Delivery,
+    Erased,
+    Export,
     Health,
+    HistoryLine,
     InboundMessage,
     Lock,
     Outcome,
@@ -18,6 +23,7 @@ from gateway.model import (
     Selection,
     Sighting,
     TenantId,
+    Totals,
     UserId,
 )
 
@@ -83,19 +89,27 @@ class Store(Protocol):
     async def held_lids(self) -> list[UserId]:
         """LIDs without a phone of which messages are held, at most 10,000, the newest first."""
 
-    async def claim(self, limit: int, *, wait: float, probe: bool = False) -> list[Delivery]:
+    async def claim(
+        self,
+        limit: int,
+        *,
+        wait: float,
+        probe: bool = False,
+        among: Callable[[], Among] = lambda: EVERYBODY,
+    ) -> list[Delivery]:
         """Up to limit heads of lines that are due; ours until settled. [] after wait seconds.
 
         The next slot goes to the tenant with the fewest in flight, then to the one served longest
         ago, then to the oldest head. With probe=True it is one delivery, of the tenant probed
-        longest ago. A claim ends with the process.
+        longest ago. among: of which tenants; asked again and again while this waits. A claim ends
+        with the process.
         """
 
     async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Say what became of a claimed delivery; durable. Its line goes on."""
 
-    async def all_due(self) -> None:
-        """Whatever waits for a backoff is due now; durable, not in one step."""
+    async def all_due(self, among: Among = EVERYBODY) -> None:
+        """Whatever of these tenants waits for a backoff is due now; durable, not in one step."""
 
     async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
         """The id under which the person is kept, and the lock; either id finds it."""
@@ -108,6 +122,49 @@ class Store(Protocol):
 
         drop_waiting: what waits of the user and was not in flight becomes dead letters.
         """
+
+    async def lock(self, user: UserId, tenant: TenantId) -> tuple[UserId, TenantId | None, int]:
+        """Lock the user to tenant or move the user there, durable; who it is, the tenant before
+        (None: there was no lock), how many held messages go to tenant now.
+
+        What already waits is delivered where it was to go.
+        """
+
+    async def move(
+        self, old: TenantId, new: TenantId, *, with_waiting: bool = True
+    ) -> tuple[int, int]:
+        """All users locked to old are locked to new, in one durable step; how many they are, and
+        how many waiting messages went along.
+
+        with_waiting: what waits for old and was never attempted goes to new, key and order kept.
+        """
+
+    async def users_of(
+        self, tenant: TenantId, limit: int, after: UserId | None
+    ) -> tuple[list[UserId], UserId | None]:
+        """Up to limit users locked to tenant whose ids come after `after`; the last if there are
+        more, else None."""
+
+    async def tenant_totals(self) -> dict[TenantId, Totals]:
+        """Of every tenant that has or had anything. A crash forgets the last seconds of
+        `delivered`, `first_seen` and `last_seen`."""
+
+    async def history(
+        self, user: UserId, *, limit: int, before: int | None = None
+    ) -> list[HistoryLine]:
+        """Up to limit lines of the person, under either id, newest first, with ids below
+        `before`."""
+
+    async def erase(self, user: UserId) -> tuple[UserId, Erased]:
+        """Nothing is held of the person any more, durable; who it was.
+
+        What is in flight cannot be called back, but nothing more comes of it. Lines of the history
+        stay without id, message and reason, and one more says that somebody was erased. Seen keys
+        stay: they hold hashes.
+        """
+
+    async def export(self, user: UserId) -> Export:
+        """All that is held of the person."""
 
     async def dead_letters(
         self, which: Selection, *, limit: int, before: int | None = None

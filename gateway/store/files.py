@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import heapq
+import json
 import logging
 import shutil
 import sqlite3
@@ -22,9 +23,11 @@ from typing import IO
 
 from gateway.errors import StoreUnavailable
 from gateway.model import (
+    EVERYBODY,
     NEVER,
     Accepted,
     Again,
+    Among,
     AskForLink,
     Backlog,
     Bind,
@@ -34,9 +37,13 @@ from gateway.model import (
     Decision,
     Delivery,
     Done,
+    Erased,
+    Export,
     Forward,
     Health,
+    HistoryLine,
     InboundMessage,
+    Kept,
     LinkNote,
     Lock,
     Moment,
@@ -47,18 +54,28 @@ from gateway.model import (
     Selection,
     Sighting,
     TenantId,
+    Totals,
     UserId,
     is_lid,
 )
 from gateway.store import held, helped, letters, lines, mappings, seen
+from gateway.store import history as history_rows
 from gateway.store.base import Limits, Page
-from gateway.store.history import Kind, last_change, record, tenant_at, was_unlocked
+from gateway.store.history import (
+    SAYS_WAHA,
+    Kind,
+    last_change,
+    record,
+    tenant_at,
+    was_unlocked,
+)
 from gateway.store.journal import DISTRUST_NAME, Journal, connect
 from gateway.store.lines import Content
 from gateway.store.opening import forgive_the_clock, open_folder
 from gateway.store.patience import Patience
 from gateway.store.seen import Found
 from gateway.store.shares import Head, Shares
+from gateway.store.totals import Count, Counts
 
 MAPPINGS_WAIT_SECONDS = 0.05  # who reads the file right after the answer finds the lock in it
 _WATCH_SECONDS = 5.0
@@ -81,6 +98,8 @@ class _Changes:
     renamed: list[tuple[UserId, UserId]] = field(default_factory=list)
     reread: list[TenantId] = field(default_factory=list)
     settled: int | None = None
+    delivered: TenantId | None = None
+    accepted: TenantId | None = None
 
     def offer(self, head: Head | None) -> None:
         if head:
@@ -147,6 +166,7 @@ class FileStore:
         )
         self._staged = _Staged(0)
         self._seen = seen.SeenKeys(connection)
+        self._counts = Counts(connection)
         self._work = asyncio.Event()  # something may be due that was not
         self._low_disk: str | None = None
         self._patience = Patience()
@@ -211,6 +231,7 @@ class FileStore:
             if found is Found.NOBODYS:
                 held.forget(tx, key)  # it was kept aside then
             self._add_delivery(tx, content, decision.tenant, user, alias, changes)
+            changes.accepted = decision.tenant
         elif decision.hold and self._limits.hold_seconds:
             held.keep(tx, user, message.sent, content, most=self._limits.max_held_per_user)
         if isinstance(decision, Bind):
@@ -341,7 +362,7 @@ class FileStore:
     ) -> None:
         """All that is kept under old is kept under new from now on."""
         now, message_id = self._clock(), shown_by.message_id
-        source = ", says WAHA" if isinstance(shown_by, Sighting) and shown_by.asked else ""
+        source = SAYS_WAHA if isinstance(shown_by, Sighting) and shown_by.asked else ""
         was, is_ = self._lock(tx, old), self._lock(tx, new)
         changed = max(was.changed, is_.changed)
         # What was decided for either id counts, and the newer decision wins: a lock, or an unlock.
@@ -441,6 +462,150 @@ class FileStore:
             await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
         return known, tenant, dropped
 
+    async def lock(self, user: UserId, tenant: TenantId) -> tuple[UserId, TenantId | None, int]:
+        def work(tx: Tx) -> tuple[_Changes, UserId, TenantId | None, int]:
+            changes, known = _Changes(), _known_as(tx, user)
+            lock, now = self._lock(tx, known), self._clock()
+            kind = Kind.LOCKED if lock.tenant in (None, tenant) else Kind.MOVED
+            self._set_lock(tx, known, tenant, changes)
+            record(tx, now, known, kind, lock.tenant, tenant, max(Moment.of(now), lock.changed),
+                   None, "operator")  # fmt: skip
+            alias = None if is_lid(known) else _lid_of(tx, known)
+            self._release_held(tx, known, alias, tenant, NEVER, changes)
+            return changes, known, lock.tenant, len(changes.counts)
+
+        changes, known, before, released = await self._journal.run(
+            work, lambda result: self._publish(result[0])
+        )
+        await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
+        return known, before, released
+
+    async def move(
+        self, old: TenantId, new: TenantId, *, with_waiting: bool = True
+    ) -> tuple[int, int]:
+        now = self._clock()
+
+        def prepare() -> Callable[[Tx], tuple[list[UserId], int, int]]:
+            # Nothing of theirs is claimed before the commit: their heads must be read again first.
+            self._shares.forget([old, new])
+            flying = self._shares.flying()
+
+            def work(tx: Tx) -> tuple[list[UserId], int, int]:
+                users = self._mappings.users_of(old)
+                as_json = json.dumps(users)
+                number = 0
+                if users:
+                    history_rows.move_all(tx, as_json, now, old, new)
+                    tx.execute(
+                        "INSERT INTO lock_redo (user, tenant) SELECT value, ? FROM json_each(?)",
+                        (new, as_json),
+                    )
+                    number = tx.execute("SELECT max(id) FROM lock_redo").fetchone()[0]
+                moved = lines.move(tx, old, new, flying, now) if with_waiting else 0
+                return users, moved, number
+
+            return work
+
+        def publish(result: tuple[list[UserId], int, int]) -> None:
+            users, moved, number = result
+            if users:
+                self._mappings.move(users, old, new, number)
+            self._shares.add(old, -moved)
+            self._shares.add(new, moved)
+            self._work.set()
+
+        users, moved, number = await self._journal.run_long(prepare, publish)
+        if users:
+            await self._mappings.in_file(number, MAPPINGS_WAIT_SECONDS)
+        return len(users), moved
+
+    async def users_of(
+        self, tenant: TenantId, limit: int, after: UserId | None
+    ) -> tuple[list[UserId], UserId | None]:
+        def look() -> list[UserId]:
+            users = self._mappings.users_of(tenant)
+            return heapq.nsmallest(limit + 1, (u for u in users if after is None or u > after))
+
+        first = await asyncio.to_thread(look)
+        page = first[:limit]
+        return page, page[-1] if len(first) > limit else None
+
+    async def tenant_totals(self) -> dict[TenantId, Totals]:
+        query = "SELECT tenant, count(*) FROM dead_letter GROUP BY tenant"
+        dead = dict(await self._journal.run(lambda tx: tx.execute(query).fetchall()))
+        users, counts = self._mappings.of_tenants(), self._counts.all
+        waiting = self._shares.waiting_by_tenant()
+        nothing = Count()
+        return {
+            tenant: Totals(
+                users.get(tenant, 0),
+                (count := counts.get(tenant, nothing)).delivered,
+                waiting.get(tenant, 0),
+                dead.get(tenant, 0),
+                count.first_seen,
+                count.last_seen,
+            )
+            for tenant in {*users, *counts, *waiting, *dead}
+        }
+
+    # a person's own
+
+    async def history(
+        self, user: UserId, *, limit: int, before: int | None = None
+    ) -> list[HistoryLine]:
+        return await self._journal.run(
+            lambda tx: history_rows.of_person(tx, _ids_of(tx, user), limit=limit, before=before)
+        )
+
+    async def erase(self, user: UserId) -> tuple[UserId, Erased]:
+        changes, known, erased = await self._journal.run(
+            lambda tx: self._erase(tx, user), lambda result: self._publish(result[0])
+        )
+        if changes.locks:
+            await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
+        return known, erased
+
+    def _erase(self, tx: Tx, user: UserId) -> tuple[_Changes, UserId, Erased]:
+        changes, ids = _Changes(), _ids_of(tx, user)
+        counts: Counter[str] = Counter()
+        for id_ in ids:
+            if self._tenant(id_) is not None:
+                self._set_lock(tx, id_, None, changes)
+                counts["locks"] += 1
+            tenants = lines.erase(tx, id_)
+            counts["waiting"] += len(tenants)
+            changes.counts += [(tenant, -1) for tenant in tenants]
+            changes.reread += tenants
+            for table in ("held", "dead_letter", "help"):
+                gone = tx.execute(f"DELETE FROM {table} WHERE user = ?", (id_,))
+                counts[table] += gone.rowcount
+            gone = tx.execute("DELETE FROM alias WHERE lid = ? OR phone = ?", (id_, id_))
+            counts["alias"] += gone.rowcount
+        # Nothing of it is claimed before the commit.
+        self._shares.forget(changes.reread)
+        lines_left = history_rows.erase(tx, ids, self._clock())
+        erased = Erased(
+            locks=counts["locks"],
+            waiting=counts["waiting"],
+            held=counts["held"],
+            dead_letters=counts["dead_letter"],
+            aliases=counts["alias"],
+            help=counts["help"],
+            history=lines_left,
+        )
+        return changes, ids[0], erased
+
+    async def export(self, user: UserId) -> Export:
+        def work(tx: Tx) -> Export:
+            ids = _ids_of(tx, user)
+            messages = [kept for id_ in ids for kept in _messages_of(tx, id_)]
+            told = history_rows.of_person(tx, ids, limit=-1)
+            return Export(
+                ids, self._tenant(ids[0]), tuple(messages), tuple(told), helped.of(tx, ids[0])
+            )
+
+        return await self._journal.run(work)
+
     def totals(self) -> tuple[int, int]:
         return len(self._mappings), self._mappings.tenants
 
@@ -456,14 +621,22 @@ class FileStore:
 
     # delivering
 
-    async def claim(self, limit: int, *, wait: float, probe: bool = False) -> list[Delivery]:
+    async def claim(
+        self,
+        limit: int,
+        *,
+        wait: float,
+        probe: bool = False,
+        among: Callable[[], Among] = lambda: EVERYBODY,
+    ) -> list[Delivery]:
         deadline = time.monotonic() + wait
         while True:
             self._work.clear()
             now = self._clock()
             if stale := self._shares.stale(now):
                 await self._fetch(stale, now)
-            heads = self._shares.probe() if probe else self._shares.pick(limit)
+            shares, tenants = self._shares, among()
+            heads = shares.probe(tenants) if probe else shares.pick(limit, tenants)
             if heads:
                 return await self._read(heads)
             left = deadline - time.monotonic()
@@ -545,15 +718,17 @@ class FileStore:
             return changes
         if isinstance(outcome, Done | Dead):
             changes.counts.append((line[0], -1))
+        if isinstance(outcome, Done):
+            changes.delivered = line[0]
         changes.offer(lines.promote(tx, *line, due))
         return changes
 
-    async def all_due(self) -> None:
+    async def all_due(self, among: Among = EVERYBODY) -> None:
         now = self._clock()
         # Not for ever: what fails meanwhile is due later again.
         for _ in range(self._shares.waiting // lines.CHUNK + 1):
             changed = await self._journal.run(
-                lambda tx: lines.some_due(tx, now), lambda _: self._look_again()
+                lambda tx: lines.some_due(tx, now, among), lambda _: self._look_again()
             )
             if changed < lines.CHUNK:
                 return
@@ -658,6 +833,10 @@ class FileStore:
             self._mappings.change(user, lock, number)
         for tenant, count in changes.counts:
             self._shares.add(tenant, count)
+        if changes.accepted is not None:
+            self._counts.seen(changes.accepted, self._clock())
+        if changes.delivered is not None:
+            self._counts.delivered(changes.delivered)
         for old, new in changes.renamed:
             self._shares.rename(old, new)
         self._shares.forget(changes.reread)
@@ -722,9 +901,13 @@ class FileStore:
                 gone,
                 extra={"event": "held.expired", "count": gone},
             )
+        await self._write_counts()
         cooldown = self._limits.help_cooldown
         await self._journal.run(lambda tx: helped.expire(tx, now, cooldown=cooldown))
         return keys >= seen.CHUNK or gone >= held.CHUNK
+
+    async def _write_counts(self) -> None:
+        await self._journal.run(self._counts.write, lambda _: self._counts.written())
 
     def _look_at_disk(self) -> None:
         least = self._limits.min_free_disk_bytes
@@ -743,6 +926,8 @@ class FileStore:
         await self._mappings.close()
         while self._chores:
             await asyncio.wait(self._chores)
+        with contextlib.suppress(StoreUnavailable):
+            await self._write_counts()
         await self._journal.close()
         self._mutex.close()
 
@@ -763,3 +948,21 @@ def _by_known_id(tx: Tx, which: Selection) -> Selection:
 
 def _known_as(tx: Tx, user: UserId) -> UserId:
     return (_phone_of(tx, user) if is_lid(user) else None) or user
+
+
+def _ids_of(tx: Tx, user: UserId) -> tuple[UserId, ...]:
+    """The id under which the person is kept, and the other one if it is known."""
+    known = _known_as(tx, user)
+    lid = None if is_lid(known) else _lid_of(tx, known)
+    return (known, lid) if lid else (known,)
+
+
+def _messages_of(tx: Tx, user: UserId) -> list[Kept]:
+    rows = tx.execute(
+        "SELECT 'waiting', tenant, arrived, message_id, body FROM delivery WHERE user = ?1"
+        " UNION ALL SELECT 'held', NULL, arrived, message_id, body FROM held WHERE user = ?1"
+        " UNION ALL SELECT 'dead_letter', tenant, arrived, message_id, body FROM dead_letter"
+        " WHERE user = ?1",
+        (user,),
+    )
+    return [Kept(*row) for row in rows]

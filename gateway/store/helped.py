@@ -51,6 +51,13 @@ def forget(tx: Tx, user: UserId) -> None:
     tx.execute("DELETE FROM help WHERE user = ?", (user,))
 
 
+def of(tx: Tx, user: UserId) -> tuple[float, float | None] | None:
+    """When a message to user was queued, and sent."""
+    query = "SELECT queued_at, sent_at FROM help WHERE user = ?"
+    row: tuple[float, float | None] | None = tx.execute(query, (user,)).fetchone()
+    return row
+
+
 def rename(tx: Tx, old: UserId, new: UserId) -> None:
     """old turned out to be new; of two rows the one that was sent last counts."""
     query = "DELETE FROM help WHERE user IN (?, ?) RETURNING queued_at, sent_at"

@@ -1,10 +1,13 @@
 """The history: append-only evidence of every lock, in the table of that name."""
 
+import secrets
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 
-from gateway.model import Moment, Note, TenantId, UserId
+from gateway.model import HistoryLine, Moment, Note, TenantId, UserId
+
+SAYS_WAHA = ", says WAHA"  # behind "is …" and "was …": not a message showed it
 
 
 class Kind(Enum):
@@ -15,6 +18,7 @@ class Kind(Enum):
     MOVED = "moved"
     UNLOCKED = "unlocked"
     MERGED = "merged"  # two ids turned out to be one person
+    ERASED = "erased"  # whose lines these were is forgotten
 
 
 def record(
@@ -83,3 +87,56 @@ def was_unlocked(tx: sqlite3.Connection, user: UserId) -> bool:
         (user,),
     ).fetchone()
     return row is not None and row[0] == Kind.UNLOCKED.value
+
+
+def move_all(tx: sqlite3.Connection, users: str, at: float, old: TenantId, new: TenantId) -> None:
+    """A line for each of users, a JSON array, who are moved from old to new now."""
+    # No later than the clock says, but never before the change that went before.
+    latest = (
+        "(SELECT changed_{0} FROM history WHERE user = one.value AND changed_second IS NOT NULL"
+        " ORDER BY id DESC LIMIT 1)"
+    )
+    tx.execute(
+        "INSERT INTO history (at, user, kind, from_tenant, to_tenant, changed_second,"
+        " changed_fraction, message_id, why) SELECT ?, value, ?, ?, ?,"
+        f" max(?, coalesce({latest.format('second')}, 0)),"
+        f" max(?, coalesce({latest.format('fraction')}, 0)), NULL, ? FROM json_each(?) AS one",
+        (at, Kind.MOVED.value, old, new, int(at), at, "operator, with all of the tenant", users),
+    )
+
+
+def of_person(
+    tx: sqlite3.Connection, ids: Sequence[UserId], *, limit: int, before: int | None = None
+) -> list[HistoryLine]:
+    """Newest first."""
+    rows = tx.execute(
+        "SELECT id, at, user, kind, from_tenant, to_tenant, message_id, why FROM history"
+        f" WHERE user IN ({_marks(ids)}) AND id < ? ORDER BY id DESC LIMIT ?",
+        (*ids, 2**63 - 1 if before is None else before, limit),
+    )
+    return [HistoryLine(*row) for row in rows]
+
+
+def erase(tx: sqlite3.Connection, ids: Sequence[UserId], at: float) -> int:
+    """Whose lines they are is no longer told, by any line; how many they were.
+
+    They no longer count as changes of a lock, so that rebuild finds none.
+    """
+    nobody = UserId(f"erased-{secrets.token_hex(8)}")
+    count = tx.execute(
+        "UPDATE history SET user = ?, message_id = NULL, why = NULL, changed_second = NULL,"
+        f" changed_fraction = NULL WHERE user IN ({_marks(ids)})",
+        (nobody, *ids),
+    ).rowcount
+    for id_ in ids:
+        tx.execute(
+            "UPDATE history SET why = NULL WHERE why IN (?, ?, ?, ?)",
+            [f"{verb} {id_}{source}" for verb in ("is", "was") for source in ("", SAYS_WAHA)],
+        )
+    if count:
+        record(tx, at, nobody, Kind.ERASED, None, None, None, None, "operator")
+    return count
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))

@@ -111,6 +111,7 @@ class _Entry:
     work: Work[Any]
     publish: Callable[[Any], None] | None
     done: asyncio.Future[Any]
+    prepare: Callable[[], Work[Any]] | None = None  # in place of work: in the thread, alone
 
 
 class Journal:
@@ -141,12 +142,25 @@ class Journal:
         publish is called with the result after the commit, in the order of the runs: it is where
         memory may learn what the disk knows.
         """
+        result: T = await self._enqueue(_Entry(work, publish, _future()))
+        return result
+
+    async def run_long(self, prepare: Callable[[], Work[T]], publish: Callable[[T], None]) -> T:
+        """As run(), for work that would hold up the event loop: it runs in the thread, and others
+        wait for their commits meanwhile, but for nothing else.
+
+        prepare is called in the event loop when its turn has come, and returns the work, which may
+        touch nothing but the connection.
+        """
+        result: T = await self._enqueue(_Entry(_nothing, publish, _future(), prepare))
+        return result
+
+    async def _enqueue(self, entry: _Entry) -> Any:
         if self._closing:
             raise StoreUnavailable("the store is closing")
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Entry(work, publish, done))
+        self._queue.append(entry)
         self._filled.set()
-        return await done
+        return await entry.done
 
     async def close(self) -> None:
         """Commit what is queued, then close the file."""
@@ -166,10 +180,17 @@ class Journal:
             await self._filled.wait()
             self._filled.clear()
             while self._queue:
-                batch, self._queue = self._queue[:_BATCH], self._queue[_BATCH:]
+                size = self._batch_size()
+                batch, self._queue = self._queue[:size], self._queue[size:]
                 await self._commit_or_single_out(batch)
             if self._closing:
                 return
+
+    def _batch_size(self) -> int:
+        for place, entry in enumerate(self._queue[:_BATCH]):
+            if entry.prepare:
+                return place or 1
+        return _BATCH
 
     async def _commit_or_single_out(self, batch: list[_Entry]) -> None:
         try:
@@ -203,7 +224,11 @@ class Journal:
         try:
             connection.execute("BEGIN IMMEDIATE")
             changes = connection.total_changes
-            results = [entry.work(connection) for entry in batch]
+            if prepare := batch[0].prepare:
+                loop = asyncio.get_running_loop()
+                results = [await loop.run_in_executor(self._thread, prepare(), connection)]
+            else:
+                results = [entry.work(connection) for entry in batch]
             if connection.total_changes == changes:
                 connection.execute("COMMIT")
             else:
@@ -274,3 +299,11 @@ class Journal:
                 )
             except StoreUnavailable:
                 continue
+
+
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
+
+
+def _nothing(_: sqlite3.Connection) -> None:
+    """The work of an entry whose work is still to be prepared."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from gateway.model import Again, Delivery, InboundMessage, TenantId, UserId
+from gateway.model import Again, Among, Delivery, InboundMessage, TenantId, UserId
 from gateway.store.shares import Head
 
 _COLUMNS = (
@@ -162,11 +162,12 @@ def due_heads(tx: Tx, tenant: TenantId, now: float, limit: int) -> tuple[list[He
     return heads, math.inf if later is None else later
 
 
-def some_due(tx: Tx, now: float) -> int:
-    """What is due later is due now, at most CHUNK heads; how many."""
+def some_due(tx: Tx, now: float, among: Among) -> int:
+    """What is due later of these tenants is due now, at most CHUNK heads; how many."""
     return tx.execute(
-        "UPDATE delivery SET due = ? WHERE id IN (SELECT id FROM delivery WHERE due > ? LIMIT ?)",
-        (now, now, CHUNK),
+        "UPDATE delivery SET due = ? WHERE id IN (SELECT id FROM delivery WHERE due > ?"
+        " AND (tenant IN (SELECT value FROM json_each(?))) != ? LIMIT ?)",
+        (now, now, orjson.dumps(list(among.named)).decode(), among.others, CHUNK),
     ).rowcount
 
 
@@ -189,6 +190,32 @@ def rename(tx: Tx, old: UserId, new: UserId, alias: UserId | None, now: float) -
     for tenant in tenants:
         find_head(tx, tenant, new, now)
     return tenants
+
+
+def move(tx: Tx, old: TenantId, new: TenantId, flying: Iterable[int], now: float) -> int:
+    """What waits for old, was never attempted and is not in flight, waits for new; how many."""
+    moved = tx.execute(
+        "UPDATE delivery SET tenant = ? WHERE tenant = ? AND attempts = 0"
+        " AND id NOT IN (SELECT value FROM json_each(?))",
+        (new, old, orjson.dumps(list(flying)).decode()),
+    ).rowcount
+    for tenant in (old, new):
+        # Of each line the first is due, no sooner than the one was that was due before.
+        tx.execute(
+            "UPDATE delivery SET due = CASE WHEN place = 1 THEN coalesce(latest, ?) END FROM ("
+            "SELECT id AS one, row_number() OVER line AS place, max(due) OVER (PARTITION BY user)"
+            " AS latest FROM delivery WHERE tenant = ?"
+            " WINDOW line AS (PARTITION BY user ORDER BY event_time, id)"
+            ") WHERE id = one AND (due IS NULL) != (place != 1)",
+            (now, tenant),
+        )
+    return moved
+
+
+def erase(tx: Tx, user: UserId) -> list[TenantId]:
+    """Delete what waits of user, in flight or not; the tenant of each."""
+    query = "DELETE FROM delivery WHERE user = ? RETURNING tenant"
+    return [tenant for (tenant,) in tx.execute(query, (user,)).fetchall()]
 
 
 def _delivery(row: tuple[Any, ...]) -> Delivery:

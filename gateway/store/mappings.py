@@ -138,6 +138,16 @@ class Mappings:
     def tenants(self) -> int:
         return len(self._of_tenant)
 
+    def of_tenants(self) -> dict[TenantId, int]:
+        """How many users each tenant has, of those that have any."""
+        return dict(self._of_tenant)
+
+    def users_of(self, tenant: TenantId) -> list[UserId]:
+        """May be called in a thread."""
+        newer = dict(self._newer or {})  # first: if it is taken up meanwhile, nothing is missed
+        locks = dict(self._locks)
+        return [user for user, its in (locks | newer).items() if its == tenant]
+
     def get(self, user: UserId) -> TenantId | None:
         if self._newer is not None and user in self._newer:
             return self._newer[user]
@@ -164,6 +174,14 @@ class Mappings:
             self._newer[user] = tenant
         else:
             self._put(user, tenant)
+        self._last_change = number
+        self._changed.set()
+
+    def move(self, users: list[UserId], old: TenantId, new: TenantId, number: int) -> None:
+        """As change(), of users who are all locked to old."""
+        (self._locks if self._newer is None else self._newer).update(dict.fromkeys(users, new))
+        self._of_tenant[new] += len(users)
+        del self._of_tenant[old]
         self._last_change = number
         self._changed.set()
 

@@ -62,6 +62,16 @@ CREATE TABLE IF NOT EXISTS dead_letter (
 );
 
 CREATE INDEX IF NOT EXISTS dead_letter_user ON dead_letter (user);
+CREATE INDEX IF NOT EXISTS dead_letter_tenant ON dead_letter (tenant);
+
+-- Messages delivered to each tenant, and when the first and the last one was accepted. Written
+-- every few seconds.
+CREATE TABLE IF NOT EXISTS tenant (
+    id INTEGER PRIMARY KEY,
+    delivered INTEGER NOT NULL,
+    first_seen REAL,
+    last_seen REAL
+);
 
 -- Lock changes that are not yet in router_mappings.json. tenant NULL: unlocked.
 CREATE TABLE IF NOT EXISTS lock_redo (
@@ -84,6 +94,8 @@ CREATE TABLE IF NOT EXISTS history (
     why TEXT
 );
 CREATE INDEX IF NOT EXISTS history_change ON history (user, id) WHERE changed_second IS NOT NULL;
+CREATE INDEX IF NOT EXISTS history_user ON history (user, id);
+CREATE INDEX IF NOT EXISTS history_why ON history (why) WHERE why IS NOT NULL;
 
 -- Which LID is which phone: one to one. phone = lid: it lost its phone to another LID.
 CREATE TABLE IF NOT EXISTS alias (

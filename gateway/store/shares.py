@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from gateway.model import Delivery, TenantId, UserId
+from gateway.model import EVERYBODY, Among, Delivery, TenantId, UserId
 
 WINDOW = 64  # heads kept per tenant
 _CACHE_BYTES = 32 * 1024 * 1024  # of bodies that wait in the windows; above it they are read back
@@ -55,6 +55,7 @@ class Shares:
         self._heap: list[tuple[int, int, float, TenantId, int]] = []
         self._hungry: set[TenantId] = set()  # empty window, and more in the database
         self._dues: list[tuple[float, TenantId]] = []  # heap of next_due, outdated ones included
+        self._served = EVERYBODY
         self._turn = 0
         self._cached = 0
         self.waiting = 0
@@ -70,6 +71,9 @@ class Shares:
 
     def is_flying(self, delivery_id: int) -> bool:
         return delivery_id in self._flying
+
+    def flying(self) -> list[int]:
+        return list(self._flying)
 
     def add(self, tenant: TenantId, count: int = 1) -> None:
         """count deliveries more (or fewer) of tenant are in the database."""
@@ -138,13 +142,17 @@ class Shares:
         """How many heads to fetch so that a window's worth is not in flight."""
         return WINDOW + self._of(tenant).in_flight
 
-    def pick(self, limit: int) -> list[Head]:
-        """Up to limit heads, in flight from now on."""
+    def pick(self, limit: int, among: Among = EVERYBODY) -> list[Head]:
+        """Up to limit heads of these tenants, in flight from now on."""
+        if among != self._served:  # seldom: some gate closed or opened
+            self._served = among
+            for tenant in self._tenants.values():
+                self._place(tenant)
         picked: list[Head] = []
         while len(picked) < limit and self._heap:
             in_flight, _, _, id_, place = self._heap[0]
             tenant = self._tenants[id_]
-            if place != tenant.place or not tenant.ready:
+            if place != tenant.place:
                 heapq.heappop(self._heap)
                 continue
             # The first in the heap has the fewest in flight: if it is at its cap, all are.
@@ -155,9 +163,9 @@ class Shares:
                 picked.append(head)
         return picked
 
-    def probe(self) -> list[Head]:
-        """One head, of the tenant probed longest ago."""
-        ready = [tenant for tenant in self._tenants.values() if tenant.ready]
+    def probe(self, among: Among = EVERYBODY) -> list[Head]:
+        """One head, of that of these tenants which was probed longest ago."""
+        ready = [one for one in self._tenants.values() if one.ready and one.id in among]
         for tenant in sorted(ready, key=lambda tenant: tenant.probed):
             if head := self._take(tenant):
                 tenant.probed = self._turn
@@ -226,7 +234,7 @@ class Shares:
         if len(self._heap) > 64 + 4 * len(self._tenants):
             self._heap = [e for e in self._heap if e[4] == self._tenants[e[3]].place]
             heapq.heapify(self._heap)
-        if tenant.ready:
+        if tenant.ready and tenant.id in self._served:
             oldest = next(iter(tenant.ready.values())).due
             entry = (tenant.in_flight, tenant.served, oldest, tenant.id, tenant.place)
             heapq.heappush(self._heap, entry)

@@ -1,8 +1,8 @@
-"""What we ask of WAHA: which phone a LID is, and to send a text.
+"""What we ask of WAHA: which phone a LID is, to send a text, how a session stands and is set up.
 
-Source: WAHA docs of July 2026, "Contacts" (API - lids) and "Send messages"; statuses from WAHA's
-source at 2026.2.1: 422 after 10-15 s while the session is not WORKING, 400 from NOWEB without its
-store, 501 for what an engine cannot do.
+Source: WAHA docs of July 2026, "Contacts" (API - lids), "Send messages", "Sessions"; statuses from
+WAHA's source at 2026.2.1: 422 after 10-15 s while the session is not WORKING, 400 from NOWEB
+without its store, 501 for what an engine cannot do.
 """
 
 import asyncio
@@ -53,6 +53,15 @@ class Waha:
         """Raise WahaRefused or WahaUnavailable if it was surely not sent, WahaSilent if perhaps."""
         body = {"session": session, "chatId": chat_id, "text": text}
         await self._call("POST", "/sendText", body)
+
+    async def session(self, name: str) -> dict[str, Any]:
+        """Its name, status, config, me, engine …; WahaRefused if there is none of that name."""
+        answer = await self._call("GET", f"/sessions/{name}")
+        return answer if isinstance(answer, dict) else {}
+
+    async def set_config(self, session: str, config: dict[str, Any]) -> None:
+        """Replace the session's whole config. WAHA stops and starts a running session for it."""
+        await self._call("PUT", f"/sessions/{session}", {"name": session, "config": config})
 
     async def close(self) -> None:
         await self._client.aclose()

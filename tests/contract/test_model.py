@@ -31,6 +31,7 @@ from gateway.model import (
     PutBack,
     Selection,
     Sighting,
+    TenantId,
 )
 from gateway.store import Store, open_store
 from tests.conftest import LIMITS
@@ -38,6 +39,12 @@ from tests.messages import NOW, by_the_rules, message, user
 
 PEOPLE = range(3)
 SHOWN = ("phone", "lid", "both")
+OUTCOMES: dict[str, Outcome] = {
+    "done": Done(),
+    "again": Again(0.0, "no", own_fault=True, tried_at=NOW, age=1.0),
+    "put back": PutBack(),
+    "dead": Dead("refused", NOW),
+}
 
 
 @dataclass
@@ -65,6 +72,8 @@ class Play(RuleBasedStateMachine):
         self.waiting: dict[str, Sent] = {}  # by text, in flight included
         self.flying: dict[str, Delivery] = {}
         self.dead: dict[str, Sent] = {}
+        self.tried: set[str] = set()  # with an attempt that was counted
+        self.ghosts: list[Delivery] = []  # in flight when their person was erased
         self.one_person: set[int] = set()  # of whom both ids were seen together
         self.store: Store = self.run(self.open())
 
@@ -142,13 +151,9 @@ class Play(RuleBasedStateMachine):
     @rule(data=st.data(), kind=st.sampled_from(["done", "done", "again", "put back", "dead"]))
     def an_attempt_ends(self, data: st.DataObject, kind: str) -> None:
         text = data.draw(st.sampled_from(sorted(self.flying)))
-        outcomes: dict[str, Outcome] = {
-            "done": Done(),
-            "again": Again(0.0, "no", own_fault=True, tried_at=NOW, age=1.0),
-            "put back": PutBack(),
-            "dead": Dead("refused", NOW),
-        }
-        self.settle(self.flying.pop(text), outcomes[kind])
+        self.settle(self.flying.pop(text), OUTCOMES[kind])
+        if kind in ("again", "dead"):
+            self.tried.add(text)
         if kind == "dead":
             self.dead[text] = self.waiting[text]
         if kind in ("done", "dead"):
@@ -160,17 +165,65 @@ class Play(RuleBasedStateMachine):
         with contextlib.suppress(StoreUnavailable):
             _, _, dropped = self.run(self.store.unlock(phone, drop_waiting=drop))
             if drop:
-                known = "both" if person in self.one_person else "phone"
-                gone = [
-                    one.text
-                    for one in self.waiting.values()
-                    if one.person == person
-                    and known in ("both", one.by)
-                    and one.text not in self.flying
-                ]
+                theirs = self.of_phone(person, self.waiting)
+                gone = [text for text in theirs if text not in self.flying]
                 assert dropped == len(gone)
                 for text in gone:
                     self.dead[text] = self.waiting.pop(text)
+
+    def of_phone(self, person: int, among: dict[str, Sent]) -> list[str]:
+        """What came from the person under the phone, or under both once they are known as one."""
+        known = "both" if person in self.one_person else "phone"
+        return [
+            text
+            for text, one in among.items()
+            if one.person == person and known in ("both", one.by)
+        ]
+
+    @rule(person=st.sampled_from(PEOPLE), tenant=st.integers(1, 3))
+    def an_operator_locks(self, person: int, tenant: int) -> None:
+        phone = user(f"97150123450{person}")
+        with contextlib.suppress(StoreUnavailable):
+            self.run(self.store.lock(phone, TenantId(tenant)))
+            assert self.run(self.store.lock_of(phone))[1].tenant == tenant
+
+    @rule(old=st.integers(1, 3), new=st.integers(1, 3), with_waiting=st.booleans())
+    def an_operator_moves_a_tenant(self, old: int, new: int, with_waiting: bool) -> None:
+        if old == new:
+            return
+        with contextlib.suppress(StoreUnavailable):
+            _, along = self.run(
+                self.store.move(TenantId(old), TenantId(new), with_waiting=with_waiting)
+            )
+            moved = [
+                text
+                for text, one in self.waiting.items()
+                if with_waiting and one.tenant == old
+                if text not in self.flying and text not in self.tried
+            ]
+            assert along == len(moved)
+            for text in moved:
+                self.waiting[text] = replace(self.waiting[text], tenant=new)
+
+    @rule(person=st.sampled_from(PEOPLE))
+    def an_operator_erases(self, person: int) -> None:
+        phone = user(f"97150123450{person}")
+        with contextlib.suppress(StoreUnavailable):
+            _, erased = self.run(self.store.erase(phone))
+            waiting, dead = (self.of_phone(person, kept) for kept in (self.waiting, self.dead))
+            assert (erased.waiting, erased.dead_letters) == (len(waiting), len(dead))
+            for text in waiting:
+                del self.waiting[text]
+                if flying := self.flying.pop(text, None):
+                    self.ghosts.append(flying)
+            for text in dead:
+                del self.dead[text]
+            self.one_person.discard(person)
+
+    @precondition(lambda self: self.ghosts)
+    @rule(kind=st.sampled_from(["done", "again", "put back", "dead"]))
+    def an_attempt_of_who_was_erased_ends(self, kind: str) -> None:
+        self.settle(self.ghosts.pop(), OUTCOMES[kind])
 
     @rule()
     def an_operator_replays(self) -> None:
@@ -189,6 +242,7 @@ class Play(RuleBasedStateMachine):
     def the_router_starts_again(self) -> None:
         self.run(self.store.close())
         self.flying.clear()
+        self.ghosts.clear()
         self.store = self.run(self.open())
 
     @invariant()
@@ -196,7 +250,7 @@ class Play(RuleBasedStateMachine):
         assert self.run(self.store.backlog()).waiting == len(self.waiting)
 
     def teardown(self) -> None:
-        for delivery in self.flying.values():
+        for delivery in [*self.flying.values(), *self.ghosts]:
             self.settle(delivery, PutBack())
         self.flying.clear()
         while self.waiting:

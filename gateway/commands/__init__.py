@@ -1,32 +1,26 @@
-"""The command line: serve, say, rebuild."""
+"""The command line: serve, say, link, connect-waha, doctor, rebuild."""
 
 import argparse
 import asyncio
-import contextlib
-import gc
 import json
 import secrets
-import socket
 import sys
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Literal
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 
-from gateway import spelling
-from gateway.errors import StartRefused
+from gateway import deeplink, qr, spelling
+from gateway.commands.connect import connect
+from gateway.commands.doctor import examine
+from gateway.commands.serve import serve
+from gateway.errors import StartRefused, TooLongForQr
+from gateway.model import LARGEST_TENANT, TenantId
 from gateway.settings import Settings, split
 from gateway.store import opening
+from gateway.tenants import FILE_NAME, Tenants
 from gateway.waha import signature
-
-# WAHA uses its connections again; the side that may not repeat a request must not be the one that
-# closes an idle one.
-_KEEP_ALIVE_SECONDS = 75
-_ANSWERS_SECONDS = 10  # for webhooks that are being answered when the end comes
 
 
 def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
@@ -36,6 +30,13 @@ def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
         match options.command:
             case "say":
                 return _say(settings, options.phone, " ".join(options.text), options.session)
+            case "link":
+                return _link(settings, options)
+            case "connect-waha":
+                session = options.session or settings.waha_session
+                return asyncio.run(connect(settings, options.url, session=session, yes=options.yes))
+            case "doctor":
+                return asyncio.run(examine(settings, options.url))
             case "rebuild":
                 path, count = opening.rebuild(_folder(settings))
                 print(f"{path}: {count} locks written from the history")
@@ -63,76 +64,25 @@ def _parser() -> argparse.ArgumentParser:
     say.add_argument("phone", help="who says it: digits, or …@lid")
     say.add_argument("text", nargs="+", help="what is said, such as start_realty_2")
     say.add_argument("--session", help="the WAHA session it comes in on (WAHA_SESSION)")
+    link = commands.add_parser("link", help="show a tenant's link, and draw its QR code")
+    link.add_argument("tenant", type=int, help="the tenant's number")
+    link.add_argument("--text", default="", help="what stands behind the link, on a new line")
+    link.add_argument("--qr", type=Path, metavar="FILE", help="draw it: FILE.svg or FILE.png")
+    link.add_argument("--size", type=int, default=512, help="pixels of a side (512)")
+    link.add_argument(
+        "--margin", type=int, default=qr.QUIET_ZONE, help="modules around the code (4)"
+    )
+    for name, told in (
+        ("connect-waha", "set up this router's webhook in a WAHA session"),
+        ("doctor", "look for what is wrong, from inside and outside"),
+    ):
+        command = commands.add_parser(name, help=told)
+        command.add_argument("--url", help="how WAHA reaches this router's /webhook/waha")
+        if name == "connect-waha":
+            command.add_argument("--session", help="the WAHA session (WAHA_SESSION)")
+            command.add_argument("--yes", action="store_true", help="do not ask")
     commands.add_parser("rebuild", help="write a lost router_mappings.json from the history")
     return parser
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, but the app's lifespan is around it, and nothing new goes out after a signal.
-
-    So a refused start is an exception for main() to print, not a traceback in uvicorn's log.
-    """
-
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
-        super().__init__(config)
-        self._app = app
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
-        async with self._app.router.lifespan_context(self._app):
-            # What stands now stays. Each full collection went through it, for 50 to 100 ms.
-            gc.collect()
-            gc.freeze()
-            await super().serve(sockets)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        self._captured_signals.clear()  # the end is ours, not a second death by the signal
-        self._loop.call_soon_threadsafe(self._app.state.courier.stop_claiming)
-
-
-def serve(settings: Settings, app: FastAPI) -> int:
-    """Serve until SIGINT or SIGTERM; 1 if the start failed or the store cannot be trusted."""
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop" if sys.platform != "win32" else "asyncio",
-        http=_protocol(),
-        ws="none",
-        proxy_headers=False,
-        server_header=False,
-        access_log=False,
-        log_config=None,
-        lifespan="off",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_ANSWERS_SECONDS,
-    )
-    _allow_connections()
-    server = _Server(config, app)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run()
-    return 0 if server.started and app.state.distrusted is None else 1
-
-
-def _protocol() -> type[asyncio.Protocol] | Literal["h11"]:
-    if sys.platform == "win32":
-        return "h11"  # it has bounds of its own
-    from gateway.wire import BoundedProtocol
-
-    return BoundedProtocol
-
-
-def _allow_connections() -> None:
-    """As many open files as the system lets us have: shells give 1,024, too few for hostile days
-    (Go's runtime does the same since 1.19)."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # macOS refuses "unlimited"
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _say(settings: Settings, phone: str, text: str, session: str | None) -> int:
@@ -148,8 +98,7 @@ def _say(settings: Settings, phone: str, text: str, session: str | None) -> int:
         headers.append(("X-Webhook-Hmac-Algorithm", signature.ALGORITHM))
     elif key := settings.waha_api_key.get_secret_value():
         headers.append(("X-Api-Key", key))
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/webhook/waha"
+    url = f"{settings.local_url}/webhook/waha"
     try:
         answer = httpx.post(
             url,
@@ -163,6 +112,34 @@ def _say(settings: Settings, phone: str, text: str, session: str | None) -> int:
         return 1
     print(answer.text)
     return 0 if answer.is_success else 1
+
+
+def _link(settings: Settings, options: argparse.Namespace) -> int:
+    if not 1 <= options.tenant <= LARGEST_TENANT:
+        print(f"{options.tenant} is no tenant: a number of 1-{LARGEST_TENANT}", file=sys.stderr)
+        return 2
+    number = TenantId(options.tenant)
+    tenant = Tenants(settings.data_dir / FILE_NAME).get(number)
+    if tenant is None:
+        print(f"tenant {number} is not in {FILE_NAME}", file=sys.stderr)
+        return 1
+    text = deeplink.text_of(number, prefix=settings.deep_link_prefix, note=options.text)
+    address = deeplink.address(text, phone=tenant.gateway_phone or settings.gateway_phone)
+    if options.qr:
+        draw = {".svg": qr.svg, ".png": qr.png}.get(options.qr.suffix.lower())
+        if draw is None or not (32 <= options.size <= 4096 and 0 <= options.margin <= 50):
+            print(
+                f"{options.qr}: a name that ends with .svg or .png, --size 32-4096, --margin 0-50",
+                file=sys.stderr,
+            )
+            return 2
+        try:
+            options.qr.write_bytes(draw(address, size=options.size, margin=options.margin))
+        except (TooLongForQr, OSError) as exc:
+            print(f"{options.qr}: {exc}", file=sys.stderr)
+            return 1
+    print(address)
+    return 0
 
 
 def compose(user: str, text: str, *, session: str, now: float) -> bytes:

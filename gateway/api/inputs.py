@@ -1,0 +1,48 @@
+"""What the endpoints of /router take, checked and in our types; and times as they answer them."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import HTTPException, Path, Query
+
+from gateway import spelling
+from gateway.model import LARGEST_TENANT, TenantId, UserId, scoped
+from gateway.tenants import Tenants
+
+LARGEST_ID = 2**63 - 1
+
+Session = Annotated[
+    str | None,
+    Query(pattern="^[A-Za-z0-9_-]{1,64}$", description="another WAHA session than WAHA_SESSION"),
+]
+TenantNumber = Annotated[int, Path(ge=1, le=LARGEST_TENANT, description="the tenant's number")]
+Limit = Annotated[int, Query(ge=1, le=100_000)]
+Before = Annotated[int | None, Query(ge=1, le=LARGEST_ID, description="`next` of the page before")]
+
+
+def person(text: str, session: str | None, home_session: str) -> UserId:
+    """The user that text names, in any usual spelling; 422 if it names none."""
+    if known := spelling.person(text):
+        return scoped(session or home_session, known, home_session)
+    raise HTTPException(
+        422, f"{text[:60]!r} is no user: 5-20 digits in any usual spelling, …@c.us or …@lid"
+    )
+
+
+def new_home(tenant: int, tenants: Tenants) -> TenantId:
+    """tenant, if users may be locked to it; else 422."""
+    number = TenantId(tenant)
+    if tenants.get(number) is None:
+        raise HTTPException(422, f"tenant {tenant} is not in tenants.json: add it there first")
+    if not tenants.may_lock(number):
+        raise HTTPException(422, f"tenant {tenant} is not active: see tenants.json")
+    return number
+
+
+def time_text(seconds: float) -> str:
+    """A Unix time as people and programs read it: 2026-07-01T08:00:00Z."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def time_or_null(seconds: float | None) -> str | None:
+    return None if seconds is None else time_text(seconds)

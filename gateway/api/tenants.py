@@ -1,0 +1,135 @@
+"""/router/tenants and /router/link: what an agent's office asks, and how an operator moves one."""
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Body, HTTPException, Query
+from starlette.responses import Response
+
+from gateway import deeplink, qr
+from gateway.api.answers import Json
+from gateway.api.inputs import Limit, TenantNumber, new_home, time_or_null
+from gateway.errors import TooLongForQr
+from gateway.model import LARGEST_TENANT, TenantId, Totals, UserId
+from gateway.store import Store
+from gateway.tenants import Tenants
+
+Note = Annotated[str, Query(max_length=1000, description="what stands behind the link")]
+Size = Annotated[int, Query(ge=32, le=4096, description="pixels of a side, margin included")]
+Margin = Annotated[int, Query(ge=0, le=50, description="modules around the code")]
+_SIZE = 512
+
+
+def tenants_router(store: Store, tenants: Tenants) -> APIRouter:
+    api = APIRouter(prefix="/router/tenants", tags=["tenants"])
+
+    @api.get("")
+    async def some(
+        limit: Limit = 1000, after: Annotated[int, Query(ge=0, le=LARGEST_TENANT)] = 0
+    ) -> Json:
+        """Every tenant that tenants.json names or that has or had anything, in order of number;
+        `next`, if there is more, goes into `after`."""
+        totals, listed = await store.tenant_totals(), tenants.listed or {}
+        numbers = sorted(number for number in {*totals, *listed} if number > after)
+        page = [_totals(one, totals.get(one, Totals()), tenants) for one in numbers[:limit]]
+        content: dict[str, Any] = {"tenants": page}
+        if len(numbers) > limit:
+            content["next"] = numbers[limit - 1]
+        return Json(content)
+
+    @api.get("/{number}/users")
+    async def users(
+        number: TenantNumber,
+        limit: Limit = 1000,
+        after: Annotated[str | None, Query(max_length=100)] = None,
+    ) -> Json:
+        """Who is locked to a tenant, in order of id; `next`, if there is more, goes into
+        `after`."""
+        found, more = await store.users_of(
+            TenantId(number), limit, UserId(after) if after else None
+        )
+        content: dict[str, Any] = {"tenant_id": number, "users": found}
+        if more:
+            content["next"] = more
+        return Json(content)
+
+    @api.post("/{number}/move")
+    async def move(
+        number: TenantNumber,
+        to: Annotated[int, Body(ge=1, le=LARGEST_TENANT, strict=True)],
+        waiting: Annotated[Literal["move", "keep"], Body()] = "move",
+    ) -> Json:
+        """Lock all users of a tenant to another, in one step. What waits and was never attempted
+        goes along, unless waiting is keep."""
+        if to == number:
+            raise HTTPException(422, f"`to` is {to}, where the users are already")
+        count, along = await store.move(
+            TenantId(number), new_home(to, tenants), with_waiting=waiting == "move"
+        )
+        if not count and not along:
+            return Json({"status": "not_found", "tenant_id": number}, 404)
+        return Json({"status": "moved", "from": number, "to": to, "users": count, "waiting": along})
+
+    return api
+
+
+def links_router(tenants: Tenants, *, prefix: str, gateway_phone: str) -> APIRouter:
+    api = APIRouter(prefix="/router/link", tags=["links"])
+
+    def link_of(number: int, note: str) -> tuple[str, str, str]:
+        """Phone, text and address; 404 if there is no such tenant."""
+        tenant = tenants.get(TenantId(number))
+        if tenant is None:
+            raise HTTPException(404, f"tenant {number} is not in tenants.json")
+        phone = tenant.gateway_phone or gateway_phone
+        text = deeplink.text_of(TenantId(number), prefix=prefix, note=note)
+        return phone, text, deeplink.address(text, phone=phone)
+
+    @api.get("/{number}")
+    async def link(number: TenantNumber, text: Note = "") -> Json:
+        """The link that a tenant hands out; text follows it on a new line."""
+        phone, whole, address = link_of(number, text)
+        query = f"?{urlencode({'text': text})}" if text else ""
+        return Json(
+            {
+                "deep_link": address,
+                "tenant_id": number,
+                "gateway_phone": phone,
+                "text": whole,
+                "qr_svg": f"/router/link/{number}/qr.svg{query}",
+                "qr_png": f"/router/link/{number}/qr.png{query}",
+            }
+        )
+
+    @api.get("/{number}/qr.{kind}", response_class=Response)
+    async def qr_code(
+        number: TenantNumber,
+        kind: Literal["svg", "png"],
+        text: Note = "",
+        size: Size = _SIZE,
+        margin: Margin = qr.QUIET_ZONE,
+    ) -> Response:
+        """The link as a QR code. A PNG's side is at most `size`, for a module is whole pixels."""
+        address = link_of(number, text)[2]
+        draw, media = (qr.svg, "image/svg+xml") if kind == "svg" else (qr.png, "image/png")
+        try:
+            return Response(draw(address, size=size, margin=margin), media_type=media)
+        except TooLongForQr as exc:
+            raise HTTPException(422, str(exc)) from exc
+
+    return api
+
+
+def _totals(number: TenantId, totals: Totals, tenants: Tenants) -> dict[str, Any]:
+    tenant = tenants.get(number)
+    return {
+        "tenant_id": number,
+        "name": tenant.name if tenant else None,
+        "active": tenant is not None and tenant.active,
+        "users": totals.users,
+        "delivered": totals.delivered,
+        "waiting": totals.waiting,
+        "dead": totals.dead,
+        "first_seen": time_or_null(totals.first_seen),
+        "last_seen": time_or_null(totals.last_seen),
+    }

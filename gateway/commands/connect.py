@@ -1,0 +1,146 @@
+"""connect-waha: sets up this router's webhook in a WAHA session, once it was seen and agreed to."""
+
+import copy
+import difflib
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from gateway.errors import WahaError
+from gateway.settings import Settings, is_guessable, split
+from gateway.waha import webhooks
+from gateway.waha.client import Waha
+from gateway.waha.webhooks import Wanted
+
+_WEAK_BYTES = 16  # a key shorter than that can be tried out
+
+Ask = Callable[[str], str]
+
+
+def wanted(settings: Settings, url: str | None) -> Wanted | str:
+    """The webhook as it should be; a text if the URL cannot be told or is of no use."""
+    if url is None:
+        if settings.listens_everywhere:
+            return (
+                "say with --url how WAHA reaches this router, such as"
+                " http://router:8001/webhook/waha in docker compose"
+            )
+        url = f"{settings.local_url}/webhook/waha"
+    if reason := webhooks.why_not(url):
+        return reason
+    keys = split(settings.webhook_hmac_key)
+    return Wanted(
+        url,
+        webhooks.events_for(settings.forward_events),
+        keys[0] if keys else "",
+        settings.waha_api_key.get_secret_value(),
+    )
+
+
+async def connect(
+    settings: Settings, url: str | None, *, session: str, yes: bool, ask: Ask = input
+) -> int:
+    """Show the difference, ask, put it; the exit status."""
+    want = wanted(settings, url)
+    if isinstance(want, str):
+        print(want, file=sys.stderr)
+        return 2
+    waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
+    try:
+        return await _connect(waha, want, settings, session, yes, ask)
+    except WahaError as exc:
+        print(f"{exc}\n{_cure(str(exc))}", file=sys.stderr)
+        return 1
+    finally:
+        await waha.close()
+
+
+async def _connect(
+    waha: Waha, want: Wanted, settings: Settings, session: str, yes: bool, ask: Ask
+) -> int:
+    config = (await waha.session(session)).get("config") or {}
+    new = webhooks.repaired(config, want)
+    for warning in _warnings(config, want, settings):
+        print(f"Mind: {warning}")
+    if new == config:
+        print(f"Session {session} has the webhook to {want.url} as it should be: nothing to do")
+        return 0
+    print("\n".join(_difference(config, new)))
+    if not yes:
+        if ask is input and not sys.stdin.isatty():
+            print("Nobody to ask here: add --yes to do it", file=sys.stderr)
+            return 1
+        said = ask(f"WAHA stops and starts session {session} for this. Do it? [y/N] ")
+        if said.strip().lower() not in ("y", "yes"):
+            print("Nothing was changed")
+            return 1
+    await waha.set_config(session, new)
+    left = webhooks.faults((await waha.session(session)).get("config") or {}, want)
+    if left:
+        print(f"WAHA took it, but does not show it: {'; '.join(left)}", file=sys.stderr)
+        return 1
+    print(f"Done: session {session} sends {', '.join(want.events)} to {want.url}")
+    return 0
+
+
+def _warnings(config: dict[str, Any], want: Wanted, settings: Settings) -> list[str]:
+    found = []
+    if not want.hmac_key:
+        found.append(
+            "WEBHOOK_HMAC_KEY is empty, so webhooks are not signed: whoever reaches the router can"
+            " post in a user's name"
+            if want.api_key or settings.listens_on_loopback
+            else "without WEBHOOK_HMAC_KEY or WAHA_API_KEY the router lets no webhook in"
+        )
+    for name, key in (("WEBHOOK_HMAC_KEY", want.hmac_key), ("WAHA_API_KEY", want.api_key)):
+        if key and (len(key.encode()) < _WEAK_BYTES or is_guessable(key)):
+            found.append(f"{name} is weak: take 32 random characters")
+    ours = urlsplit(want.url)
+    for webhook in config.get("webhooks") or []:
+        url = str(webhook.get("url", "")) if isinstance(webhook, dict) else ""
+        if url.rstrip("/") != want.url.rstrip("/") and urlsplit(url).path == ours.path:
+            found.append(f"{url} gets the same events: if that is this router too, take it out")
+    found += [fault for fault in webhooks.faults(config, want) if "twice" in fault]
+    found.append(
+        "WAHA's API does not show a webhook set by WHATSAPP_HOOK_URL: if that is this router as"
+        " well, each event comes twice (the router drops the copy); keep one of them"
+    )
+    return found
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Line by line, secrets by a few digits of their hash."""
+    before, after = (json.dumps(_masked(one), indent=1, ensure_ascii=False) for one in (old, new))
+    return list(
+        difflib.unified_diff(
+            before.splitlines(), after.splitlines(), "as it is", "as it should be", lineterm=""
+        )
+    )
+
+
+def _masked(config: dict[str, Any]) -> dict[str, Any]:
+    shown = copy.deepcopy(config)
+    for webhook in shown.get("webhooks") or []:
+        if isinstance(webhook, dict):
+            if isinstance(hmac := webhook.get("hmac"), dict) and hmac.get("key"):
+                hmac["key"] = _mask(str(hmac["key"]))
+            for header in webhook.get("customHeaders") or []:
+                header["value"] = _mask(str(header.get("value", "")))
+    return shown
+
+
+def _mask(secret: str) -> str:
+    return f"(secret {hashlib.sha256(secret.encode('utf-8', 'replace')).hexdigest()[:6]})"
+
+
+def _cure(error: str) -> str:
+    if ": 401" in error:
+        return "WAHA_API_KEY is not WAHA's key"
+    if ": 404" in error:
+        return "no such session, or WAHA_API_URL lacks /api: create the session in WAHA's dashboard"
+    if "no connection" in error or "no answer" in error:
+        return "is WAHA running, and is WAHA_API_URL right as seen from here?"
+    return "see WAHA's log"

@@ -1,0 +1,301 @@
+"""doctor: looks at the router from inside and outside, a line for each thing, the cure with it."""
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.commands.connect import wanted
+from gateway.errors import StartRefused, WahaError
+from gateway.model import Address
+from gateway.settings import Settings, is_loopback, split
+from gateway.tenants import FILE_NAME, Tenants
+from gateway.waha import webhooks
+from gateway.waha.client import Waha
+
+_SECONDS = 10.0  # for one answer
+_CLOCK_SECONDS = 5.0  # of difference; links and signatures are judged by time
+_SILENT_SECONDS = 6 * 3600.0  # without an event: WORKING proves nothing
+_FREE_BYTES = 2 * 1024**3  # below 512 MB webhooks are refused
+_REMOTE = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "ceph", "glusterfs")  # fsync is a guess there
+_MOST_BACKENDS = 20  # of tenants' own that are called
+
+
+class Verdict(Enum):
+    WELL = "ok   "
+    MIND = "mind "  # may be meant
+    WRONG = "WRONG"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    verdict: Verdict
+    what: str
+    said: str
+    cure: str = ""
+
+    def __str__(self) -> str:
+        cure = f" -> {self.cure}" if self.cure else ""
+        return f"{self.verdict.value} {self.what}: {self.said}{cure}"
+
+
+def well(what: str, said: str) -> Finding:
+    return Finding(Verdict.WELL, what, said)
+
+
+def mind(what: str, said: str, cure: str) -> Finding:
+    return Finding(Verdict.MIND, what, said, cure)
+
+
+def wrong(what: str, said: str, cure: str) -> Finding:
+    return Finding(Verdict.WRONG, what, said, cure)
+
+
+async def examine(settings: Settings, url: str | None) -> int:
+    """Print what is found; 1 if something is wrong. url: how WAHA reaches this router."""
+    status = 0
+    async for finding in findings(settings, url):
+        print(finding, flush=True)
+        status |= finding.verdict is Verdict.WRONG
+    return status
+
+
+async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding]:
+    for finding in _doors(settings):
+        yield finding
+    for finding in _folder(settings):
+        yield finding
+    addresses = [Address(settings.backend_url)]
+    try:
+        listed = Tenants(settings.data_dir / FILE_NAME).listed
+        said = "none: every number is a tenant" if listed is None else f"{len(listed)} tenants"
+        yield well(FILE_NAME, said)
+        addresses += [one.address for one in (listed or {}).values() if one.address]
+    except StartRefused as exc:
+        yield wrong(FILE_NAME, str(exc), "mend it: the next start would be refused")
+    async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False) as client:
+        last_events: dict[str, float] = {}
+        async for finding in _router(client, settings, last_events):
+            yield finding
+        async for finding in _waha(client, settings, url, last_events):
+            yield finding
+        for backend in list(dict.fromkeys(one.url for one in addresses))[:_MOST_BACKENDS]:
+            yield await _backend(client, backend)
+
+
+def _doors(settings: Settings) -> Iterator[Finding]:
+    yield well("settings", "every value can be used")
+    hook = bool(split(settings.webhook_hmac_key))
+    key = bool(settings.waha_api_key.get_secret_value())
+    admin = bool(split(settings.admin_api_key))
+    local = settings.listens_on_loopback
+    if hook:
+        yield well("webhook door", "only signed webhooks are let in")
+    elif key:
+        yield mind(
+            "webhook door", "the key alone lets a webhook in, no signature", "set WEBHOOK_HMAC_KEY"
+        )
+    elif local:
+        yield mind("webhook door", "any program on this machine may post", "set WEBHOOK_HMAC_KEY")
+    else:
+        yield wrong("webhook door", "shut: no key is set", "set WEBHOOK_HMAC_KEY")
+    if admin:
+        yield well("admin door", "ADMIN_API_KEY is asked for")
+    elif local:
+        yield mind("admin door", "any program on this machine may administer", "set ADMIN_API_KEY")
+    else:
+        yield wrong("admin door", "shut: no key is set", "set ADMIN_API_KEY")
+
+
+def _folder(settings: Settings) -> Iterator[Finding]:
+    what, folder = "data folder", settings.data_dir
+    if settings.store_url:
+        yield well(what, f"not used: STORE_URL={settings.store_url.partition(':')[0]}:…")
+        return
+    if not folder.is_dir():
+        yield mind(what, f"{folder} is not there yet", "the first start makes it")
+        return
+    place = folder.resolve()
+    try:
+        probe = folder / f".doctor-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as exc:
+        yield wrong(what, f"{place} cannot be written ({exc.strerror})", "check owner and rights")
+        return
+    free = shutil.disk_usage(folder).free
+    said = f"{place}, {free / 1024**3:.1f} GB free"
+    if free < _FREE_BYTES:
+        yield wrong(what, said, "make room: below 0.5 GB webhooks are refused")
+    else:
+        yield well(what, said)
+    kind = _file_system(place)
+    if kind and kind.startswith(_REMOTE):
+        yield wrong("disk", f"{place} is on {kind}", "take a local disk: locks and fsync need one")
+    else:
+        yield well("disk", kind or "of unknown kind")
+    loose = [one.name for one in (folder, *folder.iterdir()) if _open_to_all(one)]
+    if loose:
+        yield mind(
+            "rights", f"any account may change {', '.join(sorted(loose))}", f"chmod -R o-w {place}"
+        )
+
+
+def _open_to_all(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(path.stat().st_mode & stat.S_IWOTH)
+    return False
+
+
+def _file_system(path: Path) -> str | None:
+    """The kind of file system that path is on; None where that cannot be told."""
+    try:
+        mounts = Path("/proc/mounts").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1:3] for line in mounts if len(line.split()) > 2]
+    on = [(place, kind) for place, kind in found if path.is_relative_to(place)]
+    return max(on, key=lambda pair: len(pair[0]))[1] if on else None
+
+
+async def _router(
+    client: httpx.AsyncClient, settings: Settings, last_events: dict[str, float]
+) -> AsyncIterator[Finding]:
+    what = "router"
+    base = settings.local_url
+    keys = split(settings.admin_api_key)
+    headers = {b"X-Api-Key": keys[0].encode()} if keys else {}
+    try:
+        answer = await client.get(f"{base}/health")
+        health = answer.json()
+        if health.get("service") != "whatsapp-gateway-router":
+            raise ValueError("something else answers there")
+    except (httpx.HTTPError, ValueError) as exc:
+        yield wrong(what, f"{base}/health: {_told(exc)}", "start it, or check HOST and PORT")
+        return
+    ready = await client.get(f"{base}/ready", headers=headers)
+    if ready.status_code in (401, 403):
+        yield wrong(what, f"{base} runs with another ADMIN_API_KEY", "restart it with this one")
+        return
+    parts = {name: str(line) for name, line in ready.json().items() if name != "status"}
+    bad = [f"{name} {line}" for name, line in parts.items() if line.startswith("degraded")]
+    users = health["total_locked_users"]
+    if health["status"] != "healthy":
+        yield wrong(what, "it cannot accept webhooks", "see its log")
+    for line in bad:
+        yield wrong(what, line, "see the log, and README, When something is wrong")
+    if not bad and health["status"] == "healthy":
+        yield well(what, f"{base} is ready, {users} users locked")
+    metrics = await client.get(f"{base}/metrics", headers=headers)
+    name = "gateway_waha_session_last_event_timestamp_seconds"
+    for family in text_string_to_metric_families(metrics.text):
+        if family.name == name:
+            last_events |= {one.labels["session"]: one.value for one in family.samples}
+
+
+async def _waha(
+    client: httpx.AsyncClient, settings: Settings, url: str | None, last_events: dict[str, float]
+) -> AsyncIterator[Finding]:
+    name = settings.waha_session
+    ping = re.sub("/api$", "", settings.waha_api_url) + "/ping"
+    try:
+        answer = await client.get(ping)
+    except httpx.HTTPError as exc:
+        yield wrong("WAHA", f"{ping}: {_told(exc)}", "is WAHA running, is WAHA_API_URL right?")
+        return
+    yield well("WAHA", f"{ping} answers {answer.status_code}")
+    yield _clock("clock, WAHA's", answer)
+    waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
+    try:
+        session = await waha.session(name)
+    except WahaError as exc:
+        cure = "set WAHA_API_KEY" if ": 401" in str(exc) else "create it in WAHA's dashboard"
+        yield wrong(f"session {name}", str(exc), cure)
+        return
+    finally:
+        await waha.close()
+    status = session.get("status")
+    if status == "WORKING":
+        yield well(f"session {name}", "WORKING")
+    else:
+        yield wrong(f"session {name}", str(status), "scan the QR code in WAHA's dashboard")
+    yield _silence(name, last_events.get(name))
+    for finding in _webhook(session, settings, url, last_events.get(name)):
+        yield finding
+
+
+def _silence(session: str, last: float | None) -> Finding:
+    what = f"events of {session}"
+    if last is None:
+        return mind(
+            what, "none since the router's start", "write to the number, and run this again"
+        )
+    age = time.time() - last
+    said = f"the last {age:.0f} s ago"
+    if age > _SILENT_SECONDS:
+        return mind(what, said, "write to the number: WORKING does not prove that events come")
+    return well(what, said)
+
+
+def _webhook(
+    session: dict[str, Any], settings: Settings, url: str | None, last_event: float | None
+) -> Iterator[Finding]:
+    what, want = "webhook", wanted(settings, url)
+    if isinstance(want, str):
+        yield wrong(what, "not looked at", want)
+        return
+    config = session.get("config")
+    left = webhooks.faults(config if isinstance(config, dict) else {}, want)
+    for fault in left:
+        if fault.startswith("no webhook") and last_event is not None:
+            yield mind(
+                what,
+                f"{fault} in the session, yet events come: WHATSAPP_HOOK_URL sets one for all"
+                " sessions, which WAHA's API does not show",
+                "look there for its key and for retries of an hour",
+            )
+        else:
+            yield wrong(what, fault, "python whatsapp_router.py connect-waha")
+    if not left:
+        yield well(what, f"once, to {want.url}, with what it needs")
+
+
+async def _backend(client: httpx.AsyncClient, url: str) -> Finding:
+    """A GET: what the backend says to it does not matter, only that somebody answers."""
+    what = f"backend {url}"
+    try:
+        async with client.stream("GET", url) as answer:
+            found = _clock(what, answer)
+    except httpx.HTTPError as exc:
+        inside = is_loopback(httpx.URL(url).host) and Path("/.dockerenv").exists()
+        cure = (
+            "in a container localhost is the container" if inside else "start it, or mend its URL"
+        )
+        return wrong(what, _told(exc), cure)
+    return found if found.verdict is not Verdict.WELL else well(what, "answers")
+
+
+def _clock(what: str, answer: httpx.Response) -> Finding:
+    """By the answer's Date (RFC 9110, 6.6.1), which has whole seconds."""
+    try:
+        ahead = time.time() - parsedate_to_datetime(answer.headers["date"]).timestamp()
+    except (KeyError, ValueError):
+        return mind(what, "it does not tell its time", "compare the clocks by hand")
+    if abs(ahead) > _CLOCK_SECONDS:
+        return wrong(what, f"this machine is {ahead:+.0f} s off it", "let both keep time by NTP")
+    return well(what, "agrees with ours")
+
+
+def _told(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:200] or type(exc).__name__

@@ -1,0 +1,338 @@
+"""What every store promises operators and offices, run over each of them."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from gateway.model import (
+    Accepted,
+    Again,
+    Among,
+    Bind,
+    Dead,
+    Delivery,
+    Done,
+    Forward,
+    Selection,
+)
+from gateway.store import Limits, Store, open_store
+from tests.conftest import LIMITS
+from tests.messages import ALI, LID, NOW, OMAR, SARA, by_the_rules, message, tenant, user
+
+Reopen = Callable[..., Awaitable[Store]]
+
+
+@pytest.fixture
+async def reopen(store_url: str) -> AsyncIterator[Reopen]:
+    """Opens the store again, and what was opened before is gone."""
+    opened: list[Store] = []
+
+    async def open_(limits: Limits = LIMITS) -> Store:
+        if opened:
+            await opened.pop().close()
+        opened.append(await open_store(store_url, limits))
+        return opened[-1]
+
+    yield open_
+    await opened.pop().close()
+
+
+async def say(store: Store, text: str, who: str = ALI, **how: Any) -> Accepted:
+    inbound = message(text, who, **how)
+    return await store.accept(inbound, by_the_rules(inbound))
+
+
+async def claimed(store: Store, **how: Any) -> list[tuple[int, str, str]]:
+    """Tenant, user and text of all that is due; none is settled."""
+    return [(one.tenant, one.user, text_of(one)) for one in await store.claim(1000, wait=0, **how)]
+
+
+def text_of(one: Delivery) -> str:
+    text: str = json.loads(one.body)["payload"]["body"]
+    return text
+
+
+async def drained(store: Store) -> list[tuple[int, str, str]]:
+    """The same, one after the other, each settled."""
+    found = []
+    while some := await store.claim(1000, wait=0):
+        for one in some:
+            found.append((int(one.tenant), str(one.user), text_of(one)))
+            await store.settle(one, Done())
+    return found
+
+
+async def lock_of(store: Store, who: str) -> int | None:
+    return (await store.lock_of(user(who)))[1].tenant
+
+
+# locking by hand
+
+
+async def test_an_operator_locks_and_moves_and_it_lasts(reopen: Reopen) -> None:
+    store = await reopen()
+    assert await store.lock(user(ALI), tenant(5)) == (ALI, None, 0)
+    assert await store.lock(user(ALI), tenant(7)) == (ALI, 5, 0)
+    store = await reopen()
+    assert await lock_of(store, ALI) == 7
+    assert (await say(store, "hello", sent=NOW + 1)).decision == Forward(tenant(7))
+    told = await store.history(user(ALI), limit=10)
+    assert [(one.kind, one.from_tenant, one.to_tenant, one.why) for one in told] == [
+        ("moved", 5, 7, "operator"),
+        ("locked", None, 5, "operator"),
+    ]
+
+
+async def test_a_link_from_before_does_not_undo_what_an_operator_did(store: Store) -> None:
+    await store.lock(user(ALI), tenant(5))
+    said = await say(store, "start_realty_2", sent=NOW - 3600, raised=NOW - 3600)
+    assert isinstance(said.decision, Forward)
+    assert said.decision.tenant == 5
+
+
+async def test_what_waits_goes_where_it_was_to_go_and_what_was_held_to_the_new_tenant(
+    store: Store,
+) -> None:
+    await say(store, "start_realty_2")
+    await store.lock(user(ALI), tenant(5))
+    inbound = message("held", SARA, now=time.time())
+    await store.accept(inbound, by_the_rules(inbound))
+    assert await store.lock(user(SARA), tenant(5)) == (SARA, None, 1)
+    assert await drained(store) == [(2, ALI, "start_realty_2"), (5, SARA, "held")]
+
+
+async def test_either_id_of_a_person_can_be_locked(store: Store) -> None:
+    await say(store, "start_realty_2", LID, other_id=ALI)
+    assert await store.lock(user(LID), tenant(5)) == (ALI, 2, 0)
+    assert await lock_of(store, ALI) == 5
+
+
+# moving a tenant
+
+
+async def test_a_tenants_users_move_and_what_waits_goes_along_in_order(reopen: Reopen) -> None:
+    store = await reopen()
+    for number in range(3):
+        for who in (ALI, SARA):
+            await say(store, f"start_realty_2 {number}", who)
+    await say(store, "start_realty_3", OMAR)
+    keys = {one.idempotency_key for one in await store.claim(10, wait=0)}
+    store = await reopen()  # nothing is in flight any more
+    assert await store.move(tenant(2), tenant(7)) == (2, 6)
+    assert (await store.users_of(tenant(7), 10, None))[0] == [ALI, SARA]
+    assert store.totals() == (3, 2)
+    store = await reopen()
+    first = await store.claim(10, wait=0)
+    assert {one.idempotency_key for one in first} == keys
+    for one in first:
+        await store.settle(one, Done())
+    texts = [f"start_realty_2 {number}" for number in (1, 2)]
+    assert sorted(await drained(store)) == [(7, who, text) for who in (ALI, SARA) for text in texts]
+    assert (await say(store, "next")).decision == Forward(tenant(7))
+    told = await store.history(user(ALI), limit=1)
+    assert (told[0].kind, told[0].from_tenant, told[0].to_tenant) == ("moved", 2, 7)
+    assert await store.move(tenant(2), tenant(7)) == (0, 0)
+
+
+async def test_what_was_attempted_or_is_in_flight_stays(store: Store) -> None:
+    await say(store, "start_realty_2 tried", ALI)
+    await say(store, "start_realty_2 flying", SARA)
+    flying = {one.user: one for one in await store.claim(10, wait=0)}
+    await store.settle(
+        flying[user(ALI)], Again(wait=0.0, reason="x", own_fault=False, tried_at=NOW, age=0.0)
+    )
+    await say(store, "fresh", ALI)
+    await say(store, "fresh", SARA)
+    assert await store.move(tenant(2), tenant(7)) == (2, 2)
+    assert sorted(await claimed(store)) == [
+        (2, ALI, "start_realty_2 tried"),
+        (7, ALI, "fresh"),
+        (7, SARA, "fresh"),
+    ]
+    await store.settle(flying[user(SARA)], Done())
+    assert (await store.backlog()).by_tenant == {7: 2, 2: 1}
+
+
+async def test_what_waits_can_be_left(store: Store) -> None:
+    await say(store, "start_realty_2")
+    assert await store.move(tenant(2), tenant(7), with_waiting=False) == (1, 0)
+    assert await drained(store) == [(2, ALI, "start_realty_2")]
+
+
+async def test_moved_messages_join_what_waits_there_already(store: Store) -> None:
+    await say(store, "start_realty_7 a", ALI, sent=NOW, raised=NOW)
+    await say(store, "start_realty_2 b", ALI, sent=NOW + 2, raised=NOW + 2)
+    await say(store, "start_realty_7 c", ALI, sent=NOW + 4, raised=NOW + 4)
+    await say(store, "start_realty_2 d", ALI, sent=NOW + 6, raised=NOW + 6)
+    assert await store.move(tenant(2), tenant(7)) == (1, 2)
+    assert [text for _, _, text in await drained(store)] == [
+        "start_realty_7 a",
+        "start_realty_2 b",
+        "start_realty_7 c",
+        "start_realty_2 d",
+    ]
+
+
+async def test_a_link_from_before_the_move_does_not_undo_it(store: Store) -> None:
+    await say(store, "start_realty_2", sent=NOW, raised=NOW)
+    await store.move(tenant(2), tenant(7))
+    said = await say(store, "start_realty_2 again", sent=NOW + 1, raised=NOW + 1)
+    assert isinstance(said.decision, Forward)
+    assert said.decision.tenant == 7
+
+
+async def test_users_of_a_tenant_come_in_pages_in_order(store: Store) -> None:
+    people = [f"9715000000{number:02}" for number in range(5)]
+    for who in reversed(people):
+        await say(store, "start_realty_2", who)
+    await say(store, "start_realty_3", ALI)
+    found, after = [], None
+    for _ in range(3):
+        page, after = await store.users_of(tenant(2), 2, after)
+        found += page
+    assert (found, after) == (people, None)
+
+
+# figures
+
+
+async def test_totals_tell_of_each_tenant_what_there_is_and_was(reopen: Reopen) -> None:
+    store = await reopen()
+    await say(store, "start_realty_2", ALI)
+    await say(store, "start_realty_3", SARA)
+    done, dead = sorted(await store.claim(10, wait=0), key=lambda one: one.tenant)
+    await store.settle(done, Done())
+    await store.settle(dead, Dead("refused", NOW))
+    await say(store, "next", ALI)
+    for opening in (None, reopen):
+        store = await opening() if opening else store
+        found = await store.tenant_totals()
+        assert {one: (t.users, t.delivered, t.waiting, t.dead) for one, t in found.items()} == {
+            2: (1, 1, 1, 0),
+            3: (1, 0, 0, 1),
+        }
+        first, last = found[tenant(2)].first_seen, found[tenant(2)].last_seen
+        assert first
+        assert last
+        assert first <= last
+
+
+# a person's own
+
+
+async def test_the_history_tells_what_was_decided_and_why_a_link_was_not(store: Store) -> None:
+    await say(store, "start_realty_2", bare_id="A")
+    await say(store, "I saw start_realty_9", sent=NOW + 1, bare_id="B")
+    await say(store, "start_realty_3", sent=NOW + 2, raised=NOW + 2, bare_id="C")
+    await say(store, "start_realty_4", sent=NOW - 9, raised=NOW - 9, bare_id="D")
+    await store.unlock(user(ALI))
+    await say(store, "start_realty_8", SARA)
+    told = await store.history(user(ALI), limit=10)
+    assert [(one.kind, one.from_tenant, one.to_tenant, one.message_id) for one in told] == [
+        ("unlocked", 3, None, None),
+        ("stale", 3, 4, "D"),
+        ("moved", 2, 3, "C"),
+        ("quoted", 2, 9, "B"),
+        ("locked", None, 2, "A"),
+    ]
+    older = await store.history(user(ALI), limit=2, before=told[2].id)
+    assert older == told[3:]
+
+
+async def fill(store: Store) -> None:
+    """ALI, known by both ids, has one of each; SARA has a lock and a message."""
+    await say(store, "start_realty_2 dead", LID, other_id=ALI)
+    (one,) = await store.claim(10, wait=0)
+    await store.settle(one, Dead("refused", NOW))
+    await say(store, "waits", ALI)
+    await say(store, "start_realty_3", SARA)
+
+
+async def test_what_is_held_of_a_person_can_be_read(store: Store) -> None:
+    await fill(store)
+    for who in (ALI, LID):
+        export = await store.export(user(who))
+        assert (export.ids, export.tenant) == ((ALI, LID), 2)
+        kept = [(one.where, one.tenant, json.loads(one.body)["payload"]["body"])
+                for one in export.messages]  # fmt: skip
+        assert kept == [("waiting", 2, "waits"), ("dead_letter", 2, "start_realty_2 dead")]
+        assert [one.kind for one in export.history] == ["locked"]
+
+
+async def test_after_an_erase_nothing_is_held_but_a_line_without_a_name(reopen: Reopen) -> None:
+    store = await reopen()
+    await fill(store)
+    known, erased = await store.erase(user(LID))
+    assert known == ALI
+    assert (erased.locks, erased.waiting, erased.dead_letters, erased.aliases) == (1, 1, 1, 1)
+    assert erased.history == 1
+    for opening in (None, reopen):
+        store = await opening() if opening else store
+        for who in (ALI, LID):
+            export = await store.export(user(who))
+            assert (export.tenant, export.messages, export.history) == (None, (), ())
+        assert await store.dead_letters(Selection(), limit=10) == []
+        assert store.totals() == (1, 1)
+        assert (await store.backlog()).waiting == 1
+    _, erased = await store.erase(user(ALI))
+    assert erased.history == erased.locks == 0, "there is nothing left to erase"
+
+
+async def test_an_erase_wins_over_a_settle_that_comes_later(store: Store) -> None:
+    await say(store, "start_realty_2")
+    (flying,) = await store.claim(10, wait=0)
+    await say(store, "next")
+    await store.erase(user(ALI))
+    await store.settle(flying, Dead("refused", NOW))
+    assert await store.dead_letters(Selection(), limit=10) == []
+    assert await claimed(store) == []
+    assert (await store.backlog()).waiting == 0
+
+
+async def test_who_was_erased_may_come_again(store: Store) -> None:
+    await say(store, "start_realty_2")
+    await store.erase(user(ALI))
+    said = await say(store, "start_realty_3", sent=NOW + 5, raised=NOW + 5)
+    assert said.decision == Bind(tenant(3))
+
+
+async def test_another_person_keeps_what_is_theirs_when_one_is_erased(store: Store) -> None:
+    """The number changed hands, and the history of the other names it."""
+    other = "158764321000099@lid"
+    await say(store, "start_realty_2", LID, other_id=ALI, raised=NOW)
+    await say(store, "start_realty_3", other, other_id=ALI, sent=NOW + 9, raised=NOW + 9)
+    await store.erase(user(ALI))
+    assert await lock_of(store, LID) == 2
+    whys = [one.why for one in await store.history(user(LID), limit=10)]
+    assert not [why for why in whys if why and ALI in why]
+
+
+# of which tenants
+
+
+async def test_only_the_tenants_asked_for_are_served(store: Store) -> None:
+    for number, who in ((2, ALI), (3, SARA), (4, OMAR)):
+        await say(store, f"start_realty_{number}", who)
+    others = Among(frozenset({tenant(3)}), others=True)
+    only = Among(frozenset({tenant(3)}), others=False)
+    nobody = Among(frozenset(), others=False)
+    assert await claimed(store, among=lambda: nobody) == []
+    assert sorted(one[0] for one in await claimed(store, among=lambda: others)) == [2, 4]
+    assert await claimed(store, probe=True, among=lambda: others) == []
+    assert [one[0] for one in await claimed(store, probe=True, among=lambda: only)] == [3]
+    await say(store, "start_realty_3", "971501234999")
+    assert [one[0] for one in await claimed(store, among=lambda: only)] == [3]
+
+
+async def test_only_the_backoffs_of_the_tenants_asked_for_end(store: Store) -> None:
+    for number, who in ((2, ALI), (3, SARA)):
+        await say(store, f"start_realty_{number}", who)
+    for one in await store.claim(10, wait=0):
+        await store.settle(one, Again(wait=9e9, reason="x", own_fault=False, tried_at=NOW, age=0.0))
+    await store.all_due(Among(frozenset({tenant(3)}), others=False))
+    assert [one[0] for one in await claimed(store)] == [3]
+    await store.all_due(Among(frozenset({tenant(3)})))
+    assert [one[0] for one in await claimed(store)] == [2]
