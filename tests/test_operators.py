@@ -1,6 +1,7 @@
 """/router/lock, /router/tenants and a person's own: answers to the letter."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,8 @@ def say(client: TestClient, text: str, who: str = ALI, **how: Any) -> None:
     assert client.post(HOOK, content=body).status_code == 200
 
 
-def test_lock_and_move(client: TestClient) -> None:
+def test_lock_and_move(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     text = (
         '{"status":"locked","phone":"971501234567","locked_to_tenant":%s,'
         '"was_locked_to":%s,"released":%s}'
@@ -41,6 +43,7 @@ def test_lock_and_move(client: TestClient) -> None:
         answer = client.post("/router/lock/+971 50 123 4567", json={"tenant_id": tenant})
         assert answer.text == text % (tenant, before, released)
     assert client.get(f"/router/user/{ALI}").json()["locked_to_tenant"] == 7
+    assert f"An operator locked {ALI} to Tenant 7 (before: 5)" in caplog.text
     other = client.post(f"/router/lock/{ALI}?session=sales", json={"tenant_id": 9}).json()
     assert other["was_locked_to"] is None
     assert client.get("/router/stats").json()["mappings"] == {ALI: 7, f"sales/{ALI}": 9}
@@ -177,7 +180,9 @@ def test_the_history_of_a_user(client: TestClient) -> None:
         assert client.request(method, f"/router/user/{ALI}/history").status_code == 405
 
 
-def test_a_person_is_exported_and_erased(client: TestClient, tmp_path: Path) -> None:
+def test_a_person_is_exported_and_erased(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
     say(client, "start_realty_2 🏠", LID, other_id=ALI)
     say(client, "start_realty_3", SARA)
     export = client.get(f"/router/user/{ALI}/export").json()
@@ -186,7 +191,11 @@ def test_a_person_is_exported_and_erased(client: TestClient, tmp_path: Path) -> 
     assert (kept["where"], kept["tenant_id"]) == ("waiting", 2)
     assert "start_realty_2 🏠" in kept["body"]
     assert [one["what"] for one in export["history"]] == ["locked"]
+    caplog.set_level(logging.INFO)
+    caplog.clear()
     erased = client.delete(f"/router/user/{LID}").json()
+    assert "An operator erased a person" in caplog.text
+    assert ALI not in caplog.text
     assert erased == {
         "status": "erased",
         "phone": ALI,

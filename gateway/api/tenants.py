@@ -1,5 +1,6 @@
 """/router/tenants and /router/link: what an agent's office asks, and how an operator moves one."""
 
+import logging
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
@@ -18,6 +19,8 @@ Note = Annotated[str, Query(max_length=1000, description="what stands behind the
 Size = Annotated[int, Query(ge=32, le=4096, description="pixels of a side, margin included")]
 Margin = Annotated[int, Query(ge=0, le=50, description="modules around the code")]
 _SIZE = 512
+
+log = logging.getLogger(__name__)
 
 
 def tenants_router(store: Store, tenants: Tenants) -> APIRouter:
@@ -68,6 +71,14 @@ def tenants_router(store: Store, tenants: Tenants) -> APIRouter:
         )
         if not count and not along:
             return Json({"status": "not_found", "tenant_id": number}, 404)
+        log.info(
+            "✋ An operator moved %s users and %s waiting messages of Tenant %s to Tenant %s",
+            count,
+            along,
+            number,
+            to,
+            extra={"event": "operator.moved", "tenant": to, "previous": number, "users": count},
+        )
         return Json({"status": "moved", "from": number, "to": to, "users": count, "waiting": along})
 
     return api

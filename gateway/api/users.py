@@ -1,15 +1,19 @@
 """/router/user, lock and unlock: what an operator asks and decides about one user."""
 
 import base64
+import logging
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query
 
 from gateway.api.answers import Json
 from gateway.api.inputs import Before, Session, new_home, person, time_or_null, time_text
+from gateway.log import shown
 from gateway.model import LARGEST_TENANT, Export, HistoryLine, Kept, unscoped
 from gateway.store import Store
 from gateway.tenants import Tenants
+
+log = logging.getLogger(__name__)
 
 
 def users_router(store: Store, tenants: Tenants, home_session: str) -> APIRouter:
@@ -63,6 +67,7 @@ def users_router(store: Store, tenants: Tenants, home_session: str) -> APIRouter
         }
         if not any(counts.values()):
             return Json({"status": "not_found", "phone": unscoped(known)}, 404)
+        log.info("✋ An operator erased a person", extra={"event": "operator.erased"})
         return Json({"status": "erased", "phone": unscoped(known), **counts})
 
     @api.post("/lock/{phone}")
@@ -75,6 +80,18 @@ def users_router(store: Store, tenants: Tenants, home_session: str) -> APIRouter
         go; what was held for want of a lock goes to the new tenant."""
         who = person(phone, session, home_session)
         known, before, released = await store.lock(who, new_home(tenant_id, tenants))
+        log.info(
+            "✋ An operator locked %s to Tenant %s (before: %s)",
+            shown(known),
+            tenant_id,
+            before,
+            extra={
+                "event": "operator.locked",
+                "user": shown(known),
+                "tenant": tenant_id,
+                "previous": before,
+            },
+        )
         return Json(
             {
                 "status": "locked",
@@ -96,6 +113,12 @@ def users_router(store: Store, tenants: Tenants, home_session: str) -> APIRouter
         )
         if tenant is None and not dropped:
             return Json({"status": "not_found", "phone": unscoped(known)}, 404)
+        log.info(
+            "✋ An operator unlocked %s from Tenant %s",
+            shown(known),
+            tenant,
+            extra={"event": "operator.unlocked", "user": shown(known), "previous": tenant},
+        )
         content: dict[str, Any] = {
             "status": "unlocked",
             "phone": unscoped(known),
