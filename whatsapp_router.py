@@ -8,7 +8,12 @@ python whatsapp_router.py doctor                            looks for what is wr
 python whatsapp_router.py rebuild                           writes a lost mappings file anew
 """
 
+import os
 import sys
+
+# Names are looked up in libuv's threads, of which there are four: as many tenants' hosts whose DNS
+# hangs would stop all. It reads this when its first thread begins.
+os.environ.setdefault("UV_THREADPOOL_SIZE", "64")
 
 from gateway import commands, log
 from gateway.app import create_app

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import httpx
 from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import Response
 from starlette.routing import Route
@@ -127,7 +128,13 @@ def create_app(
         app.include_router(ready, dependencies=guard)
         for one in (
             admin.router(store),
-            users_router(store, tenants, settings.waha_session),
+            users_router(
+                store,
+                tenants,
+                lids,
+                home_session=settings.waha_session,
+                gateway_phone=settings.gateway_phone,
+            ),
             tenants_router(store, tenants),
             links_router(
                 tenants, prefix=settings.deep_link_prefix, gateway_phone=settings.gateway_phone
@@ -182,6 +189,10 @@ def create_app(
     @app.exception_handler(GatewayError)
     async def refused(request: Request, exc: GatewayError) -> Response:
         return refusals.answer(request, exc)
+
+    @app.exception_handler(RequestValidationError)
+    async def unusable(_: Request, exc: RequestValidationError) -> Response:
+        return answers.of_input(exc.errors())
 
     _add_documents(app, access)
     return app

@@ -22,7 +22,7 @@ from gateway.errors import (
 from gateway.gate import Sign
 from gateway.lids import Lids
 from gateway.log import shown
-from gateway.model import Again, Dead, Delivery, Done, Outcome, PutBack, is_lid
+from gateway.model import Again, Among, Dead, Delivery, Done, Outcome, PutBack, is_lid
 from gateway.store import Store
 from gateway.targets import Target, Targets
 
@@ -60,6 +60,7 @@ class Courier:
         self._clock = clock
         self._monotonic = monotonic
         self._flying: set[asyncio.Task[None]] = set()
+        self._elsewhere: set[asyncio.Task[None]] = set()  # of these, to tenants' own backends
         self._landed = asyncio.Event()
         self._stopped_at: float | None = None
         self._claiming: asyncio.Task[None] | None = None
@@ -119,8 +120,8 @@ class Courier:
             await self._wait_for_landing(_CLAIM_SECONDS)
             return
         some = min(free, _HANDFUL)
-        for delivery in await self._store.claim(some, wait=_CLAIM_SECONDS, among=self.targets.open):
-            if self.targets.of(delivery.tenant)[1].gate.closed:  # it fell shut while we waited
+        for delivery in await self._store.claim(some, wait=_CLAIM_SECONDS, among=self._among):
+            if delivery.tenant not in self.targets.open():  # a gate fell shut while we waited
                 await self._settle(delivery, PutBack())
             elif self._waits_for_phone(delivery):
                 self._fly(self._wait_for_phone(delivery))
@@ -128,17 +129,30 @@ class Courier:
                 self._send(delivery)
         await asyncio.sleep(_HANDFUL_SECONDS)
 
+    def _among(self) -> Among:
+        """Who may be claimed for. Tenants' own backends that hang must leave room for the common
+        one: together they may take half."""
+        return self.targets.open(but_own=len(self._elsewhere) >= self._max_in_flight / 2)
+
     async def _probe_until_open(self, target: Target) -> None:
         """One at a time. Ends with the gate's opening, or when no tenant has the URL any more."""
         while target in self.targets.closed():
             await self._unless_it_stumbles(self._send_probe(target))
+        del self._probing[target]
 
     async def _send_probe(self, target: Target) -> None:
         if wait := target.gate.probe_in(self._monotonic()):
             await asyncio.sleep(wait)
-        for delivery in await self._store.claim(
-            1, wait=_STORE_SECONDS, probe=True, among=lambda: self.targets.tenants_of(target)
-        ):
+        tenants = self.targets.tenants_of(target)
+        # Without waiting: each prober would be woken by each webhook.
+        claimed = await self._store.claim(1, wait=0, probe=True, among=lambda: tenants)
+        if not claimed:
+            waiting = (await self._store.backlog()).by_tenant
+            if any(tenant in tenants for tenant in waiting):
+                await asyncio.sleep(_STORE_SECONDS)  # in flight yet, or not due
+            else:
+                target.gate.open(self._monotonic())  # the next message will tell
+        for delivery in claimed:
             if self._waits_for_phone(delivery):
                 probe = self._fly(self._wait_for_phone(delivery))
             else:
@@ -160,7 +174,11 @@ class Courier:
                     "key": delivery.idempotency_key,
                 },
             )
-        return self._fly(self._deliver(delivery))
+        task = self._fly(self._deliver(delivery))
+        if self.targets.of(delivery.tenant)[1] is not self.targets.shared:
+            self._elsewhere.add(task)
+            task.add_done_callback(self._elsewhere.discard)
+        return task
 
     def _waits_for_phone(self, delivery: Delivery) -> bool:
         # What was counted as an attempt went out under the LID already.
@@ -227,6 +245,8 @@ class Courier:
         if isinstance(exc, BackendRefused):
             return self._bury(delivery, exc, f"refused: {exc}")
         if target.gate.closed:
+            if not isinstance(exc, NotConnected):
+                return PutBack(sent_at=now)
             return PutBack()  # the backend is away: nobody's fault, and nothing to count
 
         # The message's own fault, if others got through since the attempt before.
@@ -274,7 +294,7 @@ class Courier:
         """Seconds from `since` to now in which we ran and the gate was open; Unix times."""
         monotonic = self._monotonic()
         start = max(self._started, monotonic - max(0.0, now - since))
-        return monotonic - start - target.gate.seconds_closed(start, monotonic)
+        return monotonic - start - target.seconds_closed(start, monotonic)
 
     async def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
         while True:
@@ -298,8 +318,7 @@ class Courier:
                 extra={"event": "gate.closed", "url": target.url},
             )
             if self._stopped_at is None:
-                probing = asyncio.create_task(self._probe_until_open(target))
-                self._probing[target] = probing
+                self._probing[target] = asyncio.create_task(self._probe_until_open(target))
             return
         log.warning(
             "The backend is back: %s",

@@ -61,7 +61,11 @@ class StoreUnavailable(GatewayError):
 
 
 class WahaError(GatewayError):
-    pass
+    """status: WAHA's, None if it did not answer."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class WahaRefused(WahaError):

@@ -50,7 +50,7 @@ class Gate:
     def tell(self, sign: Sign, user: UserId, tenant: TenantId, now: float) -> None:
         """An attempt ended with sign."""
         if sign is Sign.SUCCESS or (self.closed and sign is Sign.ANSWER):
-            self._open(now)
+            self.open(now)
         elif sign is Sign.NO_CONNECTION:
             self._no_connection += 1
         else:
@@ -90,7 +90,8 @@ class Gate:
         self._next_probe = now + _FIRST_PROBE
         self.changed(True)
 
-    def _open(self, now: float) -> None:
+    def open(self, now: float) -> None:
+        """Somebody answered, or nobody is left who could be asked for."""
         self._no_connection = self._failures = 0
         self._users.clear()
         self._tenants.clear()

@@ -29,11 +29,6 @@ from gateway.store import Store
 from gateway.tenants import Tenants
 from gateway.waha import events
 
-_WHY_NOT = {
-    Note.STALE: "%s has no lock; the link is older than the last change of it",
-    Note.REFUSED: "%s has no lock; the link is of a tenant that is unknown or inactive",
-}
-
 log = logging.getLogger(__name__)
 
 
@@ -164,12 +159,21 @@ def _tell(accepted: Accepted) -> None:
             },
         )
     elif isinstance(decision, AskForLink):
+        facts = {"event": "user.unknown", "user": user}
+        if decision.link and decision.link.note is Note.REFUSED:
+            log.warning(
+                "%s has no lock; the link is of tenant %s, which is unknown or inactive",
+                user,
+                decision.link.tenant,
+                extra=facts | {"tenant": decision.link.tenant},
+            )
+            return
         said = "%s has no lock and sent no link"
         if decision.link:
-            said = _WHY_NOT[decision.link.note]
+            said = "%s has no lock; the link is older than the last change of it"
         elif not decision.hold:
             said = "%s has no lock to follow"  # no message of theirs
-        log.info(said, user, extra={"event": "user.unknown", "user": user})
+        log.info(said, user, extra=facts)
     else:
         log.info(
             "🔀 Routing %s → Tenant %s (existing session)",

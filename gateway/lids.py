@@ -42,6 +42,7 @@ class _Question:
     began: float
     session: _Session
     answered: asyncio.Event = field(default_factory=asyncio.Event)
+    moot: bool = False  # the answer is of no use any more
 
 
 class Lids:
@@ -114,6 +115,12 @@ class Lids:
             except TimeoutError:
                 question.session.slow_until = self._monotonic() + _REST_SECONDS
 
+    def forget(self, lid: UserId) -> None:
+        """What WAHA answers about lid is not kept: its person was erased."""
+        if question := self._questions.get(lid):
+            question.moot = True
+        self._asked.forget(lid)
+
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -128,7 +135,7 @@ class Lids:
 
     async def _find_out(self, lid: UserId, question: _Question) -> None:
         try:
-            while not await self._try(lid, question.session):
+            while not await self._try(lid, question):
                 # Held messages of a person with a lock may hang on it: not for one try only.
                 if self._monotonic() >= question.began + self._keep_asking:
                     self._asked.forget(lid)
@@ -140,8 +147,9 @@ class Lids:
             del self._questions[lid]
             question.answered.set()
 
-    async def _try(self, lid: UserId, session: _Session) -> bool:
+    async def _try(self, lid: UserId, question: _Question) -> bool:
         """Whether there was an answer, of whatever kind."""
+        session = question.session
         name = session_of(lid, self._home_session)
         async with session.slots:
             if session.rests_until > self._monotonic():
@@ -149,7 +157,8 @@ class Lids:
             asked_at = self._clock()
             try:
                 phone = await self._waha.phone_of(name, unscoped(lid))
-                await self._learn(lid, name, phone, asked_at)
+                if not question.moot:
+                    await self._learn(lid, name, phone, asked_at)
             except WahaRefused as exc:
                 self._complain(name, "refused", exc)
             except StoreUnavailable:

@@ -263,7 +263,12 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class PutBack:
-    """Not the message's turn after all: nothing is counted, it is due at once."""
+    """Not the message's turn after all: nothing is counted, it is due at once.
+
+    sent_at: when it was sent all the same, without an answer; None: it was not.
+    """
+
+    sent_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def decide(
         if stale:
             return AskForLink(LinkNote(Note.STALE, link), help=may_help)
         if not may_lock(link):
-            return AskForLink(LinkNote(Note.REFUSED, link))
+            return AskForLink(LinkNote(Note.REFUSED, link), hold=True)
         return Bind(link)
 
     link = deeplink.parse(text, prefix=prefix, must_open=True)

@@ -103,6 +103,10 @@ def _http_url(value: str) -> str:
         raise ValueError(f"must be a URL: {exc}") from exc
     if not re.fullmatch(r"[!-~]+", value):
         raise ValueError("must be of ASCII characters without blanks")
+    return value
+
+
+def _no_slash(value: str) -> str:
     return value.rstrip("/")
 
 
@@ -152,7 +156,15 @@ def _known_events(value: frozenset[str]) -> frozenset[str]:
     return value
 
 
+def _key(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not text.isprintable() or text != text.strip():
+        raise ValueError("must be of one line, without blanks at its ends")
+    return value
+
+
 def _secrets(value: SecretStr) -> SecretStr:
+    _key(value)
     if "" in value.get_secret_value().split(",")[1:] or value.get_secret_value().startswith(","):
         raise ValueError("must be one key, or new,old while rotating")
     return value
@@ -178,6 +190,7 @@ def split(value: SecretStr) -> tuple[str, ...]:
 Secrets = Annotated[SecretStr, AfterValidator(_secrets)]
 SigningSecrets = Annotated[SecretStr, AfterValidator(_signing_secrets)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+BaseUrl = Annotated[HttpUrl, AfterValidator(_no_slash)]
 Phone = Annotated[str, AfterValidator(_digits)]
 
 
@@ -196,9 +209,11 @@ class Settings(BaseSettings):
         "127.0.0.1", description="address to listen on"
     )
     port: int = Field(8001, ge=1, le=65535, description="port to listen on")
-    data_dir: Path = Field(Path("data"), description="folder of the mappings file and router.db")
+    data_dir: Path = Field(
+        Path("data"), description="folder of the mappings file, router.db and tenants.json"
+    )
     store_url: str = Field("", description="empty: files in DATA_DIR")
-    backend_api_url: HttpUrl = Field("http://localhost:8000", description="the agents' backend")
+    backend_api_url: BaseUrl = Field("http://localhost:8000", description="the agents' backend")
     backend_webhook_path: Annotated[str, AfterValidator(_path)] = Field(
         "/api/webhook/waha", description="where the backend takes webhooks"
     )
@@ -208,10 +223,10 @@ class Settings(BaseSettings):
     backend_signing_secret: SigningSecrets = Field(
         SecretStr(""), description="whsec_…: signs what goes to the backend; new,old while rotating"
     )
-    waha_api_url: HttpUrl = Field(
+    waha_api_url: BaseUrl = Field(
         "http://localhost:3000/api", description="WAHA's API: for look-ups of LIDs, and for help"
     )
-    waha_api_key: SecretStr = Field(
+    waha_api_key: Annotated[SecretStr, AfterValidator(_key)] = Field(
         SecretStr(""),
         description="sent to WAHA as X-Api-Key; lets a webhook in where it is not signed",
     )

@@ -1,23 +1,37 @@
-"""Which backend each tenant has, and one gate for each URL."""
+"""Which backend each tenant has, and one gate for each URL.
 
+An Address is a URL with the secrets of a tenant, a Backend posts to an Address, a Target is what
+all who have one URL share: its gate. Where tenants.json lists tenants, what waits for another one
+stays where it is: a slip in the file must not send it to the common backend.
+"""
+
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 
 from gateway.backend import Backend
 from gateway.gate import SEVERAL_TENANTS, Gate
-from gateway.model import Address, Among, TenantId
+from gateway.model import EVERYBODY, Address, Among, TenantId
 from gateway.tenants import Tenants
 
 
 @dataclass(slots=True, eq=False)
 class Target:
-    """One URL. last_success: Unix seconds; before all time if there was none."""
+    """One URL. last_success: Unix seconds; before all time if there was none.
+
+    formerly: gates behind which its tenants' messages waited when they had another URL.
+    """
 
     url: str
     gate: Gate
     last_success: float = -1.0
+    formerly: list[Gate] = field(default_factory=list)
+
+    def seconds_closed(self, since: float, now: float) -> float:
+        """How long messages had to wait between the two, in monotonic seconds."""
+        return sum(gate.seconds_closed(since, now) for gate in (self.gate, *self.formerly))
 
 
 class Targets:
@@ -40,9 +54,11 @@ class Targets:
         self._transport = transport
         self._version = -1
         self._own: dict[TenantId, Address] = {}  # of those who have one
+        self._listed: frozenset[TenantId] | None = None  # None: every number is a tenant
         self._targets = {shared.url: self.shared}
         self._backends: dict[Address, Backend] = {}
-        self._open: Among | None = None  # until some gate or the tenants change
+        # Until some gate or the tenants change: all who are open, and those who share a backend.
+        self._open: tuple[Among, Among] | None = None
 
     def of(self, tenant: TenantId) -> tuple[Backend, Target]:
         self._follow()
@@ -56,20 +72,21 @@ class Targets:
             )
         return self._backends[address], self._targets[address.url]
 
-    def open(self) -> Among:
-        """The tenants whose gate is open."""
+    def open(self, *, but_own: bool = False) -> Among:
+        """The tenants whose gate is open; but_own: without those who have their own backend."""
         self._follow()
         if self._open is None:
-            others = not self.shared.gate.closed
-            self._open = Among(
-                frozenset(
-                    tenant
-                    for tenant, address in self._own.items()
-                    if self._targets[address.url].gate.closed is others
-                ),
-                others,
-            )
-        return self._open
+            closed = self.shared.gate.closed
+            if self._listed is None:
+                sharing = everybody = Among(others=not closed)
+            else:
+                shared = () if closed else (t for t in self._listed if t not in self._own)
+                sharing = Among(frozenset(shared), others=False)
+                own = {t for t, address in self._own.items()
+                       if not self._targets[address.url].gate.closed}  # fmt: skip
+                everybody = Among(sharing.named | own, others=False)
+            self._open = everybody, sharing
+        return self._open[but_own]
 
     def closed(self) -> list[Target]:
         self._follow()
@@ -77,10 +94,9 @@ class Targets:
 
     def tenants_of(self, target: Target) -> Among:
         self._follow()
-        if target is self.shared:
-            elsewhere = [t for t, address in self._own.items() if address.url != target.url]
-            return Among(frozenset(elsewhere), others=True)
-        here = [t for t, address in self._own.items() if address.url == target.url]
+        if self._listed is None:
+            return EVERYBODY
+        here = (t for t in self._listed if self._own.get(t, self._shared_address).url == target.url)
         return Among(frozenset(here), others=False)
 
     async def close(self) -> None:
@@ -91,15 +107,21 @@ class Targets:
         if self._version == self._tenants.version:
             return
         self._version = self._tenants.version
-        listed = self._tenants.listed or {}
-        self._own = {t: one.address for t, one in listed.items() if one.address}
-        urls = [address.url for address in self._own.values()]
+        listed, own_before = self._tenants.listed, self._own
+        self._listed = None if listed is None else frozenset(listed)
+        self._own = {t: one.address for t, one in (listed or {}).items() if one.address}
+        urls = Counter(address.url for address in self._own.values())
         before = self._targets
         self._targets = {self.shared.url: self.shared} | {
-            url: before.get(url) or self._target(url) for url in dict.fromkeys(urls)
+            url: before.get(url) or self._target(url) for url in urls
         }
+        for tenant, address in self._own.items():
+            was = own_before.get(tenant, self._shared_address).url
+            if address.url not in before and was in before:
+                formerly = self._targets[address.url].formerly
+                formerly += [one for one in (before[was].gate,) if one not in formerly]
         for target in self._targets.values():
-            one = target is not self.shared and urls.count(target.url) == 1
+            one = target is not self.shared and urls[target.url] == 1
             target.gate.several_tenants = 1 if one else SEVERAL_TENANTS
         self._backends.clear()
         self._open = None

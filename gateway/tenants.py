@@ -107,12 +107,15 @@ class Tenants:
                     await self._follow(path, stamp)
                 before = stamp
             except Exception as exc:  # whatever it is, the next look must come
-                self._in_trouble(f"{path}: {exc}")
+                self._in_trouble(str(exc) if isinstance(exc, StartRefused) else f"{path}: {exc}")
 
     async def _follow(self, path: Path, stamp: _Stamp | None) -> None:
         if stamp is None:
             if self._all is not None:
                 self._in_trouble(f"{path} is gone: put it back, or restart to do without it")
+            else:
+                self.trouble = None  # a broken one was there for a while
+            self._stamp = None
             return
         try:
             found = await asyncio.to_thread(_read, path)

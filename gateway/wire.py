@@ -106,7 +106,8 @@ class BoundedProtocol(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        cycle.scope["extensions"] = {AT_ONCE: _AtOnce(cycle)}  # type: ignore[dict-item]
+        extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
+        extensions[AT_ONCE] = _AtOnce(cycle)
         super()._start_asgi_task(cycle, app)
 
     def on_message_complete(self) -> None:

@@ -1,10 +1,12 @@
 """connect-waha: what it makes of a session's config, and what it asks and says on the way."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from examples.waha import StandIn
 from gateway.commands.connect import connect
@@ -86,6 +88,7 @@ def test_without_a_signing_key_wahas_own_key_is_sent() -> None:
         ({"events": ["message", "message.any", "session.status"]}, "each message comes twice"),
         ({"hmac": None}, "it is not signed"),
         ({"hmac": {"key": "other"}}, "is not WEBHOOK_HMAC_KEY"),
+        ({"hmac": "x"}, "it is not signed"),
         ({"retries": None}, "gives an event up after 30 s"),
         ({"retries": {"policy": "constant", "delaySeconds": 2, "attempts": 0}}, "after 0 s"),
     ],
@@ -142,17 +145,109 @@ async def test_it_shows_the_difference_asks_and_puts_it(
     assert waha.configs["default"] == {"webhooks": [WELL], "ignore": IGNORED}
     assert waha.restarts == ["default"]
     shown = capsys.readouterr().out
-    assert f'+   "url": "{URL}"' in shown
+    assert f'"url": "{URL}"' in shown
     assert WANTED.hmac_key not in shown
     assert await connect(mine, URL, session="default", yes=False, ask=never) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert waha.restarts == ["default"]
 
 
-async def test_whoever_says_no_changes_nothing(tmp_path: Path, waha: StandIn) -> None:
+def _hangs_up(_: str) -> str:
+    raise EOFError
+
+
+@pytest.mark.parametrize("ask", [lambda _: "", lambda _: "no", _hangs_up])
+async def test_whoever_says_no_changes_nothing(
+    tmp_path: Path, waha: StandIn, ask: Callable[[str], str]
+) -> None:
     mine = settings(tmp_path, waha)
-    assert await connect(mine, URL, session="default", yes=False, ask=lambda _: "") == 1
+    assert await connect(mine, URL, session="default", yes=False, ask=ask) == 1
     assert waha.configs["default"] == {}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"webhooks": [WELL | {"customHeaders": None}], "ignore": IGNORED},
+        {"webhooks": [WELL, {"url": "http://crm/hook"}], "ignore": IGNORED},
+        {"webhooks": [WELL | {"retries": HOUR | {"attempts": 5000}}], "ignore": IGNORED},
+        {"webhooks": [WELL | {"events": ["*"]}], "ignore": IGNORED},
+    ],
+)
+async def test_a_session_that_is_well_is_not_restarted(
+    tmp_path: Path, waha: StandIn, config: dict[str, Any]
+) -> None:
+    waha.configs["default"] = config
+    mine = settings(tmp_path, waha)
+    assert await connect(mine, URL, session="default", yes=False, ask=never) == 0
+    assert waha.restarts == []
+
+
+async def test_no_secret_of_the_session_is_shown(
+    tmp_path: Path, waha: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waha.configs["default"] = {
+        "proxy": {"server": "x", "password": "s3cr3t-proxy"},
+        "metadata": {"token": "s3cr3t-meta"},
+        "webhooks": [
+            {
+                "url": "http://crm/hook?token=s3cr3t-query",
+                "hmac": {"key": "s3cr3t-hmac"},
+                "customHeaders": [{"name": "Authorization", "value": "s3cr3t-header"}],
+            }
+        ],
+    }
+    before = copy.deepcopy(waha.configs["default"])
+    await connect(settings(tmp_path, waha), URL, session="default", yes=True)
+    shown = capsys.readouterr()
+    assert "s3cr3t" not in shown.out + shown.err
+    after = waha.configs["default"]
+    assert (after["proxy"], after["webhooks"][0]) == (before["proxy"], before["webhooks"][0])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"webhooks": "x"},
+        {"webhooks": [{"url": "http://a", "events": None, "hmac": "x", "customHeaders": "x"}]},
+        {"webhooks": [{"url": URL, "events": "message", "hmac": [], "customHeaders": ["x"]}]},
+        {"webhooks": [{"url": URL, "retries": "often", "customHeaders": {"a": 1}}]},
+        {"ignore": "x", "webhooks": {}},
+        None,
+    ],
+)
+async def test_whatever_waha_shows_is_repaired(tmp_path: Path, waha: StandIn, config: Any) -> None:
+    waha.configs["default"] = config
+    mine = settings(tmp_path, waha)
+    assert await connect(mine, URL, session="default", yes=True) == 0
+    assert faults(waha.configs["default"], WANTED) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: web.json_response({"name": "default", "config": "x"}),
+        lambda: web.json_response({"name": "default", "config": [1]}),
+        lambda: web.json_response([1]),
+        lambda: web.json_response({"config": {"a": "x" * 1_100_000}}),  # more than is read
+        lambda: web.Response(text="<html>", content_type="text/html"),
+        lambda: web.Response(),
+    ],
+)
+async def test_what_is_no_session_is_not_written_over(
+    tmp_path: Path, waha: StandIn, answer: Callable[[], web.Response]
+) -> None:
+    """With an empty config in its place the session lost its proxy."""
+    waha.odd_answer = answer
+    assert await connect(settings(tmp_path, waha), URL, session="default", yes=True) == 1
+    assert waha.restarts == []
+
+
+def test_the_key_in_place_of_a_signature_is_looked_at() -> None:
+    by_key = Wanted(URL, WANTED.events, api_key="k")
+    assert faults(repaired({}, by_key), by_key) == []
+    told = faults({"webhooks": [WELL]}, by_key)
+    assert told == ["it does not send WAHA_API_KEY as X-Api-Key"]
 
 
 async def test_a_script_must_say_yes(
@@ -210,8 +305,8 @@ async def test_what_waha_refuses_is_told_with_the_cure(
     tmp_path: Path, waha: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for how, session, told in (
-        ({"waha_api_key": "wrong"}, "default", "WAHA_API_KEY is not WAHA's key"),
-        ({}, "sales", "no such session"),
+        ({"waha_api_key": "wrong"}, "default", "set WAHA_API_KEY"),
+        ({}, "sales", "create the session"),
         ({"waha_api_url": "http://127.0.0.1:9/api"}, "default", "is WAHA running"),
     ):
         waha.key = "k" * 32

@@ -41,6 +41,51 @@ def test_silence(age: float | None, verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "verdict"),
+    [(200, Verdict.WELL), (405, Verdict.WELL), (404, Verdict.WELL), (502, Verdict.WRONG)],
+)
+async def test_backends(status: int, verdict: Verdict) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        date = formatdate(time.time(), usegmt=True)
+        return httpx.Response(status, headers={"date": date})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        assert (await doctor._backend(client, "http://backend")).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("how", "verdicts"),
+    [
+        ({}, "mind mind"),
+        ({"webhook_hmac_key": "k" * 32, "admin_api_key": "k" * 32}, "ok ok"),
+        ({"waha_api_key": "k" * 32, "host": "0.0.0.0"}, "mind WRONG"),
+        ({"host": "0.0.0.0"}, "WRONG WRONG"),
+    ],
+)
+def test_doors(tmp_path: Path, how: dict[str, Any], verdicts: str) -> None:
+    found = list(doctor._doors(settings_of(tmp_path, **how)))[1:]
+    assert " ".join(one.verdict.value.strip() for one in found) == verdicts
+
+
+def test_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(tmp_path)
+    (found,) = doctor._folder(settings)
+    assert (found.verdict, "not there yet" in found.said) == (Verdict.MIND, True)
+    settings.data_dir.mkdir()
+    assert {one.what: one.verdict for one in doctor._folder(settings)}["disk"] is Verdict.WELL
+    file = settings.data_dir / "tenants.json"
+    file.write_text('{"2": {"backend_url": "http://a", "signing_secret": "whsec_x"}}')
+    file.chmod(0o666)
+    told = [str(one) for one in doctor._folder(settings) if one.what == "rights"]
+    assert [("read the secrets" in one, "may change" in one) for one in told] == [
+        (True, False),
+        (False, True),
+    ]
+    monkeypatch.setattr(doctor, "_file_system", lambda _: "nfs4")
+    assert {one.what: one.verdict for one in doctor._folder(settings)}["disk"] is Verdict.WRONG
+
+
+@pytest.mark.parametrize(
     ("config", "last_event", "verdicts"),
     [
         ({}, None, [Verdict.WRONG]),

@@ -289,3 +289,21 @@ async def test_what_is_asked_for_more_than_an_hour_is_one_question(
         lids.ask(user(LID))
     assert len(lids._tasks) == 1
     await lids.stop()
+
+
+async def test_an_answer_about_who_was_erased_is_not_kept(
+    store: Store, waha: StandIn, client: Waha, sessions: Sessions
+) -> None:
+    waha.phones[NUMBER], waha.delay = ALI, 0.2
+    lids = make(store, client, sessions)
+    lids.ask(user(LID))
+    await wait_until(lambda: waha.asked)
+    await store.erase(user(LID))
+    lids.forget(user(LID))
+    await wait_until(lambda: not lids._questions)
+    assert (await store.export(user(ALI))).ids == (ALI,)
+    waha.delay = 0.0
+    lids.ask(user(LID))  # who comes again is asked for again
+    await wait_until(lambda: not lids._questions)
+    assert (await store.export(user(ALI))).ids == (ALI, LID)
+    await lids.stop()

@@ -109,7 +109,7 @@ def test_what_no_code_holds_is_said() -> None:
 def test_the_link_of_a_tenant(client: TestClient) -> None:
     assert client.get("/router/link/2").text == (
         '{"deep_link":"https://wa.me/971557357753?text=start_realty_2","tenant_id":2,'
-        '"gateway_phone":"971557357753","text":"start_realty_2",'
+        '"active":true,"gateway_phone":"971557357753","text":"start_realty_2",'
         '"qr_svg":"/router/link/2/qr.svg","qr_png":"/router/link/2/qr.png"}'
     )
     found = client.get("/router/link/2", params={"text": "شقة"}).json()

@@ -72,6 +72,31 @@ def test_what_nobody_can_be_locked_to_is_named(tmp_path: Path, body: Any, told: 
         assert client.get("/health").json()["total_locked_users"] == 0
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("lock/971501234567", '{"tenant_id": NaN}', "nan"),
+        ("lock/971501234567", '{"tenant_id": 1e999}', "inf"),
+        ("lock/971501234567", '{"tenant_id": "\\ud800"}', "ud800"),
+        ("tenants/2/move", '{"to": 5, "waiting": "\\udfff"}', "udfff"),
+        ("tenants/2/move", '{"to": NaN}', "nan"),
+    ],
+)
+def test_what_json_cannot_say_back_is_named_all_the_same(
+    client: TestClient, path: str, body: str, told: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    refused = client.post(f"/router/{path}", content=body, headers=headers)
+    assert refused.status_code == 422
+    assert told in refused.json()["detail"]
+
+
+def test_the_gateways_own_number_is_nobodys(client: TestClient) -> None:
+    refused = client.post("/router/lock/971557357753", json={"tenant_id": 2})
+    assert refused.status_code == 422
+    assert "the gateway's own number" in refused.text
+
+
 def test_who_is_no_user_is_named(client: TestClient) -> None:
     for method, path in (
         ("POST", "lock/x"),
@@ -135,6 +160,7 @@ def test_tenants_and_their_figures(tmp_path: Path) -> None:
             "tenant_id": 2,
             "name": "مارينا",
             "active": True,
+            "note": "",
             "users": 1,
             "delivered": 2,
             "waiting": 0,

@@ -9,12 +9,13 @@ from aiohttp import web
 
 from gateway import tenants as tenants_module
 from gateway.delivery import Courier
+from gateway.gate import Sign
 from gateway.lids import Lids
 from gateway.model import Among
 from gateway.store import Store
 from gateway.tenants import Tenants
 from tests.conftest import FakeBackend, wait_until
-from tests.messages import ALI, OMAR, SARA, tenant
+from tests.messages import ALI, OMAR, SARA, tenant, user
 from tests.test_delivery import emptied, say, targets
 
 SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3"
@@ -52,6 +53,7 @@ async def test_a_tenants_messages_go_to_its_own_backend_signed_with_its_own_secr
         {
             "2": {"backend_url": f"{own.url}/hook/two", "signing_secret": SECRET},
             "3": {"backend_url": f"{bare.url}/hook/three"},
+            "4": {},
         },
     )
     courier = courier_of(store, lids, backend.url, tenants)
@@ -75,7 +77,7 @@ async def test_a_backend_that_is_away_closes_its_own_gate_only(
 ) -> None:
     own = FakeBackend()
     runner = await listening(own)
-    tenants = tenants_at(tmp_path, {"2": {"backend_url": own.url}})
+    tenants = tenants_at(tmp_path, {"2": {"backend_url": own.url}, "3": {}})
     courier = courier_of(store, lids, backend.url, tenants)
     await runner.cleanup()
     for number in range(5):
@@ -105,7 +107,7 @@ async def test_the_shared_backends_outage_does_not_stop_who_has_another(
     own, shared = FakeBackend(), FakeBackend()
     runner, gone = await listening(own), await listening(shared)
     await gone.cleanup()
-    tenants = tenants_at(tmp_path, {"2": {"backend_url": own.url}})
+    tenants = tenants_at(tmp_path, {"2": {"backend_url": own.url}, "3": {}})
     courier = courier_of(store, lids, shared.url, tenants)
     for number in range(5):
         await say(store, "start_realty_3", f"97150000000{number}")
@@ -119,6 +121,63 @@ async def test_the_shared_backends_outage_does_not_stop_who_has_another(
     await runner.cleanup()
 
 
+async def test_own_backends_that_hang_leave_room_for_the_common_one(
+    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path
+) -> None:
+    own = FakeBackend()
+    runner = await listening(own)
+    own.open_gate.clear()
+    hanging = {str(number): {"backend_url": f"{own.url}/{number}"} for number in range(10, 20)}
+    tenants = tenants_at(tmp_path, {"3": {}} | hanging)
+    courier = courier_of(store, lids, backend.url, tenants)
+    for number in range(20):
+        await say(store, f"start_realty_{10 + number % 10}", f"97150000000{number:02}")
+    await wait_until(lambda: len(own.received) == 5)  # half of MAX_IN_FLIGHT, which is 10
+    await say(store, "start_realty_3", ALI)
+    await wait_until(lambda: backend.received)
+    own.open_gate.set()
+    await emptied(store)
+    await courier.stop(grace=1)
+    await runner.cleanup()
+
+
+async def test_a_gate_behind_which_nothing_waits_any_more_opens(
+    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path
+) -> None:
+    """It stayed closed for good when its users had been erased."""
+    tenants = tenants_at(tmp_path, {"2": {"backend_url": "http://127.0.0.1:9"}, "3": {}})
+    courier = courier_of(store, lids, backend.url, tenants)
+    people = [f"97150000000{number}" for number in range(5)]
+    for who in people:
+        await say(store, "start_realty_2", who)
+    await wait_until(courier.targets.closed)
+    for who in people:
+        await store.erase(user(who))
+    await wait_until(lambda: not courier.targets.closed())
+    await courier.stop(grace=1)
+
+
+async def test_waiting_behind_a_closed_gate_does_not_age_a_message_at_another_address(
+    store: Store,
+    backend: FakeBackend,
+    lids: Lids,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    tenants = tenants_at(tmp_path, {"2": {"backend_url": "http://127.0.0.1:9"}})
+    made = targets(backend.url, tenants=tenants)
+    old = made.of(tenant(2))[1]
+    for _ in range(3):
+        old.gate.tell(Sign.NO_CONNECTION, user(ALI), tenant(2), 20.0)
+    tenants.start()
+    (tmp_path / "tenants.json").write_text(json.dumps({"2": {"backend_url": "http://mended"}}))
+    await wait_until(lambda: made.of(tenant(2))[1].url == "http://mended")
+    assert made.of(tenant(2))[1].seconds_closed(10.0, 100.0) == 80.0
+    tenants.stop()
+    await made.close()
+
+
 async def test_one_tenants_own_backend_closes_after_ten_failures_of_three_users(
     store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path
 ) -> None:
@@ -126,7 +185,7 @@ async def test_one_tenants_own_backend_closes_after_ten_failures_of_three_users(
     own = FakeBackend()
     runner = await listening(own)
     own.answer = lambda _: 500
-    tenants = tenants_at(tmp_path, {"2": {"backend_url": own.url}})
+    tenants = tenants_at(tmp_path, {"2": {"backend_url": own.url}, "3": {}})
     courier = courier_of(store, lids, backend.url, tenants)
     for number in range(12):
         await say(store, "start_realty_2", f"97150000000{number:02}")
@@ -154,7 +213,7 @@ async def test_a_tenant_that_is_given_another_address_is_delivered_there(
     for number in range(5):
         await say(store, "start_realty_2", f"97150000000{number}")
     await wait_until(courier.targets.closed)
-    (tmp_path / "tenants.json").write_text(json.dumps({"2": {"backend_url": own.url}}))
+    (tmp_path / "tenants.json").write_text(json.dumps({"2": {"backend_url": own.url}, "3": {}}))
     await emptied(store)
     assert {one.user for one in own.received} == {f"97150000000{number}" for number in range(5)}
     assert courier.targets.closed() == []

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -137,6 +138,20 @@ async def test_a_broken_or_missing_file_changes_nothing_and_is_told_of(
         assert watched.trouble is None
 
 
+async def test_a_broken_file_that_goes_again_leaves_no_trouble(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    tenants = Tenants(file)
+    tenants.start()
+    write(file, "{")
+    await wait_until(lambda: tenants.trouble)
+    file.unlink()
+    await wait_until(lambda: not tenants.trouble)
+    assert tenants.listed is None
+    tenants.stop()
+
+
 async def test_a_file_that_comes_later_counts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
     tenants = Tenants(file)
@@ -178,6 +193,55 @@ def test_a_link_to_an_unknown_or_inactive_tenant_locks_nobody(tmp_path: Path, fi
         explained = client.post("/router/explain", content=webhook("start_realty_4", SARA)).json()
         assert explained["answer"]["action"] == "unknown_tenant"
         assert "tenants.json does not know it" in explained["rules"]["link"]
+
+
+def test_who_sent_a_refused_link_can_be_locked_by_hand_and_nothing_is_lost(
+    tmp_path: Path, file: Path
+) -> None:
+    write(file, {"2": {}})
+    with client_of(tmp_path) as client:
+        say(client, "start_realty_12 I want the flat")
+        locked = client.post(f"/router/lock/{ALI}", json={"tenant_id": 2}).json()
+        assert locked["released"] == 1
+
+
+def test_what_waits_for_a_tenant_that_the_file_lacks_goes_nowhere(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip in a number sent a tenant's messages to the common backend."""
+    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    got: list[str] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        got.append(request.headers["X-Tenant-ID"])
+        return httpx.Response(200)
+
+    write(file, {"22": {"backend_url": "http://own"}, "3": {}})
+    with client_of(tmp_path) as client:
+        client.post(f"/router/lock/{SARA}", json={"tenant_id": 3})
+    write(file, {"2": {}, "3": {}})
+    with client_of(tmp_path, handler=note) as client:
+        client.post(f"/router/lock/{ALI}", json={"tenant_id": 2})
+        write(file, {"22": {}, "3": {}})
+        for _ in range(500):
+            if client.get("/router/link/2").status_code == 404:
+                break
+            time.sleep(0.01)
+        say(client, "hello")
+        say(client, "hello", SARA)
+        for _ in range(500):
+            if got:
+                break
+            time.sleep(0.01)
+        assert got == ["3"]
+        told = client.get("/ready").json()["backlog"]
+        assert told == "degraded: messages wait of tenants that tenants.json lacks: 2"
+        write(file, {"2": {}, "3": {}})
+        for _ in range(500):
+            if len(got) > 1:
+                break
+            time.sleep(0.01)
+        assert got == ["3", "2"]
 
 
 def test_users_of_a_tenant_that_became_inactive_go_on(tmp_path: Path, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""/router/*: what operators ask and order."""
+"""/router/stats, pending and dead-letters: what an operator looks at and clears up."""
 
 from typing import Annotated, Any
 

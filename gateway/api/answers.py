@@ -1,6 +1,7 @@
 """Which error of ours is which HTTP status: the only table of it."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -45,6 +46,15 @@ class Json(Response):
             super().__init__(text.encode("utf-8", "backslashreplace"), status, headers)
         else:
             super().__init__(orjson.dumps(content), status, headers)
+
+
+def of_input(errors: Sequence[Any]) -> Json:
+    """422 for what FastAPI calls unusable: thing, reason and value, whatever that is."""
+    told = [
+        f"{'.'.join(map(str, error['loc']))}: {error['msg']}, not {ascii(error.get('input'))[:60]}"
+        for error in errors
+    ]
+    return Json({"detail": "; ".join(told)[:1000].encode("utf-8", "replace").decode()}, 422)
 
 
 def of_error(error: GatewayError) -> Json:

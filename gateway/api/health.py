@@ -1,6 +1,7 @@
 """/health for load balancers, /ready for people."""
 
 import time
+from collections.abc import Sequence
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -15,7 +16,7 @@ from gateway.store import Store
 from gateway.tenants import Tenants
 
 SERVICE = "whatsapp-gateway-router"
-_NAMED = 3  # URLs of backends that are away, in one line
+_NAMED = 3  # of several things in one line
 _OLD_SECONDS = 60.0  # a message that waits longer than this is worth a look
 
 
@@ -57,7 +58,7 @@ def ready_router(
         parts = {
             "store": _part(health.refusing, "writable"),
             "mappings_file": _part(health.mappings_behind, "holds every lock"),
-            "backlog": await _backlog(store),
+            "backlog": await _backlog(store, tenants),
             "backend_gate": _gates(courier),
             "tenants_file": _tenants(tenants),
             **_sessions(sessions),
@@ -82,10 +83,15 @@ def _part(trouble: str | None, well: str) -> str:
 
 def _gates(courier: Courier) -> str:
     if closed := courier.targets.closed():
-        away = ", ".join(target.url for target in closed[:_NAMED])
-        more = f" and {len(closed) - _NAMED} more" if len(closed) > _NAMED else ""
-        return f"degraded: closed, away is {away}{more}; messages wait"
+        away = _some([target.url for target in closed])
+        return f"degraded: closed, away is {away}; messages wait"
     return f"ok: open, {courier.in_flight} in flight"
+
+
+def _some(things: Sequence[object]) -> str:
+    """The first few of them."""
+    more = f" and {len(things) - _NAMED} more" if len(things) > _NAMED else ""
+    return ", ".join(map(str, things[:_NAMED])) + more
 
 
 def _tenants(tenants: Tenants) -> str:
@@ -94,13 +100,15 @@ def _tenants(tenants: Tenants) -> str:
     return _part(tenants.trouble, well)
 
 
-async def _backlog(store: Store) -> str:
+async def _backlog(store: Store, tenants: Tenants) -> str:
     try:
         backlog = await store.backlog()
     except StoreUnavailable as exc:
         return f"degraded: unknown, {exc}"
     if backlog.oldest is None:
         return "ok: nothing waits"
+    if stray := [tenant for tenant in backlog.by_tenant if tenants.get(tenant) is None]:
+        return f"degraded: messages wait of tenants that tenants.json lacks: {_some(stray)}"
     age = max(0.0, time.time() - backlog.oldest)
     state = "degraded" if age > _OLD_SECONDS else "ok"
     return f"{state}: {backlog.waiting} wait or are in flight, the oldest for {age:.0f} s"

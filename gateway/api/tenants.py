@@ -1,5 +1,6 @@
 """/router/tenants and /router/link: what an agent's office asks, and how an operator moves one."""
 
+import asyncio
 import logging
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
@@ -69,7 +70,7 @@ def tenants_router(store: Store, tenants: Tenants) -> APIRouter:
         count, along = await store.move(
             TenantId(number), new_home(to, tenants), with_waiting=waiting == "move"
         )
-        if not count and not along:
+        if not count and not along and TenantId(number) not in (tenants.listed or {}):
             return Json({"status": "not_found", "tenant_id": number}, 404)
         log.info(
             "✋ An operator moved %s users and %s waiting messages of Tenant %s to Tenant %s",
@@ -88,7 +89,7 @@ def links_router(tenants: Tenants, *, prefix: str, gateway_phone: str) -> APIRou
     api = APIRouter(prefix="/router/link", tags=["links"])
 
     def link_of(number: int, note: str) -> tuple[str, str, str]:
-        """Phone, text and address; 404 if there is no such tenant."""
+        """Phone, text and wa.me address; 404 if there is no such tenant."""
         tenant = tenants.get(TenantId(number))
         if tenant is None:
             raise HTTPException(404, f"tenant {number} is not in tenants.json")
@@ -105,6 +106,7 @@ def links_router(tenants: Tenants, *, prefix: str, gateway_phone: str) -> APIRou
             {
                 "deep_link": address,
                 "tenant_id": number,
+                "active": tenants.may_lock(TenantId(number)),
                 "gateway_phone": phone,
                 "text": whole,
                 "qr_svg": f"/router/link/{number}/qr.svg{query}",
@@ -124,7 +126,9 @@ def links_router(tenants: Tenants, *, prefix: str, gateway_phone: str) -> APIRou
         address = link_of(number, text)[2]
         draw, media = (qr.svg, "image/svg+xml") if kind == "svg" else (qr.png, "image/png")
         try:
-            return Response(draw(address, size=size, margin=margin), media_type=media)
+            # In a thread: a large one takes half a second.
+            drawn = await asyncio.to_thread(draw, address, size=size, margin=margin)
+            return Response(drawn, media_type=media)
         except TooLongForQr as exc:
             raise HTTPException(422, str(exc)) from exc
 
@@ -136,7 +140,8 @@ def _totals(number: TenantId, totals: Totals, tenants: Tenants) -> dict[str, Any
     return {
         "tenant_id": number,
         "name": tenant.name if tenant else None,
-        "active": tenant is not None and tenant.active,
+        "active": tenant.active if tenant else None,
+        "note": tenant.note if tenant else None,
         "users": totals.users,
         "delivered": totals.delivered,
         "waiting": totals.waiting,

@@ -4,19 +4,22 @@ import base64
 import logging
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Query
+from fastapi import APIRouter, Body, HTTPException, Query
 
 from gateway.api.answers import Json
 from gateway.api.inputs import Before, Session, new_home, person, time_or_null, time_text
+from gateway.lids import Lids
 from gateway.log import shown
-from gateway.model import LARGEST_TENANT, Export, HistoryLine, Kept, unscoped
+from gateway.model import LARGEST_TENANT, Export, HistoryLine, Kept, is_lid, unscoped
 from gateway.store import Store
 from gateway.tenants import Tenants
 
 log = logging.getLogger(__name__)
 
 
-def users_router(store: Store, tenants: Tenants, home_session: str) -> APIRouter:
+def users_router(
+    store: Store, tenants: Tenants, lids: Lids, *, home_session: str, gateway_phone: str
+) -> APIRouter:
     api = APIRouter(prefix="/router", tags=["users"])
 
     @api.get("/user/{phone}")
@@ -39,7 +42,7 @@ def users_router(store: Store, tenants: Tenants, home_session: str) -> APIRouter
         before: Before = None,
     ) -> Json:
         """What was decided of the user's lock, newest first; `next`, if there is more, goes into
-        `before`. Nothing can change it."""
+        `before`. No call changes it, but an erasure takes the name off."""
         who = person(phone, session, home_session)
         found = await store.history(who, limit=limit + 1, before=before)
         content: dict[str, Any] = {"history": [_line(one) for one in found[:limit]]}
@@ -55,7 +58,9 @@ def users_router(store: Store, tenants: Tenants, home_session: str) -> APIRouter
     @api.delete("/user/{phone}")
     async def erase(phone: str, session: Session = None) -> Json:
         """Forget a person: lock, messages, aliases. The history keeps lines without a name."""
-        known, erased = await store.erase(person(phone, session, home_session))
+        ids, erased = await store.erase(person(phone, session, home_session))
+        for one in filter(is_lid, ids):
+            lids.forget(one)
         counts = {
             "locks": erased.locks,
             "waiting": erased.waiting,
@@ -66,9 +71,9 @@ def users_router(store: Store, tenants: Tenants, home_session: str) -> APIRouter
             "history": erased.history,
         }
         if not any(counts.values()):
-            return Json({"status": "not_found", "phone": unscoped(known)}, 404)
+            return Json({"status": "not_found", "phone": unscoped(ids[0])}, 404)
         log.info("✋ An operator erased a person", extra={"event": "operator.erased"})
-        return Json({"status": "erased", "phone": unscoped(known), **counts})
+        return Json({"status": "erased", "phone": unscoped(ids[0]), **counts})
 
     @api.post("/lock/{phone}")
     async def lock(
@@ -79,6 +84,8 @@ def users_router(store: Store, tenants: Tenants, home_session: str) -> APIRouter
         """Lock a user to a tenant, or move the user there. What already waits goes where it was to
         go; what was held for want of a lock goes to the new tenant."""
         who = person(phone, session, home_session)
+        if unscoped(who) == gateway_phone:
+            raise HTTPException(422, f"{gateway_phone} is the gateway's own number: no user")
         known, before, released = await store.lock(who, new_home(tenant_id, tenants))
         log.info(
             "✋ An operator locked %s to Tenant %s (before: %s)",

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import re
 import secrets
 import sys
 import time
@@ -26,6 +27,8 @@ from gateway.waha import signature
 def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
     """Run what arguments say; the exit status."""
     options = _parser().parse_args(arguments)
+    if options.command and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a C locale knows no emoji
     try:
         match options.command:
             case "say":
@@ -34,6 +37,9 @@ def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
                 return _link(settings, options)
             case "connect-waha":
                 session = options.session or settings.waha_session
+                if not re.fullmatch("[A-Za-z0-9_-]{1,64}", session):
+                    print(f"--session {session!a}: 1-64 of A-Z a-z 0-9 _ -", file=sys.stderr)
+                    return 2
                 return asyncio.run(connect(settings, options.url, session=session, yes=options.yes))
             case "doctor":
                 return asyncio.run(examine(settings, options.url))
@@ -123,6 +129,13 @@ def _link(settings: Settings, options: argparse.Namespace) -> int:
     if tenant is None:
         print(f"tenant {number} is not in {FILE_NAME}", file=sys.stderr)
         return 1
+    if not tenant.active:
+        print(f"tenant {number} is not active: the link locks nobody", file=sys.stderr)
+    try:
+        options.text.encode()
+    except UnicodeEncodeError:
+        print("--text: is not UTF-8", file=sys.stderr)
+        return 2
     text = deeplink.text_of(number, prefix=settings.deep_link_prefix, note=options.text)
     address = deeplink.address(text, phone=tenant.gateway_phone or settings.gateway_phone)
     if options.qr:

@@ -4,6 +4,7 @@ import copy
 import difflib
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -51,8 +52,11 @@ async def connect(
     waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
     try:
         return await _connect(waha, want, settings, session, yes, ask)
+    except ValueError as exc:  # NaN, or half an emoji, in the config
+        print(f"what WAHA shows of session {session} cannot be sent back: {exc}", file=sys.stderr)
+        return 1
     except WahaError as exc:
-        print(f"{exc}\n{_cure(str(exc))}", file=sys.stderr)
+        print(f"{exc}\n{cure(exc)}", file=sys.stderr)
         return 1
     finally:
         await waha.close()
@@ -61,11 +65,11 @@ async def connect(
 async def _connect(
     waha: Waha, want: Wanted, settings: Settings, session: str, yes: bool, ask: Ask
 ) -> int:
-    config = (await waha.session(session)).get("config") or {}
+    config: dict[str, Any] = (await waha.session(session)).get("config") or {}
     new = webhooks.repaired(config, want)
     for warning in _warnings(config, want, settings):
         print(f"Mind: {warning}")
-    if new == config:
+    if webhooks.is_well(config, want):
         print(f"Session {session} has the webhook to {want.url} as it should be: nothing to do")
         return 0
     print("\n".join(_difference(config, new)))
@@ -73,7 +77,10 @@ async def _connect(
         if ask is input and not sys.stdin.isatty():
             print("Nobody to ask here: add --yes to do it", file=sys.stderr)
             return 1
-        said = ask(f"WAHA stops and starts session {session} for this. Do it? [y/N] ")
+        try:
+            said = ask(f"WAHA stops and starts session {session} for this. Do it? [y/N] ")
+        except EOFError:
+            said = ""
         if said.strip().lower() not in ("y", "yes"):
             print("Nothing was changed")
             return 1
@@ -98,11 +105,17 @@ def _warnings(config: dict[str, Any], want: Wanted, settings: Settings) -> list[
     for name, key in (("WEBHOOK_HMAC_KEY", want.hmac_key), ("WAHA_API_KEY", want.api_key)):
         if key and (len(key.encode()) < _WEAK_BYTES or is_guessable(key)):
             found.append(f"{name} is weak: take 32 random characters")
-    ours = urlsplit(want.url)
-    for webhook in config.get("webhooks") or []:
-        url = str(webhook.get("url", "")) if isinstance(webhook, dict) else ""
-        if url.rstrip("/") != want.url.rstrip("/") and urlsplit(url).path == ours.path:
+    ours, listed = urlsplit(want.url), config.get("webhooks")
+    others = [
+        str(one.get("url", ""))
+        for one in (listed if isinstance(listed, list) else [])
+        if isinstance(one, dict) and str(one.get("url", "")).rstrip("/") != want.url.rstrip("/")
+    ]
+    for url in others:
+        if _path(url) == ours.path:
             found.append(f"{url} gets the same events: if that is this router too, take it out")
+    if others and not webhooks.is_well(config, want):
+        found.append("the session's other webhooks get no more groups, channels and status either")
     found += [fault for fault in webhooks.faults(config, want) if "twice" in fault]
     found.append(
         "WAHA's API does not show a webhook set by WHATSAPP_HOOK_URL: if that is this router as"
@@ -112,8 +125,8 @@ def _warnings(config: dict[str, Any], want: Wanted, settings: Settings) -> list[
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Line by line, secrets by a few digits of their hash."""
-    before, after = (json.dumps(_masked(one), indent=1, ensure_ascii=False) for one in (old, new))
+    """Line by line, of what may change; secrets by a few digits of their hash."""
+    before, after = (json.dumps(_shown(one), indent=1, ensure_ascii=False) for one in (old, new))
     return list(
         difflib.unified_diff(
             before.splitlines(), after.splitlines(), "as it is", "as it should be", lineterm=""
@@ -121,26 +134,44 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     )
 
 
-def _masked(config: dict[str, Any]) -> dict[str, Any]:
-    shown = copy.deepcopy(config)
-    for webhook in shown.get("webhooks") or []:
-        if isinstance(webhook, dict):
-            if isinstance(hmac := webhook.get("hmac"), dict) and hmac.get("key"):
-                hmac["key"] = _mask(str(hmac["key"]))
-            for header in webhook.get("customHeaders") or []:
-                header["value"] = _mask(str(header.get("value", "")))
+def _shown(config: dict[str, Any]) -> dict[str, Any]:
+    shown = copy.deepcopy({name: config.get(name) for name in ("ignore", "webhooks")})
+    webhooks_ = shown["webhooks"]
+    for webhook in webhooks_ if isinstance(webhooks_, list) else []:
+        if not isinstance(webhook, dict):
+            continue
+        if webhook.get("hmac"):
+            webhook["hmac"] = _mask(webhook["hmac"])
+        headers = webhook.get("customHeaders")
+        for header in headers if isinstance(headers, list) else []:
+            if isinstance(header, dict):
+                for name in header.keys() - {"name"}:
+                    header[name] = _mask(header[name])
+        url, query, secret = str(webhook.get("url", "")).partition("?")
+        url = re.sub("//[^/@]*@", lambda found: f"//{_mask(found[0])}@", url)
+        webhook["url"] = url + query + (_mask(secret) if secret else "")
     return shown
 
 
-def _mask(secret: str) -> str:
-    return f"(secret {hashlib.sha256(secret.encode('utf-8', 'replace')).hexdigest()[:6]})"
+def _path(url: str) -> str:
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
 
 
-def _cure(error: str) -> str:
-    if ": 401" in error:
-        return "WAHA_API_KEY is not WAHA's key"
-    if ": 404" in error:
-        return "no such session, or WAHA_API_URL lacks /api: create the session in WAHA's dashboard"
-    if "no connection" in error or "no answer" in error:
-        return "is WAHA running, and is WAHA_API_URL right as seen from here?"
+def _mask(secret: object) -> str:
+    told = secret.get("key") if isinstance(secret, dict) else secret
+    return f"(secret {hashlib.sha256(str(told).encode('utf-8', 'replace')).hexdigest()[:6]})"
+
+
+def cure(error: WahaError) -> str:
+    """What to do about what WAHA did not do."""
+    match error.status:
+        case 401 | 403:
+            return "set WAHA_API_KEY to WAHA's key"
+        case 404:
+            return "create the session in WAHA's dashboard, or mend WAHA_API_URL: it ends in /api"
+        case None:
+            return "is WAHA running, and is WAHA_API_URL right as seen from here?"
     return "see WAHA's log"

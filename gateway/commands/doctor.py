@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.commands.connect import wanted
+from gateway.commands.connect import cure, wanted
 from gateway.errors import StartRefused, WahaError
 from gateway.model import Address
-from gateway.settings import Settings, is_loopback, split
+from gateway.settings import Settings, split
 from gateway.tenants import FILE_NAME, Tenants
 from gateway.waha import webhooks
 from gateway.waha.client import Waha
@@ -27,8 +27,12 @@ from gateway.waha.client import Waha
 _SECONDS = 10.0  # for one answer
 _CLOCK_SECONDS = 5.0  # of difference; links and signatures are judged by time
 _SILENT_SECONDS = 6 * 3600.0  # without an event: WORKING proves nothing
-_FREE_BYTES = 2 * 1024**3  # below 512 MB webhooks are refused
+_FREE_BYTES, _LEAST_BYTES = 2 * 1024**3, 512 * 1024**2
 _REMOTE = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "ceph", "glusterfs")  # fsync is a guess there
+_HOW_TO_CONNECT = (
+    "python whatsapp_router.py connect-waha; but where WHATSAPP_HOOK_URL sets it for all sessions"
+    " (docker-compose.yml does), mend it there"
+)
 _MOST_BACKENDS = 20  # of tenants' own that are called
 
 
@@ -46,8 +50,8 @@ class Finding:
     cure: str = ""
 
     def __str__(self) -> str:
-        cure = f" -> {self.cure}" if self.cure else ""
-        return f"{self.verdict.value} {self.what}: {self.said}{cure}"
+        arrow = f" -> {self.cure}" if self.cure else ""
+        return f"{self.verdict.value} {self.what}: {self.said}{arrow}"
 
 
 def well(what: str, said: str) -> Finding:
@@ -86,12 +90,20 @@ async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding
         yield wrong(FILE_NAME, str(exc), "mend it: the next start would be refused")
     async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False) as client:
         last_events: dict[str, float] = {}
-        async for finding in _router(client, settings, last_events):
-            yield finding
-        async for finding in _waha(client, settings, url, last_events):
-            yield finding
-        for backend in list(dict.fromkeys(one.url for one in addresses))[:_MOST_BACKENDS]:
+        for what, part in (
+            ("router", _router(client, settings, last_events)),
+            ("WAHA", _waha(client, settings, url, last_events)),
+        ):
+            try:
+                async for finding in part:
+                    yield finding
+            except Exception as exc:  # whatever stands there, the other things are looked at
+                yield wrong(what, f"what answers there is not it ({exc!a:.200})", "see who listens")
+        urls = list(dict.fromkeys(one.url for one in addresses))
+        for backend in urls[:_MOST_BACKENDS]:
             yield await _backend(client, backend)
+        if (left := len(urls) - _MOST_BACKENDS) > 0:
+            yield mind("backends", f"{left} more were not called", "try them by hand")
 
 
 def _doors(settings: Settings) -> Iterator[Finding]:
@@ -136,8 +148,10 @@ def _folder(settings: Settings) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(folder).free
     said = f"{place}, {free / 1024**3:.1f} GB free"
-    if free < _FREE_BYTES:
-        yield wrong(what, said, "make room: below 0.5 GB webhooks are refused")
+    if free < _LEAST_BYTES:
+        yield wrong(what, said, "make room: webhooks are refused")
+    elif free < _FREE_BYTES:
+        yield mind(what, said, "make room: below 0.5 GB webhooks are refused")
     else:
         yield well(what, said)
     kind = _file_system(place)
@@ -146,6 +160,9 @@ def _folder(settings: Settings) -> Iterator[Finding]:
     else:
         yield well("disk", kind or "of unknown kind")
     loose = [one.name for one in (folder, *folder.iterdir()) if _open_to_all(one)]
+    keys = folder / FILE_NAME
+    if keys.exists() and keys.stat().st_mode & stat.S_IROTH and b"whsec_" in keys.read_bytes():
+        yield mind("rights", f"any account may read the secrets in {keys}", f"chmod o-r {keys}")
     if loose:
         yield mind(
             "rights", f"any account may change {', '.join(sorted(loose))}", f"chmod -R o-w {place}"
@@ -184,7 +201,12 @@ async def _router(
     except (httpx.HTTPError, ValueError) as exc:
         yield wrong(what, f"{base}/health: {_told(exc)}", "start it, or check HOST and PORT")
         return
-    ready = await client.get(f"{base}/ready", headers=headers)
+    try:
+        ready = await client.get(f"{base}/ready", headers=headers)
+        metrics = await client.get(f"{base}/metrics", headers=headers)
+    except httpx.HTTPError as exc:
+        yield wrong(what, f"{base}/ready: {_told(exc)}", "see its log")
+        return
     if ready.status_code in (401, 403):
         yield wrong(what, f"{base} runs with another ADMIN_API_KEY", "restart it with this one")
         return
@@ -197,7 +219,6 @@ async def _router(
         yield wrong(what, line, "see the log, and README, When something is wrong")
     if not bad and health["status"] == "healthy":
         yield well(what, f"{base} is ready, {users} users locked")
-    metrics = await client.get(f"{base}/metrics", headers=headers)
     name = "gateway_waha_session_last_event_timestamp_seconds"
     for family in text_string_to_metric_families(metrics.text):
         if family.name == name:
@@ -214,14 +235,17 @@ async def _waha(
     except httpx.HTTPError as exc:
         yield wrong("WAHA", f"{ping}: {_told(exc)}", "is WAHA running, is WAHA_API_URL right?")
         return
-    yield well("WAHA", f"{ping} answers {answer.status_code}")
+    if answer.is_success:
+        yield well("WAHA", f"{ping} answers {answer.status_code}")
+    else:
+        yield wrong("WAHA", f"{ping} answers {answer.status_code}", "see WAHA's log, and what is"
+                    " in front of it")  # fmt: skip
     yield _clock("clock, WAHA's", answer)
     waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
     try:
         session = await waha.session(name)
     except WahaError as exc:
-        cure = "set WAHA_API_KEY" if ": 401" in str(exc) else "create it in WAHA's dashboard"
-        yield wrong(f"session {name}", str(exc), cure)
+        yield wrong(f"session {name}", str(exc), cure(exc))
         return
     finally:
         await waha.close()
@@ -253,7 +277,7 @@ def _webhook(
 ) -> Iterator[Finding]:
     what, want = "webhook", wanted(settings, url)
     if isinstance(want, str):
-        yield wrong(what, "not looked at", want)
+        yield mind(what, "not looked at", want)
         return
     config = session.get("config")
     left = webhooks.faults(config if isinstance(config, dict) else {}, want)
@@ -266,23 +290,24 @@ def _webhook(
                 "look there for its key and for retries of an hour",
             )
         else:
-            yield wrong(what, fault, "python whatsapp_router.py connect-waha")
+            yield wrong(what, fault, _HOW_TO_CONNECT)
     if not left:
         yield well(what, f"once, to {want.url}, with what it needs")
 
 
 async def _backend(client: httpx.AsyncClient, url: str) -> Finding:
-    """A GET: what the backend says to it does not matter, only that somebody answers."""
+    """A GET: only that somebody answers matters, and by which clock."""
     what = f"backend {url}"
     try:
         async with client.stream("GET", url) as answer:
             found = _clock(what, answer)
-    except httpx.HTTPError as exc:
-        inside = is_loopback(httpx.URL(url).host) and Path("/.dockerenv").exists()
-        cure = (
-            "in a container localhost is the container" if inside else "start it, or mend its URL"
-        )
-        return wrong(what, _told(exc), cure)
+    except (httpx.HTTPError, ValueError) as exc:  # ValueError: IDNA
+        do = "start it, or mend its URL"
+        if "//localhost" in url and Path("/.dockerenv").exists():
+            do = "in a container localhost is the container itself: name the service"
+        return wrong(what, _told(exc), do)
+    if answer.status_code >= 500:
+        return wrong(what, f"answers {answer.status_code} to a GET", "see its log")
     return found if found.verdict is not Verdict.WELL else well(what, "answers")
 
 

@@ -155,8 +155,9 @@ class Store(Protocol):
         """Up to limit lines of the person, under either id, newest first, with ids below
         `before`."""
 
-    async def erase(self, user: UserId) -> tuple[UserId, Erased]:
-        """Nothing is held of the person any more, durable; who it was.
+    async def erase(self, user: UserId) -> tuple[tuple[UserId, ...], Erased]:
+        """Nothing is held of the person any more, durable; the ids that were known of it, first the
+        one it was kept under.
 
         What is in flight cannot be called back, but nothing more comes of it. Lines of the history
         stay without id, message and reason, and one more says that somebody was erased. Seen keys

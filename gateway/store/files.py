@@ -472,6 +472,8 @@ class FileStore:
                    None, "operator")  # fmt: skip
             alias = None if is_lid(known) else _lid_of(tx, known)
             self._release_held(tx, known, alias, tenant, NEVER, changes)
+            if changes.counts:
+                changes.accepted = tenant
             return changes, known, lock.tenant, len(changes.counts)
 
         changes, known, before, released = await self._journal.run(
@@ -557,15 +559,15 @@ class FileStore:
             lambda tx: history_rows.of_person(tx, _ids_of(tx, user), limit=limit, before=before)
         )
 
-    async def erase(self, user: UserId) -> tuple[UserId, Erased]:
-        changes, known, erased = await self._journal.run(
+    async def erase(self, user: UserId) -> tuple[tuple[UserId, ...], Erased]:
+        changes, ids, erased = await self._journal.run(
             lambda tx: self._erase(tx, user), lambda result: self._publish(result[0])
         )
         if changes.locks:
             await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
-        return known, erased
+        return ids, erased
 
-    def _erase(self, tx: Tx, user: UserId) -> tuple[_Changes, UserId, Erased]:
+    def _erase(self, tx: Tx, user: UserId) -> tuple[_Changes, tuple[UserId, ...], Erased]:
         changes, ids = _Changes(), _ids_of(tx, user)
         counts: Counter[str] = Counter()
         for id_ in ids:
@@ -593,16 +595,15 @@ class FileStore:
             help=counts["help"],
             history=lines_left,
         )
-        return changes, ids[0], erased
+        return changes, ids, erased
 
     async def export(self, user: UserId) -> Export:
         def work(tx: Tx) -> Export:
             ids = _ids_of(tx, user)
             messages = [kept for id_ in ids for kept in _messages_of(tx, id_)]
             told = history_rows.of_person(tx, ids, limit=-1)
-            return Export(
-                ids, self._tenant(ids[0]), tuple(messages), tuple(told), helped.of(tx, ids[0])
-            )
+            locked = next((its for id_ in ids if (its := self._tenant(id_))), None)
+            return Export(ids, locked, tuple(messages), tuple(told), helped.of(tx, ids[0]))
 
         return await self._journal.run(work)
 
@@ -699,7 +700,7 @@ class FileStore:
             case Done():
                 line = lines.delete(tx, delivery.id)
             case PutBack():
-                line, due = lines.line_of(tx, delivery.id), None
+                line, due = lines.put_back(tx, delivery.id, outcome.sent_at), None
             case Again():
                 line = lines.failed(tx, delivery.id, outcome)
                 due = outcome.tried_at + outcome.wait
@@ -715,6 +716,7 @@ class FileStore:
                 )
                 line = lines.delete(tx, delivery.id)
         if line is None:  # an operator took it away meanwhile: that wins
+            changes.reread.append(delivery.tenant)  # what came since had to wait for its end
             return changes
         if isinstance(outcome, Done | Dead):
             changes.counts.append((line[0], -1))

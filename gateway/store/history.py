@@ -1,4 +1,5 @@
-"""The history: append-only evidence of every lock, in the table of that name."""
+"""The history: evidence of every lock, in the table of that name. Lines are only added; an erasure
+takes the names off them."""
 
 import secrets
 import sqlite3
@@ -91,7 +92,7 @@ def was_unlocked(tx: sqlite3.Connection, user: UserId) -> bool:
 
 def move_all(tx: sqlite3.Connection, users: str, at: float, old: TenantId, new: TenantId) -> None:
     """A line for each of users, a JSON array, who are moved from old to new now."""
-    # No later than the clock says, but never before the change that went before.
+    # As of now; but if the clock went back, not before the change that went before.
     latest = (
         "(SELECT changed_{0} FROM history WHERE user = one.value AND changed_second IS NOT NULL"
         " ORDER BY id DESC LIMIT 1)"
@@ -129,9 +130,20 @@ def erase(tx: sqlite3.Connection, ids: Sequence[UserId], at: float) -> int:
         (nobody, *ids),
     ).rowcount
     for id_ in ids:
+        # Lines from when the person had another id, up to where that turned out to be this one.
+        is_, was = (
+            [f"{verb} {id_}{source}" for source in ("", SAYS_WAHA)] for verb in ("is", "was")
+        )
+        query = "SELECT user, max(id) FROM history WHERE why IN (?, ?) GROUP BY user"
+        for former, until in tx.execute(query, is_).fetchall():
+            count += tx.execute(
+                "UPDATE history SET user = ?, message_id = NULL, why = NULL, changed_second = NULL,"
+                " changed_fraction = NULL WHERE user = ? AND id <= ?",
+                (nobody, former, until),
+            ).rowcount
         tx.execute(
-            "UPDATE history SET why = NULL WHERE why IN (?, ?, ?, ?)",
-            [f"{verb} {id_}{source}" for verb in ("is", "was") for source in ("", SAYS_WAHA)],
+            "UPDATE history SET why = NULL, message_id = NULL WHERE why IN (?, ?, ?, ?)",
+            [*is_, *was],
         )
     if count:
         record(tx, at, nobody, Kind.ERASED, None, None, None, None, "operator")

@@ -149,8 +149,8 @@ class Journal:
         """As run(), for work that would hold up the event loop: it runs in the thread, and others
         wait for their commits meanwhile, but for nothing else.
 
-        prepare is called in the event loop when its turn has come, and returns the work, which may
-        touch nothing but the connection.
+        prepare is called in the event loop when its turn has come, and returns the work. That may
+        use the connection, and what nobody changes before its commit is published.
         """
         result: T = await self._enqueue(_Entry(_nothing, publish, _future(), prepare))
         return result

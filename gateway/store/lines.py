@@ -102,7 +102,10 @@ def delete(tx: Tx, id_: int) -> tuple[TenantId, UserId] | None:
     return row
 
 
-def line_of(tx: Tx, id_: int) -> tuple[TenantId, UserId] | None:
+def put_back(tx: Tx, id_: int, sent_at: float | None) -> tuple[TenantId, UserId] | None:
+    """Its line. sent_at: see model.PutBack."""
+    if sent_at is not None:
+        tx.execute("UPDATE delivery SET tried_at = ? WHERE id = ?", (sent_at, id_))
     query = "SELECT tenant, user FROM delivery WHERE id = ?"
     row: tuple[TenantId, UserId] | None = tx.execute(query, (id_,)).fetchone()
     return row
@@ -195,7 +198,7 @@ def rename(tx: Tx, old: UserId, new: UserId, alias: UserId | None, now: float) -
 def move(tx: Tx, old: TenantId, new: TenantId, flying: Iterable[int], now: float) -> int:
     """What waits for old, was never attempted and is not in flight, waits for new; how many."""
     moved = tx.execute(
-        "UPDATE delivery SET tenant = ? WHERE tenant = ? AND attempts = 0"
+        "UPDATE delivery SET tenant = ? WHERE tenant = ? AND attempts = 0 AND tried_at IS NULL"
         " AND id NOT IN (SELECT value FROM json_each(?))",
         (new, old, orjson.dumps(list(flying)).decode()),
     ).rowcount
@@ -206,8 +209,8 @@ def move(tx: Tx, old: TenantId, new: TenantId, flying: Iterable[int], now: float
             "SELECT id AS one, row_number() OVER line AS place, max(due) OVER (PARTITION BY user)"
             " AS latest FROM delivery WHERE tenant = ?"
             " WINDOW line AS (PARTITION BY user ORDER BY event_time, id)"
-            ") WHERE id = one AND (due IS NULL) != (place != 1)",
-            (now, tenant),
+            ") WHERE id = one AND due IS NOT CASE WHEN place = 1 THEN coalesce(latest, ?) END",
+            (now, tenant, now),
         )
     return moved
 

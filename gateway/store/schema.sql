@@ -80,12 +80,13 @@ CREATE TABLE IF NOT EXISTS lock_redo (
     tenant INTEGER
 );
 
--- Append-only evidence: every change of a lock, and every link that changed none.
+-- Evidence: every change of a lock, and every link that changed none. Lines are only added; an
+-- erasure takes the names off them.
 CREATE TABLE IF NOT EXISTS history (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     at REAL NOT NULL,                      -- our clock
     user TEXT NOT NULL,
-    kind TEXT NOT NULL,                    -- history.Kind
+    kind TEXT NOT NULL,                    -- history.Kind or model.Note
     from_tenant INTEGER,
     to_tenant INTEGER,
     changed_second INTEGER,                -- model.Moment of the change; NULL: the lock did not change

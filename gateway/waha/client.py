@@ -55,9 +55,12 @@ class Waha:
         await self._call("POST", "/sendText", body)
 
     async def session(self, name: str) -> dict[str, Any]:
-        """Its name, status, config, me, engine …; WahaRefused if there is none of that name."""
+        """Its name, status, config (an object or null), me, engine …; WahaRefused if there is none
+        of that name, or what is answered is no session."""
         answer = await self._call("GET", f"/sessions/{name}")
-        return answer if isinstance(answer, dict) else {}
+        if not isinstance(answer, dict) or not isinstance(answer.get("config"), dict | None):
+            raise WahaRefused(f"{self._url}/sessions/{name}: what it answers is no session", 200)
+        return answer
 
     async def set_config(self, session: str, config: dict[str, Any]) -> None:
         """Replace the session's whole config. WAHA stops and starts a running session for it."""
@@ -100,5 +103,5 @@ async def _beginning(response: httpx.Response) -> bytes:
 def _failure(url: str, status: int, answer: bytes) -> WahaError:
     told = f"{url}: {status} {' '.join(answer[:200].decode('utf-8', 'replace').split())!a}"
     if status in _REFUSALS:
-        return WahaRefused(told)
-    return WahaUnavailable(told) if status in _NOT_DONE else WahaSilent(told)
+        return WahaRefused(told, status)
+    return (WahaUnavailable if status in _NOT_DONE else WahaSilent)(told, status)

@@ -5,6 +5,7 @@ that a host name with an underscore is refused was measured with WAHA 2026.2.1.
 """
 
 import copy
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from gateway.model import MESSAGE_EVENTS
 Json = dict[str, Any]
 
 RETRIES: Json = {"policy": "constant", "delaySeconds": 5, "attempts": 720}  # an hour
+_ENOUGH_SECONDS = 600  # of retries: a machine's restart, a deployment gone wrong
 _IGNORED = ("status", "groups", "channels", "broadcast")  # what no tenant gets anyhow
 
 
@@ -46,12 +48,10 @@ def repaired(config: Json, wanted: Wanted) -> Json:
     new["ignore"] = (ignore if isinstance(ignore, dict) else {}) | dict.fromkeys(_IGNORED, True)
     ours, others = _split(new, wanted.url)
     webhook = ours[0] if ours else {}
-    webhook |= {"url": wanted.url, "events": list(wanted.events), "retries": RETRIES}
-    headers = [
-        one
-        for one in webhook.get("customHeaders") or []
-        if str(one.get("name", "")).lower() != "x-api-key"
-    ]
+    if retry_seconds(webhook) < retry_seconds({"retries": RETRIES}):
+        webhook["retries"] = RETRIES
+    webhook |= {"url": wanted.url, "events": list(wanted.events)}
+    headers = [one for one in _headers(webhook) if str(one.get("name", "")).lower() != "x-api-key"]
     webhook.pop("hmac", None)
     if wanted.hmac_key:
         webhook["hmac"] = {"key": wanted.hmac_key}
@@ -64,6 +64,13 @@ def repaired(config: Json, wanted: Wanted) -> Json:
     return new
 
 
+def is_well(config: Json, wanted: Wanted) -> bool:
+    """Whether nothing needs to be repaired."""
+    ignore = config.get("ignore")
+    ignored = isinstance(ignore, dict) and all(ignore.get(name) is True for name in _IGNORED)
+    return ignored and not faults(config, wanted)
+
+
 def faults(config: Json, wanted: Wanted) -> list[str]:
     """What is wrong with the webhook that the session has; nothing if it is as it should be."""
     ours, _ = _split(config, wanted.url)
@@ -71,14 +78,23 @@ def faults(config: Json, wanted: Wanted) -> list[str]:
         return [f"no webhook to {wanted.url}"]
     found = ["the webhook stands in it twice: each event comes twice"] if len(ours) > 1 else []
     webhook = ours[0]
-    events = set(map(str, webhook.get("events") or []))
+    listed = webhook.get("events")
+    events = set(map(str, listed)) if isinstance(listed, list) else set()
     if "*" not in events and (missing := set(wanted.events) - events - {"message"}):
         found.append(f"it lacks the events {', '.join(sorted(missing))}")
     if "*" not in events and not events & MESSAGE_EVENTS:
         found.append("it lacks the event message")
     if events >= MESSAGE_EVENTS:
         found.append("message and message.any are both in it: each message comes twice")
-    key = (webhook.get("hmac") or {}).get("key") or ""
+    hmac = webhook.get("hmac")
+    key = hmac.get("key") if isinstance(hmac, dict) else None
+    keys = [
+        one.get("value")
+        for one in _headers(webhook)
+        if str(one.get("name", "")).lower() == "x-api-key"
+    ]
+    if wanted.api_key and not wanted.hmac_key and keys != [wanted.api_key]:
+        found.append("it does not send WAHA_API_KEY as X-Api-Key")
     if wanted.hmac_key and key != wanted.hmac_key:
         found.append("its HMAC key is not WEBHOOK_HMAC_KEY" if key else "it is not signed")
     if (seconds := retry_seconds(webhook)) < _ENOUGH_SECONDS:
@@ -88,15 +104,15 @@ def faults(config: Json, wanted: Wanted) -> list[str]:
     return found
 
 
-_ENOUGH_SECONDS = 600  # of retries: a machine's restart, a deployment gone wrong
-
-
 def retry_seconds(webhook: Json) -> float:
     """For how long WAHA repeats an event, by the webhook's `retries` (default 15 times 2 s)."""
-    retries = webhook.get("retries") or {}
+    retries = webhook.get("retries")
+    if not isinstance(retries, dict):
+        retries = {}
     attempts, delay = retries.get("attempts", 15), retries.get("delaySeconds", 2)
     if not isinstance(attempts, int) or not isinstance(delay, int | float):
         return 0.0
+    attempts, delay = min(attempts, 10**6), min(delay, 10**6)
     match retries.get("policy"):
         case "linear":
             return float(delay) * attempts * (attempts + 1) / 2
@@ -107,9 +123,14 @@ def retry_seconds(webhook: Json) -> float:
 
 def why_not(url: str) -> str | None:
     """Why WAHA would refuse the URL or never reach it; None if it would not."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return f"{url!r} is no http:// or https:// address"
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not re.fullmatch("[!-~]+", url):
+        return f"{url!a} is no http:// or https:// address"
+    assert parts.hostname
     if "_" in parts.hostname:
         return (
             f"the host name {parts.hostname} holds an underscore, which WAHA refuses: give the"
@@ -118,11 +139,17 @@ def why_not(url: str) -> str | None:
     return None
 
 
-def _split(config: Json, url: str) -> tuple[list[Json], list[Json]]:
-    """The webhooks to url, and the others."""
-    webhooks = [one for one in config.get("webhooks") or [] if isinstance(one, dict)]
+def _split(config: Json, url: str) -> tuple[list[Json], list[Any]]:
+    """The webhooks to url, and the others, whatever they are."""
+    listed = config.get("webhooks")
+    webhooks: list[Any] = listed if isinstance(listed, list) else []
 
-    def ours(one: Json) -> bool:
-        return str(one.get("url", "")).rstrip("/") == url.rstrip("/")
+    def ours(one: Any) -> bool:
+        return isinstance(one, dict) and str(one.get("url", "")).rstrip("/") == url.rstrip("/")
 
     return [one for one in webhooks if ours(one)], [one for one in webhooks if not ours(one)]
+
+
+def _headers(webhook: Json) -> list[Json]:
+    headers = webhook.get("customHeaders")
+    return [one for one in headers if isinstance(one, dict)] if isinstance(headers, list) else []

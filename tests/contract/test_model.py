@@ -43,6 +43,7 @@ OUTCOMES: dict[str, Outcome] = {
     "done": Done(),
     "again": Again(0.0, "no", own_fault=True, tried_at=NOW, age=1.0),
     "put back": PutBack(),
+    "sent, put back": PutBack(sent_at=NOW),
     "dead": Dead("refused", NOW),
 }
 
@@ -148,11 +149,11 @@ class Play(RuleBasedStateMachine):
             self.flying[text] = delivery
 
     @precondition(lambda self: self.flying)
-    @rule(data=st.data(), kind=st.sampled_from(["done", "done", "again", "put back", "dead"]))
+    @rule(data=st.data(), kind=st.sampled_from(["done", "done", *OUTCOMES]))
     def an_attempt_ends(self, data: st.DataObject, kind: str) -> None:
         text = data.draw(st.sampled_from(sorted(self.flying)))
         self.settle(self.flying.pop(text), OUTCOMES[kind])
-        if kind in ("again", "dead"):
+        if kind in ("again", "dead", "sent, put back"):
             self.tried.add(text)
         if kind == "dead":
             self.dead[text] = self.waiting[text]

@@ -16,6 +16,7 @@ from gateway.model import (
     Delivery,
     Done,
     Forward,
+    PutBack,
     Selection,
 )
 from gateway.store import Limits, Store, open_store
@@ -156,6 +157,33 @@ async def test_what_was_attempted_or_is_in_flight_stays(store: Store) -> None:
     assert (await store.backlog()).by_tenant == {7: 2, 2: 1}
 
 
+async def test_what_was_sent_without_an_answer_stays_though_nothing_was_counted(
+    store: Store,
+) -> None:
+    """The gate fell shut behind it: it went to two tenants when its own was moved then."""
+    await say(store, "start_realty_2")
+    (flying,) = await store.claim(10, wait=0)
+    await store.settle(flying, PutBack(sent_at=NOW))
+    await say(store, "fresh", SARA)
+    await store.lock(user(SARA), tenant(2))
+    assert await store.move(tenant(2), tenant(7)) == (2, 0)
+    (again,) = await store.claim(10, wait=0)
+    assert (again.tenant, again.attempt) == (2, 1)
+
+
+async def test_a_moved_message_is_due_no_sooner_than_the_line_it_joins(store: Store) -> None:
+    await say(store, "start_realty_7 late", ALI, sent=NOW + 9, raised=NOW + 9)
+    (one,) = await store.claim(10, wait=0)
+    again = Again(wait=9e9, reason="x", own_fault=False, tried_at=NOW, age=0.0)
+    await store.settle(one, again)
+    await store.lock(user(ALI), tenant(2))
+    await say(store, "early", ALI, sent=NOW, raised=NOW)
+    assert await store.move(tenant(2), tenant(7)) == (1, 1)
+    assert await claimed(store) == []
+    await store.all_due()
+    assert [text for _, _, text in await drained(store)] == ["early", "start_realty_7 late"]
+
+
 async def test_what_waits_can_be_left(store: Store) -> None:
     await say(store, "start_realty_2")
     assert await store.move(tenant(2), tenant(7), with_waiting=False) == (1, 0)
@@ -265,8 +293,8 @@ async def test_what_is_held_of_a_person_can_be_read(store: Store) -> None:
 async def test_after_an_erase_nothing_is_held_but_a_line_without_a_name(reopen: Reopen) -> None:
     store = await reopen()
     await fill(store)
-    known, erased = await store.erase(user(LID))
-    assert known == ALI
+    ids, erased = await store.erase(user(LID))
+    assert ids == (ALI, LID)
     assert (erased.locks, erased.waiting, erased.dead_letters, erased.aliases) == (1, 1, 1, 1)
     assert erased.history == 1
     for opening in (None, reopen):
@@ -290,6 +318,29 @@ async def test_an_erase_wins_over_a_settle_that_comes_later(store: Store) -> Non
     assert await store.dead_letters(Selection(), limit=10) == []
     assert await claimed(store) == []
     assert (await store.backlog()).waiting == 0
+
+
+async def test_what_an_erased_person_writes_meanwhile_goes_when_the_old_message_has_ended(
+    store: Store,
+) -> None:
+    """It waited for ever: its line was busy when it was looked for."""
+    await say(store, "start_realty_2 old")
+    (flying,) = await store.claim(10, wait=0)
+    await store.erase(user(ALI))
+    await say(store, "start_realty_2 new", sent=NOW + 5, raised=NOW + 5)
+    assert await claimed(store) == [], "one at a time"
+    await store.settle(flying, Done())
+    assert await drained(store) == [(2, ALI, "start_realty_2 new")]
+
+
+async def test_an_erase_finds_what_was_said_under_a_former_number(store: Store) -> None:
+    other = "971501234599"
+    await say(store, "start_realty_2", LID, other_id=ALI, sent=NOW, raised=NOW)
+    await say(store, "hello", LID, other_id=other, sent=NOW + 9, raised=NOW + 9)
+    await say(store, "start_realty_3", ALI, sent=NOW + 20, raised=NOW + 20)  # whose it is now
+    await store.erase(user(other))
+    told = await store.history(user(ALI), limit=10)
+    assert [(one.kind, one.to_tenant) for one in told] == [("locked", 3)]
 
 
 async def test_who_was_erased_may_come_again(store: Store) -> None:
