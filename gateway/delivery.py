@@ -121,7 +121,7 @@ class Courier:
             return
         some = min(free, _HANDFUL)
         for delivery in await self._store.claim(some, wait=_CLAIM_SECONDS, among=self._among):
-            if delivery.tenant not in self.targets.open():  # a gate fell shut while we waited
+            if delivery.tenant not in self._among():  # a gate fell shut while we waited
                 await self._settle(delivery, PutBack())
             elif self._waits_for_phone(delivery):
                 self._fly(self._wait_for_phone(delivery))
@@ -214,6 +214,8 @@ class Courier:
 
     async def _attempt(self, delivery: Delivery) -> Outcome:
         began = self._clock()
+        if not self._store.may_send(delivery):
+            return PutBack()
         backend, target = self.targets.of(delivery.tenant)
         try:
             await backend.post(delivery)

@@ -398,6 +398,7 @@ class Health:
 
     refusing: str | None  # why accept() would raise StoreUnavailable
     mappings_behind: str | None  # why the mappings file lacks changes that are durable elsewhere
+    has_file: bool = True  # False: there is no mappings file
 
 
 def scoped(session: str, user: str, home_session: str) -> UserId:

@@ -212,7 +212,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path("data"), description="folder of the mappings file, router.db and tenants.json"
     )
-    store_url: str = Field("", description="empty: files in DATA_DIR")
+    store_url: str = Field(
+        "", description="empty: files in DATA_DIR; redis://…: a Redis that several routers share"
+    )
     backend_api_url: BaseUrl = Field("http://localhost:8000", description="the agents' backend")
     backend_webhook_path: Annotated[str, AfterValidator(_path)] = Field(
         "/api/webhook/waha", description="where the backend takes webhooks"

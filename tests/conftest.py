@@ -1,7 +1,7 @@
 """Stores, and a backend and a WAHA that are real servers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from gateway.metrics import Metrics
 from gateway.sessions import Sessions
 from gateway.store import Limits, Store, open_store
 from gateway.waha.client import Waha
+from tests.e2e.redis import RedisServer
 
 # Tests must pass on a full laptop, too; what a full disk does has tests of its own.
 LIMITS = Limits(min_free_disk_bytes=0)
@@ -28,11 +29,18 @@ async def wait_until(condition: Callable[[], object], *, seconds: float = 10.0) 
     raise AssertionError(f"still not true after {seconds} s")
 
 
-@pytest.fixture(params=["file"])
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a store of each kind lives; the same url opened again is the same store."""
-    urls = {"file": f"file:{tmp_path / 'data'}"}
-    return urls[request.param]
+@pytest.fixture(scope="session")
+def redis_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server, of this test run alone."""
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield str(server.socket)
+    server.stop()
+
+
+@pytest.fixture
+def store_url(tmp_path: Path) -> str:
+    """Where a store lives; the same url opened again is the same store."""
+    return f"file:{tmp_path / 'data'}"
 
 
 @pytest.fixture

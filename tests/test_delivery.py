@@ -505,4 +505,4 @@ async def test_waiting_for_a_phone_is_no_probe(
     await say(store, "start_realty_2", LID)
     await wait_until(lambda: backend.received)
     assert (len(probes), backend.received[0].user) == (1, ALI)
-    assert not courier.targets.shared.gate.closed
+    await wait_until(lambda: not courier.targets.shared.gate.closed)

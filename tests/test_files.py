@@ -1,6 +1,7 @@
 """What the file store promises beyond the contract: the JSON behind the commit, failing disks."""
 
 import asyncio
+import itertools
 import json
 import random
 import sqlite3
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings as hypothesis_settings
 
 from gateway.errors import StoreUnavailable
 from gateway.model import Accepted, Again, AskForLink, Bind, Delivery, Done, PutBack
@@ -20,7 +20,7 @@ from gateway.store.files import FileStore
 from gateway.store.seen import SeenKeys
 from gateway.store.shares import Head
 from tests.conftest import LIMITS, wait_until
-from tests.contract.test_model import Play
+from tests.contract.test_model import Play, play
 from tests.messages import ALI, NOW, OMAR, SARA, by_the_rules, message, user
 
 
@@ -417,9 +417,8 @@ class PlayOnABadDisk(Play):
     async def open(self) -> Store:
         self.disk = Disk()
         self.disk.fails_at_random = random.Random(self.seed())
-        return await FileStore.open(
-            Path(self.folder.name) / "data", LIMITS, connect_to=self.disk.connect
-        )
+        folder = Path(self.url.removeprefix("file:"))
+        return await FileStore.open(folder, LIMITS, connect_to=self.disk.connect)
 
     def seed(self) -> int:
         return next(self.numbers)
@@ -429,10 +428,9 @@ class PlayOnABadDisk(Play):
         super().teardown()
 
 
-TestPlayOnABadDisk = PlayOnABadDisk.TestCase
-TestPlayOnABadDisk.settings = hypothesis_settings(
-    max_examples=40, stateful_step_count=40, deadline=None
-)
+def test_play_on_a_bad_disk(tmp_path: Path) -> None:
+    numbers = itertools.count()
+    play(PlayOnABadDisk, lambda: f"file:{tmp_path / str(next(numbers))}", examples=40)
 
 
 async def test_held_messages_are_deleted_when_their_time_is_over(

@@ -230,7 +230,7 @@ async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 async def test_an_unknown_store_is_named() -> None:
-    with pytest.raises(StartRefused, match=r"STORE_URL=mysql:….*file:"):
+    with pytest.raises(StartRefused, match=r"STORE_URL=mysql:….*file, redis"):
         await open_store("mysql://x", LIMITS)
 
 

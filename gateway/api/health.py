@@ -57,7 +57,11 @@ def ready_router(
         health = store.health()
         parts = {
             "store": _part(health.refusing, "writable"),
-            "mappings_file": _part(health.mappings_behind, "holds every lock"),
+            **(
+                {"mappings_file": _part(health.mappings_behind, "holds every lock")}
+                if health.has_file
+                else {}
+            ),
             "backlog": await _backlog(store, tenants),
             "backend_gate": _gates(courier),
             "tenants_file": _tenants(tenants),

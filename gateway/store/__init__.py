@@ -6,6 +6,7 @@ from pathlib import Path
 from gateway.errors import StartRefused
 from gateway.store.base import HELP_SECONDS, Limits, Page, Store
 from gateway.store.files import FileStore
+from gateway.store.redis import RedisStore
 
 __all__ = ["HELP_SECONDS", "Limits", "Page", "Store", "open_store"]
 
@@ -31,4 +32,14 @@ async def _files(place: str, limits: Limits, leave: Leave) -> Store:
     return await FileStore.open(Path(place), limits, leave=leave)
 
 
-_STORES: dict[str, Callable[[str, Limits, Leave], Awaitable[Store]]] = {"file": _files}
+def _redis(scheme: str) -> Callable[[str, Limits, Leave], Awaitable[Store]]:
+    async def open_(place: str, limits: Limits, leave: Leave) -> Store:
+        return await RedisStore.open(f"{scheme}:{place}", limits)
+
+    return open_
+
+
+_STORES: dict[str, Callable[[str, Limits, Leave], Awaitable[Store]]] = {
+    "file": _files,
+    **{scheme: _redis(scheme) for scheme in ("redis", "rediss", "unix", "redis+cluster")},
+}

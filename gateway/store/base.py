@@ -105,6 +105,9 @@ class Store(Protocol):
         with the process.
         """
 
+    def may_send(self, delivery: Delivery) -> bool:
+        """Whether a claimed delivery is still ours; to be asked right before each sending."""
+
     async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Say what became of a claimed delivery; durable. Its line goes on."""
 

@@ -9,16 +9,23 @@ import asyncio
 import contextlib
 import itertools
 import json
-import tempfile
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+import redis
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from gateway.errors import StoreUnavailable
 from gateway.model import (
@@ -65,9 +72,11 @@ class Sent:
 
 
 class Play(RuleBasedStateMachine):
-    def __init__(self) -> None:
+    """fresh: makes an empty store and says where it is."""
+
+    def __init__(self, fresh: Callable[[], str]) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
+        self.url = fresh()
         self.runner = asyncio.Runner()
         self.numbers = itertools.count(1)
         self.waiting: dict[str, Sent] = {}  # by text, in flight included
@@ -82,7 +91,7 @@ class Play(RuleBasedStateMachine):
         return self.runner.run(asyncio.wait_for(work, 10))
 
     async def open(self) -> Store:
-        return await open_store(f"file:{Path(self.folder.name) / 'data'}", LIMITS)
+        return await open_store(self.url, LIMITS)
 
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Until the store takes it, as the courier does."""
@@ -264,8 +273,25 @@ class Play(RuleBasedStateMachine):
             assert len(self.waiting) < before, f"never delivered: {list(self.waiting)}"
         self.run(self.store.close())
         self.runner.close()
-        self.folder.cleanup()
 
 
-TestPlay = Play.TestCase
-TestPlay.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+def play(machine: type[Play], fresh: Callable[[], str], *, examples: int) -> None:
+    run_state_machine_as_test(
+        lambda: machine(fresh),  # type: ignore[arg-type]  # anything that makes one will do
+        settings=hypothesis_settings(max_examples=examples, stateful_step_count=40, deadline=None),
+    )
+
+
+@pytest.mark.parametrize("kind", ["file", "redis"])
+def test_play(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    socket = request.getfixturevalue("redis_socket") if kind == "redis" else ""
+    numbers = itertools.count()
+
+    def fresh() -> str:
+        if kind == "file":
+            return f"file:{tmp_path / str(next(numbers))}"
+        with redis.Redis(unix_socket_path=socket) as client:
+            client.flushall()
+        return f"unix:{socket}"
+
+    play(Play, fresh, examples=60)

@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,15 +80,29 @@ async def play(store: Store, steps: list[tuple[str, int, int | None, int]]) -> N
             assert line == sorted(line, key=lambda text: int(text.rpartition("#")[2]))
 
 
-@given(steps=STEPS)
-@settings(max_examples=150, deadline=None)
-def test_whatever_happens_to_the_phones_a_lock_stays_its_persons(steps: Any) -> None:
-    async def run() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            store = await open_store(f"file:{Path(folder) / 'data'}", LIMITS)
-            try:
-                await play(store, steps)
-            finally:
-                await store.close()
+@pytest.mark.parametrize("kind", ["file", "redis"])
+def test_whatever_happens_to_the_phones_a_lock_stays_its_persons(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    socket = request.getfixturevalue("redis_socket") if kind == "redis" else ""
 
-    asyncio.run(run())
+    @given(steps=STEPS)
+    @settings(max_examples=150, deadline=None)
+    def run(steps: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            url = f"file:{Path(folder) / 'data'}"
+            if kind == "redis":
+                url = f"unix:{socket}"
+                with redis.Redis(unix_socket_path=socket) as client:
+                    client.flushall()
+            asyncio.run(played(url, steps))
+
+    run()
+
+
+async def played(url: str, steps: Any) -> None:
+    store = await open_store(url, LIMITS)
+    try:
+        await play(store, steps)
+    finally:
+        await store.close()

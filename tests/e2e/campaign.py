@@ -1,4 +1,7 @@
 """The kill campaign: python -m tests.e2e.campaign --kills 100 [--seed N] [--scenario NAME]
+[--routers N]
+
+With --routers N so many share a Redis, and each kill is of one of them or of Redis itself.
 
 Several hundred messages a second from many users, over many connections, with WAHA's rule (again
 until 2xx); kill -9 at random moments, start again. At the end the backend's log is held against
@@ -30,6 +33,7 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
+from tests.e2e.redis import RedisServer
 from tests.e2e.router import Router
 
 USERS, TENANTS, CONNECTIONS = 150, 20, 48
@@ -60,6 +64,7 @@ class Campaign:
     scenario: str
     folder: Path
     show: Callable[[str], None]
+    how_many: int = 0  # routers on a Redis; 0: one on files
     sent: dict[int, Message] = field(default_factory=dict)
     arrivals: dict[int, list[Arrival]] = field(default_factory=lambda: defaultdict(list))
     killed: list[float] = field(default_factory=list)
@@ -78,22 +83,33 @@ class Campaign:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         port = runner.addresses[0][1]
-        self.router = Router(
-            self.folder,
-            backend_api_url=f"http://127.0.0.1:{port}",
-            log_level="DEBUG",
-            log_format="json",
-        )
-        await asyncio.to_thread(self.router.start)
+        settings = {
+            "backend_api_url": f"http://127.0.0.1:{port}",
+            "log_level": "DEBUG",
+            "log_format": "json",
+        }
+        self.redis = None
+        if self.how_many:
+            self.redis = RedisServer(self.folder / "redis").start()
+            settings["store_url"] = self.redis.url
+        self.routers = []
+        for number in range(self.how_many or 1):
+            place = self.folder / f"router{number}"
+            place.mkdir()
+            self.routers.append(Router(place, **settings))
+            await asyncio.to_thread(self.routers[-1].start)
         sender = asyncio.create_task(self.send())
         try:
             for number in range(1, self.kills + 1):
                 await asyncio.sleep(self.dice.uniform(0.05, 0.8))
-                await self.disturb()
-                await asyncio.to_thread(self.router.kill)
+                victim: Router | RedisServer = self.dice.choice(self.routers)
+                await self.disturb(self.dice.choice(self.routers))
+                if self.redis and self.dice.random() < 0.25:
+                    victim = self.redis
+                await asyncio.to_thread(victim.kill)
                 await asyncio.sleep(0.05)  # what it sent with its last breath is read before that
                 self.killed.append(time.time())
-                await asyncio.to_thread(self.router.start)
+                await asyncio.to_thread(victim.start)
                 if number % 10 == 0:
                     self.show(f"{number} kills, {self.acked} acknowledged")
             self.over, self.answering = True, True
@@ -101,7 +117,10 @@ class Campaign:
             await self.settled()
         finally:
             sender.cancel()
-            await asyncio.to_thread(self.router.stop)  # it waits for our backend's answers
+            for router in self.routers:
+                await asyncio.to_thread(router.stop)  # it waits for our backend's answers
+            if self.redis:
+                self.redis.stop()
             await runner.cleanup()
         return self.check()
 
@@ -109,13 +128,13 @@ class Campaign:
     def acked(self) -> int:
         return sum(message.acked is not None for message in self.sent.values())
 
-    async def disturb(self) -> None:
+    async def disturb(self, router: Router) -> None:
         if self.scenario != "outages":
             return
         if self.dice.random() < 0.3:
-            self.router.signal(signal.SIGSTOP)
+            router.signal(signal.SIGSTOP)
             await asyncio.sleep(self.dice.uniform(0.05, 0.5))
-            self.router.signal(signal.SIGCONT)
+            router.signal(signal.SIGCONT)
         if self.dice.random() < 0.5:
             self.answering = not self.answering
 
@@ -162,8 +181,9 @@ class Campaign:
     async def post(self, session: aiohttp.ClientSession, message: Message) -> None:
         if self.scenario == "delays":
             await asyncio.sleep(self.dice.uniform(0, 1))
-        url, body = f"{self.router.url}/webhook/waha", self.body(message)
+        body = self.body(message)
         while True:
+            url = f"{self.dice.choice(self.routers).url}/webhook/waha"
             try:
                 async with session.post(url, data=body) as answer:
                     if answer.status == 200:
@@ -197,9 +217,9 @@ class Campaign:
         return json.dumps(envelope).encode()
 
     async def settled(self) -> None:
-        """All that was acknowledged has arrived, or nothing more does for ten seconds."""
+        """All that was acknowledged has arrived, or nothing more does for longer than a lease."""
         quiet, before = 0, -1
-        while quiet < 100:
+        while quiet < 250:
             missing = self.missing()
             if not missing:
                 return
@@ -252,17 +272,21 @@ class Campaign:
     def first_attempts(self) -> dict[str, float]:
         """When the first attempt of each key began, as the router's log tells."""
         began: dict[str, float] = {}
-        with self.router.log.open("rb") as lines:
-            for line in lines:
-                if b'"delivery.attempt"' in line:
-                    told = json.loads(line)
-                    began.setdefault(told["key"], told["time"])
+        for router in self.routers:
+            with router.log.open("rb") as lines:
+                for line in lines:
+                    if b'"delivery.attempt"' in line:
+                        told = json.loads(line)
+                        before = began.get(told["key"], told["time"])
+                        began[told["key"]] = min(before, told["time"])
         return began
 
 
-async def play(kills: int, seed: int, scenario: str, show: Callable[[str], None]) -> dict[str, int]:
+async def play(
+    kills: int, seed: int, scenario: str, show: Callable[[str], None], *, routers: int = 0
+) -> dict[str, int]:
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
-        campaign = Campaign(kills, seed, scenario, Path(folder), show)
+        campaign = Campaign(kills, seed, scenario, Path(folder), show, routers)
         return await campaign.run()
 
 
@@ -275,10 +299,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--scenario", choices=SCENARIOS, default="kills")
+    parser.add_argument("--routers", type=int, default=0, help="on a Redis; 0: one on files")
     options = parser.parse_args()
     print(f"seed {options.seed}, scenario {options.scenario}", flush=True)
     run: Awaitable[dict[str, int]] = play(
-        options.kills, options.seed, options.scenario, lambda line: print(line, flush=True)
+        options.kills,
+        options.seed,
+        options.scenario,
+        lambda line: print(line, flush=True),
+        routers=options.routers,
     )
     counts: dict[str, int] = uvloop.run(run)  # type: ignore[arg-type]
     print(counts)

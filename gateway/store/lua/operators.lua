@@ -1,0 +1,209 @@
+-- What operators and offices ask and order.
+
+function ops.lock(args)
+  local user, tenant = known_as(args.user), args.tenant
+  local before, changed = hget('lock', user), last_change(user)
+  local kind = (not before or before == tenant) and 'locked' or 'moved'
+  set_lock(user, tenant)
+  record(text(NOW), user, kind, before, tenant, latest(changed, moment_now()), nil, 'operator')
+  local alias = not is_lid(user) and lid_of(user) or nil
+  return {user, before or '', release_held(user, alias, tenant, NEVER)}
+end
+
+function ops.unlock(args)
+  local user = known_as(args.user)
+  local before, changed, dropped = hget('lock', user), last_change(user), 0
+  if args.drop then
+    for _, one in ipairs(of_user(user)) do
+      local id, tenant = one[1], one[2]
+      if not hget('fly', id) then
+        bury(id, tenant, user, {died_at = text(NOW), reason = "dropped by an operator's unlock"}, 0)
+        dropped = dropped + 1
+        see_to(tenant, user)
+      end
+    end
+  end
+  if before then
+    set_lock(user, nil)
+    record(text(NOW), user, 'unlocked', before, nil, latest(changed, moment_now()), nil, 'operator')
+  end
+  return {user, before or '', dropped}
+end
+
+function ops.move(args)
+  local old, new, moved = args.old, args.new, 0
+  local users = redis.call('ZRANGE', P .. 'of:' .. old, 0, -1)
+  for _, user in ipairs(users) do
+    local changed = last_change(user)
+    set_lock(user, new)
+    record(text(NOW), user, 'moved', old, new, latest(changed, moment_now()), nil,
+           'operator, with all of the tenant')
+  end
+  if args.with_waiting then
+    local there = {} -- users with something that waits for old
+    for _, user in ipairs(redis.call('ZRANGE', P .. 'due:' .. old, 0, -1)) do there[user] = true end
+    for _, flying in ipairs(redis.call('HVALS', P .. 'fly')) do
+      local _, tenant, user = string.match(flying, '^(%S+) (%S+) (.+)$')
+      if tenant == old then there[user] = true end
+    end
+    for user in pairs(there) do
+      local from, to = line_of(old, user), line_of(new, user)
+      local due, joined = hget('line_due', from), hget('line_due', to)
+      for _, id in ipairs(redis.call('ZRANGE', P .. 'l:' .. from, 0, -1)) do
+        local values = redis.call('HMGET', P .. 'd:' .. id, 'attempts', 'tried_at')
+        if values[1] == '0' and values[2] == '' and not hget('fly', id) then
+          zadd('l:' .. to, zscore('l:' .. from, id), id)
+          zrem('l:' .. from, id)
+          hset('d:' .. id, 'tenant', new)
+          sadd('lines:' .. user, new)
+          if due and not joined then hset('line_due', to, due) end
+          moved = moved + 1
+        end
+      end
+    end
+    count(old, -moved)
+    count(new, moved)
+    for user in pairs(there) do
+      see_to(old, user)
+      see_to(new, user)
+    end
+  end
+  return {#users, moved}
+end
+
+-- Up to limit users that come after `after`; of one tenant if it is given.
+function ops.users(args)
+  local key = args.tenant and 'of:' .. args.tenant or 'users'
+  local found = redis.call('ZRANGEBYLEX', P .. key, args.after and '(' .. args.after or '-', '+',
+                           'LIMIT', 0, args.limit)
+  local answer = {}
+  for _, user in ipairs(found) do
+    table.insert(answer, user)
+    table.insert(answer, hget('lock', user))
+  end
+  return answer
+end
+
+function ops.totals()
+  return {redis.call('HLEN', P .. 'lock'), redis.call('HKEYS', P .. 'owners'),
+          tonumber(hget('waiting', '') or 0)}
+end
+
+function ops.tenant_totals()
+  local answer = {}
+  for _, key in ipairs({'owners', 'delivered', 'waiting', 'dead', 'first_seen', 'last_seen'}) do
+    table.insert(answer, redis.call('HGETALL', P .. key))
+  end
+  return answer
+end
+
+function ops.history(args)
+  local found = {}
+  for _, user in ipairs(ids_of(args.user)) do
+    for _, line in ipairs(lrange('h:' .. user)) do table.insert(found, cjson.decode(line)) end
+  end
+  table.sort(found, function(a, b) return tonumber(a[1]) > tonumber(b[1]) end)
+  local answer = {}
+  for _, row in ipairs(found) do
+    if (not args.before or tonumber(row[1]) < tonumber(args.before))
+      and (args.limit < 0 or #answer < args.limit) then
+      table.insert(answer, row)
+    end
+  end
+  return answer
+end
+
+function ops.export(args)
+  local ids, messages = ids_of(args.user), {}
+  for _, user in ipairs(ids) do
+    for _, one in ipairs(of_user(user)) do
+      local values = redis.call('HMGET', P .. 'd:' .. one[1], 'arrived', 'message_id', 'body')
+      table.insert(messages, {'waiting', one[2], unpack(values)})
+    end
+    for _, line in ipairs(lrange('held:' .. user)) do
+      local entry = cjson.decode(line)
+      table.insert(messages, {'held', '', entry.arrived, entry.message_id, entry.body})
+    end
+    for _, id in ipairs(redis.call('ZRANGE', P .. 'letters_of:' .. user, 0, -1)) do
+      local values = redis.call('HMGET', P .. 'x:' .. id, 'tenant', 'arrived', 'message_id', 'body')
+      table.insert(messages, {'dead_letter', unpack(values)})
+    end
+  end
+  return {ids, hget('lock', ids[1]) or '', messages, hget('help', ids[1]) or ''}
+end
+
+function ops.erase(args)
+  local ids = ids_of(args.user)
+  local n = {locks = 0, waiting = 0, held = 0, letters = 0, aliases = 0, help = 0, history = 0}
+  local lines = {}
+  for _, user in ipairs(ids) do
+    if hget('lock', user) then
+      set_lock(user, nil)
+      n.locks = n.locks + 1
+    end
+    for _, one in ipairs(of_user(user)) do
+      delete(one[1], one[2], user)
+      see_to(one[2], user)
+      n.waiting = n.waiting + 1
+    end
+    n.held = n.held + #lrange('held:' .. user)
+    take_held(user)
+    for _, id in ipairs(redis.call('ZRANGE', P .. 'letters_of:' .. user, 0, -1)) do
+      delete_letter(id)
+      n.letters = n.letters + 1
+    end
+    n.help = n.help + hdel('help', user)
+    zrem('help_waits', user)
+    for _, line in ipairs(lrange('h:' .. user)) do table.insert(lines, cjson.decode(line)) end
+    redis.call('DEL', P .. 'h:' .. user)
+    hdel('change', user)
+    if is_lid(user) then
+      local phone = hget('phone', user)
+      if phone then
+        n.aliases = n.aliases + 1
+        hdel('phone', user)
+        hdel('sighted', user)
+        if hget('lid', phone) == user then hdel('lid', phone) end
+      end
+    else
+      hdel('lid', user)
+    end
+  end
+  -- Whose lines they are is no longer told, by any line. Those from when the person had another id
+  -- are the person's up to where that turned out to be this one.
+  for _, user in ipairs(ids) do
+    for _, other in ipairs(redis.call('SMEMBERS', P .. 'named:' .. user)) do
+      local told, until_ = {}, 0
+      for place, line in ipairs(lrange('h:' .. other)) do
+        told[place] = cjson.decode(line)
+        local why = told[place][SHOWN.why]
+        if why == 'is ' .. user or why == 'is ' .. user .. ', says WAHA' then until_ = place end
+      end
+      redis.call('DEL', P .. 'h:' .. other)
+      for place, row in ipairs(told) do
+        if place <= until_ then
+          table.insert(lines, row)
+        else
+          local why = row[SHOWN.why]
+          if string.find(why, ' ' .. user .. ',', 1, true) or string.sub(why, -#user) == user then
+            row[SHOWN.why], row[SHOWN.message_id] = '', ''
+          end
+          redis.call('RPUSH', P .. 'h:' .. other, cjson.encode(row))
+        end
+      end
+      redis.call('SREM', P .. 'named:' .. other, user)
+    end
+    redis.call('DEL', P .. 'named:' .. user)
+  end
+  n.history = #lines
+  local nobody = 'h:erased-' .. string.sub(redis.sha1hex(ids[1] .. text(NOW) .. args.salt), 1, 16)
+  for _, row in ipairs(lines) do
+    row[SHOWN.user], row[SHOWN.message_id], row[SHOWN.why] = string.sub(nobody, 3), '', ''
+    row[SHOWN.second], row[SHOWN.fraction] = '', ''
+    rpush(nobody, cjson.encode(row))
+  end
+  if n.history > 0 then
+    record(text(NOW), string.sub(nobody, 3), 'erased', nil, nil, nil, nil, 'operator')
+  end
+  return {ids, n.locks, n.waiting, n.held, n.letters, n.aliases, n.help, n.history}
+end

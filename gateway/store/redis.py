@@ -1,0 +1,887 @@
+"""The store for more than one router: everything in Redis (6.2 or newer), changed by scripts.
+
+Each operation is one script, so it happens whole or not at all, and all keys of one WAHA session
+carry its hash tag, so that it touches one slot of a cluster. What each key holds is told at the
+head of the files in lua/. A 200 is as durable as Redis' `appendfsync`.
+
+A router holds a lease on each session's keys (15 s, renewed every 5 s). What it has claimed is free
+for others when the lease ends, and what it says afterwards is refused.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import json
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import orjson
+import redis.asyncio
+from redis.exceptions import NoScriptError, RedisError
+
+from gateway.errors import StartRefused, StoreUnavailable
+from gateway.model import (
+    EVERYBODY,
+    Accepted,
+    Again,
+    Among,
+    AskForLink,
+    Backlog,
+    Bind,
+    Dead,
+    DeadLetter,
+    Decide,
+    Decision,
+    Delivery,
+    Done,
+    Erased,
+    Export,
+    Forward,
+    Health,
+    HistoryLine,
+    InboundMessage,
+    Kept,
+    LinkNote,
+    Lock,
+    Moment,
+    Outcome,
+    PutBack,
+    Rehearsal,
+    Selection,
+    Sighting,
+    TenantId,
+    Totals,
+    UserId,
+)
+from gateway.store.base import HELP_SECONDS, Limits, Page
+from gateway.store.patience import Patience
+
+LEASE_SECONDS = 15.0
+_RENEW_SECONDS = 5.0
+_SEND_SECONDS = 1.0  # before the lease ends nothing new is sent
+_POLL_SECONDS = 0.2  # claim() looks again so often: another router may have accepted something
+_CHUNK = 500  # changed by one script, which keeps others waiting
+_MOST_LIDS = 10_000
+_CONNECTIONS = 64
+_SECONDS = 10.0  # for a connection or an answer
+_HOME = "~"  # the hash tag of WAHA_SESSION, whose users stand without a prefix; no session has it
+_IDS_OF_A_SESSION = 10**10
+_NUMBER = """
+local number = redis.call('HGET', KEYS[1], ARGV[1]) or redis.call('HLEN', KEYS[1])
+redis.call('HSET', KEYS[1], ARGV[1], number)
+return number
+"""
+_FILES = ("base", "people", "lines", "letters", "accept", "operators")
+
+log = logging.getLogger(__name__)
+
+_Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
+
+
+def _script(hold_seconds: float) -> str:
+    folder = Path(__file__).parent / "lua"
+    parts = [(folder / f"{name}.lua").read_text("utf-8") for name in _FILES]
+    # Not an argument of each call: it is the same for all.
+    parts.insert(1, f"local HOLD_SECONDS = {hold_seconds!r}\n")
+    call = "return ops[ARGV[1]](cjson.decode(ARGV[2]), ARGV[3])\n"
+    return "".join([*parts, call])
+
+
+@dataclass(slots=True)
+class _Lease:
+    """On one session's keys. name: ends in its fencing number. until: monotonic seconds."""
+
+    name: str
+    until: float
+
+
+class RedisStore:
+    """See base.Store. Any number of routers may share one Redis."""
+
+    @classmethod
+    async def open(cls, url: str, limits: Limits) -> "RedisStore":
+        """url: redis://, rediss:// or unix://, or redis+cluster:// of any node of a cluster.
+
+        Raise StartRefused if Redis cannot be reached or used.
+        """
+        try:
+            client = _client(url)
+        except ValueError as exc:
+            raise StartRefused(f"STORE_URL: {exc}") from exc
+        try:
+            await _check(client)
+            store = cls(client, limits)
+            await store._start()
+        except (RedisError, OSError, StoreUnavailable) as exc:
+            await client.aclose()
+            raise StartRefused(f"STORE_URL: Redis does not answer ({exc}): is it running?") from exc
+        except StartRefused:
+            await client.aclose()
+            raise
+        return store
+
+    def __init__(self, client: _Client, limits: Limits) -> None:
+        self._client = client
+        self._limits = limits
+        self._script = _script(limits.hold_seconds)
+        self._sha: str | None = None
+        self._router = uuid.uuid4().hex
+        self._sessions: dict[str, int] = {}  # each with its number
+        self._leases: dict[str, _Lease] = {}
+        self._claims: dict[tuple[str, int], str] = {}  # session and id → lease
+        self._work = asyncio.Event()
+        self._patience = Patience()
+        self._trouble: str | None = None
+        self._totals = (0, 0)
+        self._unknown: dict[str, set[str]] = {}  # claims of which nobody here knows, by session
+        self._backlog_full: str | None = None
+        self._turns: WeakValueDictionary[UserId, asyncio.Lock] = WeakValueDictionary()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def _start(self) -> None:
+        await self._know_session(_HOME)
+        await self._renew_all()
+        await self._count()
+        self._tasks = [
+            asyncio.create_task(self._keep(work, seconds))
+            for work, seconds in ((self._renew_all, _RENEW_SECONDS), (self._sweep, _RENEW_SECONDS))
+        ]
+
+    async def _keep(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await work()
+            except StoreUnavailable:
+                pass  # _call() has said so, and the next look may be luckier
+            except Exception:
+                log.exception("the watch stumbled", extra={"event": "store.error"})
+
+    # calling Redis
+
+    async def _call(self, command: Awaitable[Any]) -> Any:
+        try:
+            # A task that is cancelled while it waits for an answer must not leave it to the next
+            # one on the same connection.
+            result = await asyncio.shield(asyncio.ensure_future(command))
+        except NoScriptError:
+            raise
+        except (RedisError, OSError, TimeoutError) as exc:
+            if self._trouble is None:
+                log.error(
+                    "Redis does not do what it is asked (%s): webhooks get 503 until it does",
+                    exc,
+                    extra={"event": "store.failed"},
+                )
+            self._trouble = f"{exc}"
+            raise self._patience.unavailable(f"Redis: {exc}") from exc
+        if self._trouble is not None:
+            log.warning("Redis answers again", extra={"event": "store.healed"})
+            self._trouble = None
+        return result
+
+    async def _run(self, session: str, op: str, body: bytes = b"", **args: Any) -> Any:
+        """What the operation answers; texts as bytes."""
+        key, packed = f"gw:{{{session}}}", orjson.dumps(_without_none(args))
+        if self._sha is None:
+            self._sha = await self._call(self._client.script_load(self._script))
+        try:
+            return await self._call(self._client.evalsha(self._sha, 1, key, op, packed, body))
+        except NoScriptError:  # Redis was started again, or its scripts were flushed
+            return await self._call(self._client.eval(self._script, 1, key, op, packed, body))
+
+    async def _renew_all(self) -> None:
+        found = await self._call(self._client.hgetall("gw:sessions"))
+        self._sessions = {name.decode(): int(number) for name, number in found.items()}
+        for session in list(self._sessions):
+            await self._renew(session)
+            await self._find_the_lost(session)
+
+    async def _find_the_lost(self, session: str) -> None:
+        """Free what is claimed by us and nobody here knows of, if that was so last time as well: an
+        answer to a claim was lost, or came when nobody waited for it any more."""
+        lease = self._leases[session].name
+        claimed = await self._run(session, "claimed", lease=lease)
+        unknown = {one.decode() for one in claimed if (session, int(one)) not in self._claims}
+        if lost := unknown & self._unknown.get(session, set()):
+            await self._run(session, "release", lease=lease, ids=sorted(lost))
+            self._work.set()
+        self._unknown[session] = unknown - lost
+
+    async def _renew(self, session: str) -> _Lease:
+        began = time.monotonic()
+        known = self._leases.get(session)
+        (name,) = await self._run(
+            session,
+            "renew",
+            router=self._router,
+            lease=known.name if known else None,
+            milliseconds=int(LEASE_SECONDS * 1000),
+            base=str(self._sessions[session] * _IDS_OF_A_SESSION),
+        )
+        # From before the question: the lease cannot end sooner there than here.
+        lease = self._leases[session] = _Lease(name.decode(), began + LEASE_SECONDS)
+        return lease
+
+    async def _lease(self, session: str) -> _Lease:
+        lease = self._leases.get(session)
+        return lease if lease else await self._renew(session)
+
+    def may_send(self, delivery: Delivery) -> bool:
+        session = _session_of(delivery.user)
+        lease = self._leases.get(session)
+        claimed_under = self._claims.get((session, delivery.id))
+        return (
+            lease is not None
+            and lease.name == claimed_under
+            and time.monotonic() < lease.until - _SEND_SECONDS
+        )
+
+    async def _sweep(self) -> None:
+        gone = 0
+        for session in list(self._sessions):
+            (some,) = await self._run(session, "sweep", help_seconds=HELP_SECONDS, chunk=_CHUNK)
+            gone += some
+        if gone:
+            log.info(
+                "%s held messages got no link and are deleted",
+                gone,
+                extra={"event": "held.expired", "count": gone},
+            )
+        await self._count()
+
+    async def _count(self) -> None:
+        users, tenants, waiting = 0, set(), 0
+        for session in list(self._sessions):
+            count, names, some = await self._run(session, "totals")
+            users += count
+            tenants |= set(names)
+            waiting += some
+        self._totals = users, len(tenants)
+        if waiting < self._limits.max_backlog:
+            self._backlog_full = None
+
+    async def _know(self, user: UserId) -> str:
+        """The session of user, from now on among those that are looked through."""
+        session = _session_of(user)
+        if session not in self._sessions:
+            await self._know_session(session)
+            await self._renew(session)
+        return session
+
+    async def _know_session(self, session: str) -> None:
+        number = await self._call(self._client.eval(_NUMBER, 1, "gw:sessions", session))
+        self._sessions[session] = int(number)
+
+    # accepting
+
+    async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
+        user = message.phone or message.lid
+        assert user is not None, "only a person's message is accepted"
+        session = await self._know(user)
+        # What one router is given is decided in that order, though it takes two steps.
+        async with self._turn_of(user):
+            answer, decision = await self._accept("accept", session, message, decide)
+        known = UserId(answer[1].decode())
+        if answer[0] == b"duplicate":
+            return Accepted(known, None)
+        if answer[0] == b"full":
+            reason = self._full(answer[1].decode(), decision)
+            if answer[1].startswith(b"all"):
+                self._backlog_full = reason
+            raise self._patience.unavailable(reason)
+        self._patience.over()
+        self._work.set()
+        if isinstance(decision, Bind) or message.sighting:
+            await self._count()
+        return Accepted(known, decision, help_waits=answer[2] == b"1")
+
+    def _turn_of(self, user: UserId) -> asyncio.Lock:
+        return self._turns.setdefault(user, asyncio.Lock())
+
+    async def _accept(
+        self, op: str, session: str, message: InboundMessage, decide: Decide
+    ) -> tuple[list[Any], Decision | None]:
+        """The script's answer, and the decision it was given."""
+        args = {"message": _packed(message), **self._accept_limits()}
+        answer = await self._run(session, op, message.body, **args)
+        decision = None
+        while answer[0] == b"decide":  # the lock is not, or no longer, the one decided on
+            taken_on = [part.decode() for part in answer[1:5]]
+            decision = decide(_lock(*taken_on[1:]))
+            answer = await self._run(
+                session,
+                op,
+                message.body,
+                **args,
+                taken_on=taken_on,
+                decision=_packed_decision(decision),
+            )
+        return answer, decision
+
+    def _accept_limits(self) -> dict[str, Any]:
+        limits = self._limits
+        return {
+            "max_backlog": limits.max_backlog,
+            "max_backlog_per_tenant": limits.max_backlog_per_tenant,
+            "max_held_per_user": limits.max_held_per_user,
+            "help_cooldown": limits.help_cooldown,
+            "help_seconds": HELP_SECONDS,
+        }
+
+    def _full(self, told: str, decision: Decision | None) -> str:
+        what, waiting = told.split()
+        if what == "all":
+            return f"{waiting} messages wait, MAX_BACKLOG={self._limits.max_backlog}"
+        assert isinstance(decision, Bind | Forward)
+        return (
+            f"{waiting} messages of tenant {decision.tenant} wait, "
+            f"MAX_BACKLOG_PER_TENANT={self._limits.max_backlog_per_tenant}"
+        )
+
+    async def rehearse(self, message: InboundMessage, decide: Decide) -> Rehearsal:
+        user = message.phone or message.lid
+        assert user is not None, "only a person's message is accepted"
+        seen: list[Lock] = []
+
+        def noted(lock: Lock) -> Decision:
+            seen.append(lock)
+            return decide(lock)
+
+        answer, decision = await self._accept("rehearse", _session_of(user), message, noted)
+        known = UserId(answer[1].decode())
+        if answer[0] == b"duplicate":
+            return Rehearsal(Accepted(known, None), await self._lock(known), 0, refused=None)
+        lock = seen[-1]
+        if answer[0] == b"full":
+            known, _ = await self.lock_of(user)
+            refused = self._full(answer[1].decode(), decision)
+            return Rehearsal(Accepted(known, decision), lock, 0, refused)
+        accepted = Accepted(known, decision, help_waits=answer[2] == b"1")
+        return Rehearsal(accepted, lock, int(answer[3]), refused=None)
+
+    async def learn(self, sighting: Sighting) -> None:
+        session = await self._know(sighting.phone)
+        await self._run(
+            session,
+            "learn",
+            lid=sighting.lid,
+            phone=sighting.phone,
+            sighting=_packed_sighting(sighting),
+        )
+        await self._count()
+        self._work.set()
+
+    async def held_lids(self) -> list[UserId]:
+        found: list[UserId] = []
+        for session in list(self._sessions):
+            some = await self._run(session, "held_lids", most=_MOST_LIDS)
+            found += [UserId(one.decode()) for one in some]
+        return found[:_MOST_LIDS]
+
+    # delivering
+
+    async def claim(
+        self,
+        limit: int,
+        *,
+        wait: float,
+        probe: bool = False,
+        among: Callable[[], Among] = lambda: EVERYBODY,
+    ) -> list[Delivery]:
+        deadline = time.monotonic() + wait
+        while True:
+            self._work.clear()
+            found: list[Delivery] = []
+            soonest = _POLL_SECONDS
+            for session in sorted(self._sessions):
+                if len(found) < limit:
+                    some, soon = await self._claim_of(
+                        session, limit - len(found), probe=probe, among=among()
+                    )
+                    found += some
+                    soonest = min(soonest, soon)
+            left = deadline - time.monotonic()
+            if found or left <= 0:
+                return found
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.001, min(left, soonest))):
+                    await self._work.wait()
+
+    async def _claim_of(
+        self, session: str, limit: int, *, probe: bool, among: Among
+    ) -> tuple[list[Delivery], float]:
+        lease = await self._lease(session)
+        state, *rest = await self._run(
+            session,
+            "claim",
+            lease=lease.name,
+            limit=limit,
+            probe=probe,
+            named=[str(tenant) for tenant in among.named],
+            others=among.others,
+            max_in_flight=self._limits.max_in_flight,
+            cap=self._limits.max_in_flight_per_tenant,
+        )
+        if state == b"lease":
+            await self._renew(session)
+            return [], 0.0
+        soon, rows = rest
+        found = [_delivery(row) for row in rows]
+        for one in found:
+            self._claims[session, one.id] = lease.name
+        return found, float(soon) if soon else _POLL_SECONDS
+
+    async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        session = _session_of(delivery.user)
+        args: dict[str, Any] = {"outcome": "put back"}
+        match outcome:
+            case PutBack(sent_at=float(sent_at)):
+                args["tried_at"] = repr(sent_at)
+            case Done():
+                args = {"outcome": "done"}
+            case Again():
+                args = {
+                    "outcome": "again",
+                    "own_fault": outcome.own_fault,
+                    "tried_at": repr(outcome.tried_at),
+                    "age": repr(outcome.age),
+                    "due": repr(outcome.tried_at + outcome.wait),
+                }
+            case Dead():
+                args = {
+                    "outcome": "dead",
+                    "died_at": repr(outcome.died_at),
+                    "reason": outcome.reason,
+                    "status": "" if outcome.status is None else str(outcome.status),
+                }
+        answer = outcome.answer if isinstance(outcome, Dead) else b""
+        (state, *_) = await self._run(
+            session,
+            "settle",
+            answer,
+            id=_padded(delivery.id),
+            lease=self._claims.get((session, delivery.id), ""),
+            **args,
+        )
+        self._claims.pop((session, delivery.id), None)
+        if state != b"ok":  # somebody else has it, or will
+            log.warning(
+                "The lease ended before delivery %s did: it goes again, with the same key",
+                delivery.id,
+                extra={"event": "lease.lost", "tenant": delivery.tenant},
+            )
+        if self._backlog_full:
+            await self._count()
+        self._work.set()
+
+    async def all_due(self, among: Among = EVERYBODY) -> None:
+        for session in list(self._sessions):
+            state = b"more"
+            while state == b"more":
+                (state,) = await self._run(
+                    session,
+                    "all_due",
+                    named=[str(tenant) for tenant in among.named],
+                    others=among.others,
+                    chunk=_CHUNK,
+                )
+        self._work.set()
+
+    async def backlog(self) -> Backlog:
+        oldest: float | None = None
+        waiting: Counter[TenantId] = Counter()
+        for session in list(self._sessions):
+            first, counts = await self._run(session, "backlog")
+            if first and (oldest is None or float(first) < oldest):
+                oldest = float(first)
+            for tenant, count in _pairs(counts):
+                if tenant:
+                    waiting[TenantId(int(tenant))] += int(count)
+        return Backlog(waiting.total(), oldest, dict(waiting.most_common()))
+
+    # locks
+
+    async def _lock(self, user: UserId) -> Lock:
+        return (await self.lock_of(user))[1]
+
+    async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
+        known, *lock = await self._run(_session_of(user), "lock_of", user=user)
+        return UserId(known.decode()), _lock(*(part.decode() for part in lock))
+
+    async def lock(self, user: UserId, tenant: TenantId) -> tuple[UserId, TenantId | None, int]:
+        session = await self._know(user)
+        known, before, released = await self._run(session, "lock", user=user, tenant=str(tenant))
+        await self._count()
+        self._work.set()
+        return UserId(known.decode()), _tenant(before), released
+
+    async def unlock(
+        self, user: UserId, *, drop_waiting: bool = False
+    ) -> tuple[UserId, TenantId | None, int]:
+        known, before, dropped = await self._run(
+            _session_of(user), "unlock", user=user, drop=drop_waiting
+        )
+        await self._count()
+        self._work.set()
+        return UserId(known.decode()), _tenant(before), dropped
+
+    async def move(
+        self, old: TenantId, new: TenantId, *, with_waiting: bool = True
+    ) -> tuple[int, int]:
+        users = moved = 0
+        for session in list(self._sessions):
+            some, along = await self._run(
+                session, "move", old=str(old), new=str(new), with_waiting=with_waiting
+            )
+            users, moved = users + some, moved + along
+        await self._count()
+        self._work.set()
+        return users, moved
+
+    def totals(self) -> tuple[int, int]:
+        return self._totals
+
+    async def locks(self, limit: int, after: UserId | None) -> Page:
+        pages = [await self._users(session, limit + 1, after) for session in sorted(self._sessions)]
+        first = heapq.nsmallest(limit + 1, (pair for page in pages for pair in page))
+        page = dict(first[:limit])
+        return Page(page, first[limit - 1][0] if len(first) > limit else None)
+
+    async def users_of(
+        self, tenant: TenantId, limit: int, after: UserId | None
+    ) -> tuple[list[UserId], UserId | None]:
+        pages = [
+            await self._users(session, limit + 1, after, str(tenant))
+            for session in sorted(self._sessions)
+        ]
+        first = heapq.nsmallest(limit + 1, (user for page in pages for user, _ in page))
+        return first[:limit], first[limit - 1] if len(first) > limit else None
+
+    async def _users(
+        self, session: str, limit: int, after: UserId | None, tenant: str | None = None
+    ) -> list[tuple[UserId, TenantId]]:
+        found = await self._run(session, "users", limit=limit, after=after, tenant=tenant)
+        return [(UserId(user.decode()), TenantId(int(its))) for user, its in _pairs(found)]
+
+    async def tenant_totals(self) -> dict[TenantId, Totals]:
+        names = ("users", "delivered", "waiting", "dead", "first_seen", "last_seen")
+        sums: dict[TenantId, dict[str, Any]] = {}
+        for session in list(self._sessions):
+            answer = await self._run(session, "tenant_totals")
+            for name, pairs in zip(names, answer, strict=True):
+                for tenant, value in _pairs(pairs):
+                    if not tenant:
+                        continue
+                    mine = sums.setdefault(TenantId(int(tenant)), {})
+                    if name == "first_seen":
+                        mine[name] = min(mine.get(name, float(value)), float(value))
+                    elif name == "last_seen":
+                        mine[name] = max(mine.get(name, 0.0), float(value))
+                    else:
+                        mine[name] = mine.get(name, 0) + int(value)
+        return {tenant: Totals(**found) for tenant, found in sums.items()}
+
+    # a person's own
+
+    async def history(
+        self, user: UserId, *, limit: int, before: int | None = None
+    ) -> list[HistoryLine]:
+        rows = await self._run(
+            _session_of(user),
+            "history",
+            user=user,
+            limit=limit,
+            before=None if before is None else str(before),
+        )
+        return [_history_line(row) for row in rows]
+
+    async def erase(self, user: UserId) -> tuple[tuple[UserId, ...], Erased]:
+        ids, *counts = await self._run(_session_of(user), "erase", user=user, salt=uuid.uuid4().hex)
+        await self._count()
+        self._work.set()
+        return tuple(UserId(one.decode()) for one in ids), Erased(*counts)
+
+    async def export(self, user: UserId) -> Export:
+        session = _session_of(user)
+        ids, tenant, messages, help_ = await self._run(session, "export", user=user)
+        told = await self.history(user, limit=-1)
+        kept = [
+            Kept(
+                where.decode(),
+                _tenant(its),
+                float(arrived),
+                message_id.decode() or None,
+                body,
+            )
+            for where, its, arrived, message_id, body in messages
+        ]
+        return Export(
+            tuple(UserId(one.decode()) for one in ids),
+            _tenant(tenant),
+            tuple(kept),
+            tuple(told),
+            _help(help_),
+        )
+
+    # dead letters
+
+    async def dead_letters(
+        self, which: Selection, *, limit: int, before: int | None = None
+    ) -> list[DeadLetter]:
+        found: list[DeadLetter] = []
+        for session in self._of(which):
+            rows = await self._run(
+                session,
+                "letters",
+                **_packed_selection(which),
+                limit=limit,
+                before=None if before is None else str(before),
+            )
+            found += [_letter(row, with_body=False) for row in rows]
+        return heapq.nlargest(limit, found, key=lambda letter: letter.id)
+
+    async def dead_letter(self, id_: int) -> DeadLetter | None:
+        for session in list(self._sessions):
+            for row in await self._run(session, "letter", id=_padded(id_)):
+                return _letter(row, with_body=True)
+        return None
+
+    async def replay(self, which: Selection) -> int:
+        return await self._to_the_letters("replay", which)
+
+    async def bury(self, which: Selection) -> int:
+        return await self._to_the_letters("bury", which)
+
+    async def _to_the_letters(self, op: str, which: Selection) -> int:
+        total = 0
+        for session in self._of(which):
+            newest = await self._run(session, "newest_letter")
+            done = _CHUNK
+            while newest and done == _CHUNK:
+                # What dies meanwhile is not taken again.
+                (done,) = await self._run(
+                    session,
+                    op,
+                    **_packed_selection(which),
+                    up_to=str(int(newest[0])),
+                    chunk=_CHUNK,
+                )
+                total += done
+        self._work.set()
+        return total
+
+    def _of(self, which: Selection) -> list[str]:
+        return [_session_of(which.user)] if which.user else sorted(self._sessions)
+
+    # help messages
+
+    async def help_waits(self) -> list[tuple[UserId, float]]:
+        found: list[tuple[UserId, float]] = []
+        for session in list(self._sessions):
+            some = await self._run(session, "help_waits", help_seconds=HELP_SECONDS)
+            found += [(UserId(user.decode()), float(at)) for user, at in _pairs(some)]
+        return sorted(found, key=lambda pair: pair[1])
+
+    async def begin_help(self, user: UserId) -> UserId | None:
+        found = await self._run(
+            _session_of(user), "begin_help", user=user, help_seconds=HELP_SECONDS
+        )
+        return UserId(found[0].decode()) if found else None
+
+    async def undo_help(self, user: UserId, *, again: bool) -> None:
+        await self._run(_session_of(user), "undo_help", user=user, again=again)
+
+    # the whole
+
+    def health(self) -> Health:
+        refusing = f"Redis: {self._trouble}" if self._trouble else self._backlog_full
+        return Health(refusing, None, has_file=False)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for session, lease in self._leases.items():
+            with contextlib.suppress(StoreUnavailable):
+                await self._run(session, "leave", lease=lease.name)
+        await self._client.aclose()
+
+
+def _client(url: str) -> _Client:
+    if url.startswith("redis+cluster://"):
+        plain = url.replace("redis+cluster", "redis", 1)
+        return redis.asyncio.RedisCluster.from_url(plain, socket_timeout=_SECONDS)
+    # More than so many callers wait for each other: Redis does one thing at a time anyhow.
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url, max_connections=_CONNECTIONS, timeout=_SECONDS, socket_timeout=_SECONDS
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+async def _check(client: _Client) -> None:
+    """Raise StartRefused if this Redis would lose what it is told."""
+    found: dict[str, Any] = await client.info()
+    if isinstance(client, redis.asyncio.RedisCluster) and "redis_version" not in found:
+        found = next(iter(found.values()))  # by node
+    version = str(found["redis_version"])
+    if tuple(map(int, version.split(".")[:2])) < (6, 2):
+        raise StartRefused(f"STORE_URL: Redis {version} is too old: 6.2 or newer is needed")
+    policy = found.get("maxmemory_policy", "noeviction")
+    if found.get("maxmemory") and policy != "noeviction":
+        raise StartRefused(
+            f"STORE_URL: Redis drops what it has no room for (maxmemory-policy {policy}), locks"
+            " among it: set noeviction"
+        )
+    if not found.get("aof_enabled"):
+        log.warning(
+            "Redis keeps no append-only file: what it was told since its last save is lost when it"
+            " dies. Set appendonly yes and appendfsync always",
+            extra={"event": "store.no_aof"},
+        )
+
+
+def _without_none(args: dict[str, Any]) -> dict[str, Any]:
+    """Lua's JSON reads null as something that is true."""
+    return {name: value for name, value in args.items() if value is not None}
+
+
+def _session_of(user: UserId) -> str:
+    return user.rpartition("/")[0] or _HOME
+
+
+def _padded(id_: int) -> str:
+    return f"{id_:016d}"
+
+
+def _pairs(flat: list[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _tenant(value: bytes) -> TenantId | None:
+    return TenantId(int(value)) if value else None
+
+
+def _lock(tenant: str, second: str, fraction: str) -> Lock:
+    return Lock(
+        TenantId(int(tenant)) if tenant else None, Moment(int(float(second)), float(fraction))
+    )
+
+
+def _packed_moment(moment: Moment) -> list[str]:
+    return [str(moment.second), repr(moment.fraction)]
+
+
+def _packed_sighting(sighting: Sighting) -> dict[str, Any]:
+    packed = {"at": repr(sighting.at), "message_id": sighting.message_id, "asked": sighting.asked}
+    return _without_none(packed)
+
+
+def _packed(message: InboundMessage) -> dict[str, Any]:
+    packed: dict[str, Any] = {
+        "phone": message.phone,
+        "lid": message.lid,
+        "sent": _packed_moment(message.sent),
+        "event_time": repr(message.event_time),
+        "arrived": repr(message.arrived),
+        "key": message.idempotency_key,
+        "message_id": message.message_id,
+        "headers": json.dumps(message.headers),
+    }
+    if message.sighting:
+        packed["sighting"] = _packed_sighting(message.sighting)
+    if message.seen_key:
+        packed |= {"seen": message.seen_key.digest.hex(), "twins": message.seen_key.twins}
+    return _without_none(packed)
+
+
+def _packed_decision(decision: Decision) -> dict[str, Any]:
+    packed: dict[str, Any] = {}
+    if isinstance(decision, AskForLink):
+        packed |= {"hold": decision.hold, "help": decision.help}
+    else:
+        packed |= {"tenant": str(decision.tenant), "delivers": True}
+    if isinstance(decision, Bind):
+        kind = "locked" if decision.previous is None else "moved"
+        packed |= {"binds": True, "kind": kind, "named": str(decision.tenant)}
+    elif isinstance(link := decision.link, LinkNote):
+        packed |= {"kind": link.note.value, "named": str(link.tenant)}
+    return packed
+
+
+def _packed_selection(which: Selection) -> dict[str, Any]:
+    packed = {
+        "id": None if which.id is None else _padded(which.id),
+        "tenant": None if which.tenant is None else str(which.tenant),
+        "user": which.user,
+    }
+    return _without_none(packed)
+
+
+def _headers(packed: bytes) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name, value in orjson.loads(packed))
+
+
+def _delivery(row: list[bytes]) -> Delivery:
+    id_, tenant, user, alias, key, headers, body, attempts, own_faults, tried_at, age = row
+    return Delivery(
+        id=int(id_),
+        tenant=TenantId(int(tenant)),
+        user=UserId(user.decode()),
+        alias=UserId(alias.decode()) if alias else None,
+        idempotency_key=key.decode(),
+        headers=_headers(headers),
+        body=body,
+        attempt=int(attempts) + 1,
+        own_faults=int(own_faults),
+        tried_at=float(tried_at) if tried_at else None,
+        age=float(age),
+    )
+
+
+def _letter(row: list[bytes], *, with_body: bool) -> DeadLetter:
+    (id_, tenant, user, message_id, key, arrived, died_at, attempts, reason, status, answer,
+     body) = row  # fmt: skip
+    return DeadLetter(
+        id=int(id_),
+        tenant=TenantId(int(tenant)),
+        user=UserId(user.decode()),
+        message_id=message_id.decode() or None,
+        idempotency_key=key.decode(),
+        arrived=float(arrived),
+        died_at=float(died_at),
+        attempts=int(attempts),
+        reason=reason.decode(),
+        status=int(status) if status else None,
+        answer=answer,
+        body=body if with_body else None,
+    )
+
+
+def _history_line(row: list[bytes]) -> HistoryLine:
+    id_, at, user, kind, from_, to, _, _, message_id, why = (part.decode() for part in row)
+    return HistoryLine(
+        int(id_),
+        float(at),
+        UserId(user),
+        kind,
+        TenantId(int(from_)) if from_ else None,
+        TenantId(int(to)) if to else None,
+        message_id or None,
+        why or None,
+    )
+
+
+def _help(value: bytes) -> tuple[float, float | None] | None:
+    if not value:
+        return None
+    queued, sent = value.decode().split()
+    return float(queued), None if sent == "-" else float(sent)

