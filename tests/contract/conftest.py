@@ -1,9 +1,15 @@
 """Stores of each kind."""
 
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import redis
+
+from gateway.store import Limits, Store, open_store
+from tests.conftest import LIMITS
+
+Reopen = Callable[..., Awaitable[Store]]
 
 
 @pytest.fixture(params=["file", "redis"])
@@ -15,3 +21,18 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     with redis.Redis(unix_socket_path=socket) as client:
         client.flushall()
     return f"unix:{socket}"
+
+
+@pytest.fixture
+async def reopen(store_url: str) -> AsyncIterator[Reopen]:
+    """Opens the store again, and what was opened before is gone."""
+    opened: list[Store] = []
+
+    async def open_(limits: Limits = LIMITS) -> Store:
+        if opened:
+            await opened.pop().close()
+        opened.append(await open_store(store_url, limits))
+        return opened[-1]
+
+    yield open_
+    await opened.pop().close()

@@ -2,10 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
-
-import pytest
 
 from gateway.model import (
     Accepted,
@@ -19,26 +16,9 @@ from gateway.model import (
     PutBack,
     Selection,
 )
-from gateway.store import Limits, Store, open_store
-from tests.conftest import LIMITS
+from gateway.store import Store
+from tests.contract.conftest import Reopen
 from tests.messages import ALI, LID, NOW, OMAR, SARA, by_the_rules, message, tenant, user
-
-Reopen = Callable[..., Awaitable[Store]]
-
-
-@pytest.fixture
-async def reopen(store_url: str) -> AsyncIterator[Reopen]:
-    """Opens the store again, and what was opened before is gone."""
-    opened: list[Store] = []
-
-    async def open_(limits: Limits = LIMITS) -> Store:
-        if opened:
-            await opened.pop().close()
-        opened.append(await open_store(store_url, limits))
-        return opened[-1]
-
-    yield open_
-    await opened.pop().close()
 
 
 async def say(store: Store, text: str, who: str = ALI, **how: Any) -> Accepted:

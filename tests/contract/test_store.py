@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -27,8 +26,8 @@ from gateway.model import (
     Selection,
     Sighting,
 )
-from gateway.store import Limits, Store, open_store
-from tests.conftest import LIMITS
+from gateway.store import Limits, Store
+from tests.contract.conftest import Reopen
 from tests.messages import (
     ALI,
     LID,
@@ -41,23 +40,6 @@ from tests.messages import (
     tenant,
     user,
 )
-
-Reopen = Callable[..., Awaitable[Store]]
-
-
-@pytest.fixture
-async def reopen(store_url: str) -> AsyncIterator[Reopen]:
-    """Opens the store again, and what was opened before is gone."""
-    opened: list[Store] = []
-
-    async def open_(limits: Limits = LIMITS) -> Store:
-        if opened:
-            await opened.pop().close()
-        opened.append(await open_store(store_url, limits))
-        return opened[-1]
-
-    yield open_
-    await opened.pop().close()
 
 
 async def accept(
