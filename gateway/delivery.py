@@ -138,7 +138,8 @@ class Courier:
         """One at a time. Ends with the gate's opening, or when no tenant has the URL any more."""
         while target in self.targets.closed():
             await self._unless_it_stumbles(self._send_probe(target))
-        del self._probing[target]
+        if self._probing.get(target) is asyncio.current_task():  # else the gate's change saw to it
+            del self._probing[target]
 
     async def _send_probe(self, target: Target) -> None:
         if wait := target.gate.probe_in(self._monotonic()):

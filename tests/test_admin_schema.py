@@ -30,7 +30,7 @@ def test_whatever_is_asked_the_answer_is_no_error_of_ours(
                 continue  # /health can be asked in one way only
 
             @given(case=operation.as_strategy(generation_mode=mode))
-            @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+            @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
             def ask(case: Any) -> None:
                 answer = case.call(headers=KEY)
                 case.validate_response(answer, checks=[not_a_server_error])

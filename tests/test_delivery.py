@@ -506,3 +506,22 @@ async def test_waiting_for_a_phone_is_no_probe(
     await wait_until(lambda: backend.received)
     assert (len(probes), backend.received[0].user) == (1, ALI)
     await wait_until(lambda: not courier.targets.shared.gate.closed)
+
+
+async def test_what_is_no_longer_ours_is_not_sent(
+    store: Store, backend: FakeBackend, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Delivery] = []
+
+    def lost(delivery: Delivery) -> bool:
+        asked.append(delivery)
+        return False
+
+    with monkeypatch.context() as without_lease:
+        without_lease.setattr(store, "may_send", lost)
+        start()
+        await say(store, "start_realty_2")
+        await wait_until(lambda: len(asked) > 1)
+        assert backend.received == []
+    await wait_until(lambda: backend.received)
+    assert backend.received[0].headers["X-Delivery-Attempt"] == "1"

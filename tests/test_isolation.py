@@ -136,4 +136,4 @@ class Company(RuleBasedStateMachine):
 
 
 TestCompany: Any = Company.TestCase
-TestCompany.settings = hypothesis_settings(max_examples=10, stateful_step_count=25, deadline=None)
+TestCompany.settings = hypothesis_settings(max_examples=25, stateful_step_count=25, deadline=None)

@@ -1,5 +1,6 @@
 """Tenants with a backend of their own: another address, another gate, another secret."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -151,9 +152,13 @@ async def test_a_gate_behind_which_nothing_waits_any_more_opens(
     for who in people:
         await say(store, "start_realty_2", who)
     await wait_until(courier.targets.closed)
+    probers = list(courier._probing.values())
     for who in people:
         await store.erase(user(who))
     await wait_until(lambda: not courier.targets.closed())
+    await asyncio.wait(probers)
+    assert [one for one in probers if not one.cancelled() and one.exception()] == []
+    assert courier._probing == {}
     await courier.stop(grace=1)
 
 

@@ -199,7 +199,8 @@ class RedisStore:
 
     async def _renew_all(self) -> None:
         found = await self._call(self._client.hgetall("gw:sessions"))
-        self._sessions = {name.decode(): int(number) for name, number in found.items()}
+        # Added, not replaced: one may have become known since it was asked.
+        self._sessions |= {name.decode(): int(number) for name, number in found.items()}
         for session in list(self._sessions):
             await self._renew(session)
             await self._find_the_lost(session)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.promises import EVERY, check, play
 
-STEP = 1 if EVERY else 40
+STEP = 1 if EVERY else 25
 KINDS = {"dies": 0, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EROFS": errno.EROFS}
 
 
