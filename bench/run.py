@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import reliability
+import shared
 import size
 import throughput
 import uvloop
@@ -35,6 +36,8 @@ SCENARIOS = {
     "slow": reliability.slow,
     "waiting": reliability.waiting,
     "growth": reliability.growth,
+    "redis": shared.shared,
+    "move": shared.move,
 }
 
 

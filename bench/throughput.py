@@ -86,7 +86,7 @@ async def forward(folder: Path) -> AsyncIterator[Row]:
                 await delivered(PEER_PORT, batch(min(USERS, messages), LINKS))
                 ratios = []
                 for round_ in range(1, ROUNDS + 1):
-                    ours = await _counted(ROUTER_PORT, MESSAGES)
+                    ours = await counted(ROUTER_PORT, MESSAGES)
                     text = LINKS if file == "literal.py" else "{user} {number}"
                     theirs = await delivered(PEER_PORT, batch(messages, text))
                     ratios.append(ours / theirs)
@@ -97,7 +97,7 @@ async def forward(folder: Path) -> AsyncIterator[Row]:
     sink.close()
 
 
-async def _counted(port: int, messages: int) -> float:
+async def counted(port: int, messages: int) -> float:
     """As delivered(), and each message came once and in the order of its user."""
     Sink.got.clear()
     rate = await delivered(port, batch(messages))

@@ -14,27 +14,35 @@ COMPOSE = (ROOT / "docker-compose.yml").read_text("utf-8")
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 
 
+ALWAYS = ("waha", "router", "backend")
+WITH_REDIS = ("router-a", "router-b", "balancer", "redis")
+
+
 def services() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(COMPOSE)["services"]
     return found
 
 
 def test_the_composition_is_one_by_the_specification() -> None:
-    composition = PyCompose.from_yaml(COMPOSE)
+    # The parser knows no YAML merge keys, which Compose does.
+    composition = PyCompose.from_yaml(yaml.safe_dump(yaml.safe_load(COMPOSE)))
     composition.validate()
-    assert set(composition.service_names()) == {"waha", "router", "backend"}
+    assert set(composition.service_names()) == {*ALWAYS, *WITH_REDIS}
 
 
 def test_the_parser_would_notice_a_mistake() -> None:
+    wrong = COMPOSE.replace("stop_grace_period", "stop_grace_time")
     with pytest.raises(Exception, match="stop_grace"):
-        PyCompose.from_yaml(COMPOSE.replace("stop_grace_period", "stop_grace_time"))
+        PyCompose.from_yaml(yaml.safe_dump(yaml.safe_load(wrong)))
 
 
 def test_names_ports_and_volumes_are_those_that_were_asked_for() -> None:
     for name, service in services().items():
         assert service["container_name"] == f"artinrealty-{name}"
-        assert service["networks"] == ["artinrealty_network"]
         assert service["restart"] == "unless-stopped"
+        assert service.get("profiles", []) == (["redis"] if name in WITH_REDIS else [])
+        if name not in WITH_REDIS:
+            assert service["networks"] == ["artinrealty_network"]
     assert services()["waha"]["ports"] == ["127.0.0.1:3001:3000"]
     assert services()["router"]["ports"] == ["127.0.0.1:8001:8001"]
     assert services()["router"]["stop_grace_period"] == "30s"
@@ -44,7 +52,7 @@ def test_names_ports_and_volumes_are_those_that_were_asked_for() -> None:
 
 def test_every_secret_is_required_and_none_is_written_down() -> None:
     for name, service in services().items():
-        for variable, value in service["environment"].items():
+        for variable, value in service.get("environment", {}).items():
             if re.search("KEY|SECRET|PASSWORD", variable):
                 assert ":?set it in .env}" in value, f"{name}: {variable}"
     example = (ROOT / ".env.example").read_text("utf-8")
@@ -52,7 +60,7 @@ def test_every_secret_is_required_and_none_is_written_down() -> None:
         assert re.search(rf"^{secret}=$", example, re.MULTILINE), secret
 
 
-@pytest.mark.parametrize("name", ["router", "backend"])
+@pytest.mark.parametrize("name", ["router", "router-a", "router-b", "backend"])
 def test_our_containers_may_do_nothing_but_write_their_data(name: str) -> None:
     service = services()[name]
     assert service["read_only"] is True
@@ -62,10 +70,32 @@ def test_our_containers_may_do_nothing_but_write_their_data(name: str) -> None:
     assert service.get("volumes", []) in (["router_data:/app/data"], [])
 
 
+def test_the_routers_of_the_profile_differ_from_the_one_in_their_store_alone() -> None:
+    one = services()["router"]
+    for name in ("router-a", "router-b"):
+        many = services()[name]
+        environment = dict(many["environment"])
+        assert environment.pop("STORE_URL") == "redis://redis:6379/0"
+        assert environment == one["environment"]
+        for key in ("image", "env_file", "volumes", "stop_grace_period", "read_only"):
+            assert many[key] == one[key], key
+
+
+def test_redis_keeps_what_it_is_told_and_nobody_else_reaches_it() -> None:
+    redis = services()["redis"]
+    told = " ".join(redis["command"])
+    for option in ("appendonly yes", "appendfsync always", "maxmemory-policy noeviction"):
+        assert f"--{option}" in told
+    assert redis["volumes"] == ["redis_data:/data"]
+    assert "ports" not in redis
+    reach = [name for name, one in services().items() if "redis_network" in one["networks"]]
+    assert sorted(reach) == ["redis", "router-a", "router-b"]
+
+
 def test_waha_is_set_up_as_it_demands() -> None:
     waha = services()["waha"]["environment"]
     url, events = waha["WHATSAPP_HOOK_URL"], waha["WHATSAPP_HOOK_EVENTS"]
-    assert url == "http://router:8001/webhook/waha"
+    assert url == "${WAHA_HOOK_URL:-http://router:8001/webhook/waha}"
     assert " " not in events
     assert waha["WHATSAPP_HOOK_RETRIES_POLICY"] == "constant"
     delay, attempts = (

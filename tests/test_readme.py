@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from gateway.metrics import Metrics
 from gateway.settings import HELP_MESSAGE, Settings
+from tests.e2e.redis import RedisServer
 from tests.e2e.router import ROOT, Router, environment, free_port, running
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -44,7 +45,7 @@ def test_the_example_environment_is_the_settings_class() -> None:
     lines = (ROOT / ".env.example").read_text("utf-8").splitlines()
     text = "\n".join(re.sub("^#(?=[A-Z])", "", line) for line in lines)
     named = dotenv_values(stream=io.StringIO(text), interpolate=False)
-    only_compose = {"WAHA_DASHBOARD_PASSWORD"}
+    only_compose = {"WAHA_DASHBOARD_PASSWORD", "WAHA_HOOK_URL"}
     assert named.keys() - only_compose == {name.upper() for name in Settings.model_fields}
     for name in Settings.model_fields:
         assert named[name.upper()] == default_of(name), name
@@ -123,6 +124,22 @@ def test_the_walk_through_of_commands_gives_the_answers_it_shows(tmp_path: Path)
     finally:
         waha.terminate()
         waha.wait(10)
+
+
+def test_the_walk_through_of_several_routers_gives_the_answers_it_shows(tmp_path: Path) -> None:
+    move, both = walk_through("walk-through of a move"), walk_through("walk-through of two routers")
+    assert (len(move), len(both)) == (1, 3)
+    server = RedisServer(tmp_path / "redis").start()
+    with running(tmp_path, backend_api_url="http://127.0.0.1:9") as router:
+        assert router.run("say", "971501234567", "start_realty_2").returncode == 0
+        assert router.run("say", "971501234567", "Is the flat free?").returncode == 0
+    url = "redis://localhost:6379/0"
+    follow([(command.replace(url, server.url), told) for command, told in move], router)
+    (tmp_path / "second").mkdir()
+    with running(tmp_path, store_url=server.url) as one:
+        with running(tmp_path / "second", store_url=server.url) as two:
+            follow([(command.replace("8002", str(two.port)), told) for command, told in both], one)
+    server.stop()
 
 
 def test_the_walk_through_with_a_waha_gives_the_answers_it_shows(tmp_path: Path) -> None:

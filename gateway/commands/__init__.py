@@ -1,4 +1,4 @@
-"""The command line: serve, say, link, connect-waha, doctor, rebuild."""
+"""The command line: serve, say, link, connect-waha, doctor, move, rebuild."""
 
 import argparse
 import asyncio
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from gateway import deeplink, qr, spelling
 from gateway.commands.connect import connect
 from gateway.commands.doctor import examine
+from gateway.commands.move import move_house
 from gateway.commands.serve import serve
 from gateway.errors import StartRefused, TooLongForQr
 from gateway.model import LARGEST_TENANT, TenantId
@@ -43,6 +44,8 @@ def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
                 return asyncio.run(connect(settings, options.url, session=session, yes=options.yes))
             case "doctor":
                 return asyncio.run(examine(settings, options.url))
+            case "move":
+                return asyncio.run(move_house(options.source, options.target, settings))
             case "rebuild":
                 path, count = opening.rebuild(_folder(settings))
                 print(f"{path}: {count} locks written from the history")
@@ -87,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         if name == "connect-waha":
             command.add_argument("--session", help="the WAHA session (WAHA_SESSION)")
             command.add_argument("--yes", action="store_true", help="do not ask")
+    move = commands.add_parser(
+        "move", help="carry all from one store to another; stop routers first"
+    )
+    move.add_argument("--from", dest="source", required=True, help="as STORE_URL: file:data")
+    move.add_argument("--to", dest="target", required=True, help="as STORE_URL: redis://…")
     commands.add_parser("rebuild", help="write a lost router_mappings.json from the history")
     return parser
 

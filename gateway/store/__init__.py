@@ -7,6 +7,7 @@ from gateway.errors import StartRefused
 from gateway.store.base import HELP_SECONDS, Limits, Page, Store
 from gateway.store.files import FileStore
 from gateway.store.redis import RedisStore
+from gateway.store.scripts import SCHEMES
 
 __all__ = ["HELP_SECONDS", "Limits", "Page", "Store", "open_store"]
 
@@ -41,5 +42,5 @@ def _redis(scheme: str) -> Callable[[str, Limits, Leave], Awaitable[Store]]:
 
 _STORES: dict[str, Callable[[str, Limits, Leave], Awaitable[Store]]] = {
     "file": _files,
-    **{scheme: _redis(scheme) for scheme in ("redis", "rediss", "unix", "redis+cluster")},
+    **{scheme: _redis(scheme) for scheme in SCHEMES},
 }

@@ -217,7 +217,7 @@ class FileStore:
             if found is Found.ITSELF:
                 return changes, Accepted(user, None)
             if found is Found.ANOTHERS:  # it needs a key of its own
-                key = hashlib.sha256(f"{key}\0{user}".encode()).hexdigest()[:32]
+                key = _key_of(key, user)
         lock = self._lock(tx, user)
         decision = decide(lock)
         if not isinstance(decision, AskForLink) and (full := self._backlog_full(decision.tenant)):
@@ -935,6 +935,10 @@ class FileStore:
             await self._write_counts()
         await self._journal.close()
         self._mutex.close()
+
+
+def _key_of(key: str, user: UserId) -> str:
+    return hashlib.sha1(f"{key}|{user}".encode(), usedforsecurity=False).hexdigest()[:32]
 
 
 def _phone_of(tx: Tx, lid: UserId) -> UserId | None:

@@ -94,7 +94,7 @@ def replace_file(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_directory(path.parent)  # or the rename itself may be lost with the power
+    sync_directory(path.parent)  # or the rename itself may be lost with the power
 
 
 def encode(locks: dict[UserId, TenantId]) -> bytes:
@@ -281,7 +281,7 @@ def _end(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

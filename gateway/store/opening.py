@@ -23,12 +23,24 @@ _LONGEST_WAIT = 3600.0  # that a Retry-After may ask for
 Tx = sqlite3.Connection
 
 
+# What router.moved says of a folder that is, or was, one end of a move.
+MARK_NAME = "router.moved"
+UNFINISHED, ARRIVED, LEFT = "unfinished", "arrived", "left for "
+
+
 def open_folder(
-    folder: Path, now: float, connect_to: Callable[[Path], Tx]
+    folder: Path, now: float, connect_to: Callable[[Path], Tx], *, moves: bool = False
 ) -> tuple[IO[bytes], Tx, dict[UserId, TenantId]]:
+    """moves: for a move, not for a router; what an unfinished one left here is deleted."""
     path = folder / mappings.FILE_NAME
     mutex = take_folder(folder)
     try:
+        if not moves:
+            _refuse_moved(folder)
+        elif mark_of(folder) == UNFINISHED:
+            for name in (DATABASE_NAME, f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm"):
+                (folder / name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         connection = connect_to(folder / DATABASE_NAME)
         try:
             locks = _current_locks(path, connection)
@@ -68,6 +80,31 @@ def take_folder(folder: Path) -> IO[bytes]:
         mutex.truncate(0)
         mutex.write(f"{os.getpid()}\n".encode())
     return mutex
+
+
+def mark_of(folder: Path) -> str | None:
+    try:
+        return (folder / MARK_NAME).read_text("utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+def set_mark(folder: Path, mark: str) -> None:
+    mappings.replace_file(folder / MARK_NAME, f"{mark}\n".encode())
+
+
+def _refuse_moved(folder: Path) -> None:
+    path, mark = folder / MARK_NAME, mark_of(folder)
+    if mark == ARRIVED:  # a router begins here: what follows is no move's any more
+        path.unlink()
+        mappings.sync_directory(folder)
+    elif mark is not None and mark.startswith(LEFT):
+        raise StartRefused(
+            f"{folder}: all that was here has moved to {mark.removeprefix(LEFT)}: set STORE_URL;"
+            f" or delete {path} to go on with what it was then"
+        )
+    elif mark is not None:
+        raise StartRefused(f"{folder}: a move to this folder did not finish: run it again")
 
 
 def _current_locks(path: Path, connection: Tx) -> dict[UserId, TenantId]:

@@ -18,13 +18,10 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import orjson
-import redis.asyncio
-from redis.exceptions import NoScriptError, RedisError
 
 from gateway.errors import StartRefused, StoreUnavailable
 from gateway.model import (
@@ -61,7 +58,17 @@ from gateway.model import (
     UserId,
 )
 from gateway.store.base import HELP_SECONDS, Limits, Page
-from gateway.store.patience import Patience
+from gateway.store.scripts import (
+    HOME,
+    MARK,
+    UNFINISHED,
+    Scripts,
+    first_id,
+    open_scripts,
+    padded,
+    session_of,
+    without_none,
+)
 
 LEASE_SECONDS = 15.0
 _RENEW_SECONDS = 5.0
@@ -69,29 +76,8 @@ _SEND_SECONDS = 1.0  # before the lease ends nothing new is sent
 _POLL_SECONDS = 0.2  # claim() looks again so often: another router may have accepted something
 _CHUNK = 500  # changed by one script, which keeps others waiting
 _MOST_LIDS = 10_000
-_CONNECTIONS = 64
-_SECONDS = 10.0  # for a connection or an answer
-_HOME = "~"  # the hash tag of WAHA_SESSION, whose users stand without a prefix; no session has it
-_IDS_OF_A_SESSION = 10**10
-_NUMBER = """
-local number = redis.call('HGET', KEYS[1], ARGV[1]) or redis.call('HLEN', KEYS[1])
-redis.call('HSET', KEYS[1], ARGV[1], number)
-return number
-"""
-_FILES = ("base", "people", "lines", "letters", "accept", "operators")
-
+_MOST_GUESSES = 100_000  # 40 MB
 log = logging.getLogger(__name__)
-
-_Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
-
-
-def _script(hold_seconds: float) -> str:
-    folder = Path(__file__).parent / "lua"
-    parts = [(folder / f"{name}.lua").read_text("utf-8") for name in _FILES]
-    # Not an argument of each call: it is the same for all.
-    parts.insert(1, f"local HOLD_SECONDS = {hold_seconds!r}\n")
-    call = "return ops[ARGV[1]](cjson.decode(ARGV[2]), ARGV[3])\n"
-    return "".join([*parts, call])
 
 
 @dataclass(slots=True)
@@ -107,52 +93,58 @@ class RedisStore:
 
     @classmethod
     async def open(cls, url: str, limits: Limits) -> "RedisStore":
-        """url: redis://, rediss:// or unix://, or redis+cluster:// of any node of a cluster.
-
-        Raise StartRefused if Redis cannot be reached or used.
-        """
+        """url: see scripts.open_scripts. Raise StartRefused if Redis cannot be reached or used."""
+        scripts = await open_scripts(url, hold_seconds=limits.hold_seconds)
+        store = cls(scripts, limits)
         try:
-            client = _client(url)
-        except ValueError as exc:
-            raise StartRefused(f"STORE_URL: {exc}") from exc
-        try:
-            await _check(client)
-            store = cls(client, limits)
             await store._start()
-        except (RedisError, OSError, StoreUnavailable) as exc:
-            await client.aclose()
-            raise StartRefused(f"STORE_URL: Redis does not answer ({exc}): is it running?") from exc
+        except StoreUnavailable as exc:
+            await scripts.close()
+            raise StartRefused(f"STORE_URL: Redis does not answer ({exc})") from exc
         except StartRefused:
-            await client.aclose()
+            await scripts.close()
             raise
         return store
 
-    def __init__(self, client: _Client, limits: Limits) -> None:
-        self._client = client
+    def __init__(self, scripts: Scripts, limits: Limits) -> None:
+        self._scripts = scripts
         self._limits = limits
-        self._script = _script(limits.hold_seconds)
-        self._sha: str | None = None
         self._router = uuid.uuid4().hex
         self._sessions: dict[str, int] = {}  # each with its number
         self._leases: dict[str, _Lease] = {}
         self._claims: dict[tuple[str, int], str] = {}  # session and id → lease
         self._work = asyncio.Event()
-        self._patience = Patience()
-        self._trouble: str | None = None
         self._totals = (0, 0)
+        self._counts_begun = 0
+        self._counting = asyncio.Lock()
+        self._guesses: dict[UserId, list[str]] = {}  # what a decision was taken on last time
         self._unknown: dict[str, set[str]] = {}  # claims of which nobody here knows, by session
         self._backlog_full: str | None = None
         self._turns: WeakValueDictionary[UserId, asyncio.Lock] = WeakValueDictionary()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def _start(self) -> None:
-        await self._know_session(_HOME)
+        await self._refuse_moved()
+        await self._know_session(HOME)
         await self._renew_all()
+        await self._refuse_moved()  # again: a move looks for leases after it has set its mark
+        await self._scripts.call(self._scripts.client.delete(MARK))
         await self._count()
         self._tasks = [
             asyncio.create_task(self._keep(work, seconds))
             for work, seconds in ((self._renew_all, _RENEW_SECONDS), (self._sweep, _RENEW_SECONDS))
         ]
+
+    async def _refuse_moved(self) -> None:
+        client = self._scripts.client
+        place = await self._scripts.call(client.get(f"gw:{{{HOME}}}:closed"))
+        if place:
+            raise StartRefused(
+                f"STORE_URL: all that was in this Redis has moved to {place.decode()}, or is being"
+                " moved there; to go on with what it was delete the keys gw:{*}:closed"
+            )
+        if await self._scripts.call(client.get(MARK)) == UNFINISHED:
+            raise StartRefused("STORE_URL: a move to this Redis did not finish: run it again")
 
     async def _keep(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
         while True:
@@ -164,43 +156,11 @@ class RedisStore:
             except Exception:
                 log.exception("the watch stumbled", extra={"event": "store.error"})
 
-    # calling Redis
-
-    async def _call(self, command: Awaitable[Any]) -> Any:
-        try:
-            # A task that is cancelled while it waits for an answer must not leave it to the next
-            # one on the same connection.
-            result = await asyncio.shield(asyncio.ensure_future(command))
-        except NoScriptError:
-            raise
-        except (RedisError, OSError, TimeoutError) as exc:
-            if self._trouble is None:
-                log.error(
-                    "Redis does not do what it is asked (%s): webhooks get 503 until it does",
-                    exc,
-                    extra={"event": "store.failed"},
-                )
-            self._trouble = f"{exc}"
-            raise self._patience.unavailable(f"Redis: {exc}") from exc
-        if self._trouble is not None:
-            log.warning("Redis answers again", extra={"event": "store.healed"})
-            self._trouble = None
-        return result
-
-    async def _run(self, session: str, op: str, body: bytes = b"", **args: Any) -> Any:
-        """What the operation answers; texts as bytes."""
-        key, packed = f"gw:{{{session}}}", orjson.dumps(_without_none(args))
-        if self._sha is None:
-            self._sha = await self._call(self._client.script_load(self._script))
-        try:
-            return await self._call(self._client.evalsha(self._sha, 1, key, op, packed, body))
-        except NoScriptError:  # Redis was started again, or its scripts were flushed
-            return await self._call(self._client.eval(self._script, 1, key, op, packed, body))
+    # leases
 
     async def _renew_all(self) -> None:
-        found = await self._call(self._client.hgetall("gw:sessions"))
         # Added, not replaced: one may have become known since it was asked.
-        self._sessions |= {name.decode(): int(number) for name, number in found.items()}
+        self._sessions |= await self._scripts.sessions()
         for session in list(self._sessions):
             await self._renew(session)
             await self._find_the_lost(session)
@@ -209,23 +169,23 @@ class RedisStore:
         """Free what is claimed by us and nobody here knows of, if that was so last time as well: an
         answer to a claim was lost, or came when nobody waited for it any more."""
         lease = self._leases[session].name
-        claimed = await self._run(session, "claimed", lease=lease)
+        claimed = await self._scripts.run(session, "claimed", lease=lease)
         unknown = {one.decode() for one in claimed if (session, int(one)) not in self._claims}
         if lost := unknown & self._unknown.get(session, set()):
-            await self._run(session, "release", lease=lease, ids=sorted(lost))
+            await self._scripts.run(session, "release", lease=lease, ids=sorted(lost))
             self._work.set()
         self._unknown[session] = unknown - lost
 
     async def _renew(self, session: str) -> _Lease:
         began = time.monotonic()
         known = self._leases.get(session)
-        (name,) = await self._run(
+        (name,) = await self._scripts.run(
             session,
             "renew",
             router=self._router,
             lease=known.name if known else None,
             milliseconds=int(LEASE_SECONDS * 1000),
-            base=str(self._sessions[session] * _IDS_OF_A_SESSION),
+            base=first_id(self._sessions[session]),
         )
         # From before the question: the lease cannot end sooner there than here.
         lease = self._leases[session] = _Lease(name.decode(), began + LEASE_SECONDS)
@@ -236,7 +196,7 @@ class RedisStore:
         return lease if lease else await self._renew(session)
 
     def may_send(self, delivery: Delivery) -> bool:
-        session = _session_of(delivery.user)
+        session = session_of(delivery.user)
         lease = self._leases.get(session)
         claimed_under = self._claims.get((session, delivery.id))
         return (
@@ -248,7 +208,9 @@ class RedisStore:
     async def _sweep(self) -> None:
         gone = 0
         for session in list(self._sessions):
-            (some,) = await self._run(session, "sweep", help_seconds=HELP_SECONDS, chunk=_CHUNK)
+            (some,) = await self._scripts.run(
+                session, "sweep", help_seconds=HELP_SECONDS, chunk=_CHUNK
+            )
             gone += some
         if gone:
             log.info(
@@ -259,27 +221,36 @@ class RedisStore:
         await self._count()
 
     async def _count(self) -> None:
-        users, tenants, waiting = 0, set(), 0
+        """Count what is there now. Those who ask while one counts share the next count."""
+        begun = self._counts_begun
+        async with self._counting:
+            if begun == self._counts_begun:
+                self._counts_begun += 1
+                await self._count_now()
+
+    async def _count_now(self) -> None:
+        users, tenants, many, waiting = 0, set[bytes](), 0, 0
         for session in list(self._sessions):
-            count, names, some = await self._run(session, "totals")
-            users += count
+            count, its, names, some = await self._scripts.run(
+                session, "totals", names=len(self._sessions) > 1
+            )
+            users, many = users + count, max(many, its)
             tenants |= set(names)
             waiting += some
-        self._totals = users, len(tenants)
+        self._totals = users, len(tenants) or many
         if waiting < self._limits.max_backlog:
             self._backlog_full = None
 
     async def _know(self, user: UserId) -> str:
         """The session of user, from now on among those that are looked through."""
-        session = _session_of(user)
+        session = session_of(user)
         if session not in self._sessions:
             await self._know_session(session)
             await self._renew(session)
         return session
 
     async def _know_session(self, session: str) -> None:
-        number = await self._call(self._client.eval(_NUMBER, 1, "gw:sessions", session))
-        self._sessions[session] = int(number)
+        self._sessions[session] = await self._scripts.number_of(session)
 
     # accepting
 
@@ -297,8 +268,8 @@ class RedisStore:
             reason = self._full(answer[1].decode(), decision)
             if answer[1].startswith(b"all"):
                 self._backlog_full = reason
-            raise self._patience.unavailable(reason)
-        self._patience.over()
+            raise self._scripts.patience.unavailable(reason)
+        self._scripts.patience.over()
         self._work.set()
         if isinstance(decision, Bind) or message.sighting:
             await self._count()
@@ -312,19 +283,23 @@ class RedisStore:
     ) -> tuple[list[Any], Decision | None]:
         """The script's answer, and the decision it was given."""
         args = {"message": _packed(message), **self._accept_limits()}
-        answer = await self._run(session, op, message.body, **args)
-        decision = None
-        while answer[0] == b"decide":  # the lock is not, or no longer, the one decided on
+        user, decision = message.phone or message.lid, None
+        assert user is not None
+        # Mostly nothing has changed since, and one call will do.
+        taken_on = self._guesses.pop(user, None) if op == "accept" else None
+        while True:
+            if taken_on:
+                decision = decide(_lock(*taken_on[1:]))
+                args |= {"taken_on": taken_on, "decision": _packed_decision(decision)}
+            answer = await self._scripts.run(session, op, message.body, **args)
+            if answer[0] != b"decide":
+                break
+            # The lock is not, or no longer, the one decided on.
             taken_on = [part.decode() for part in answer[1:5]]
-            decision = decide(_lock(*taken_on[1:]))
-            answer = await self._run(
-                session,
-                op,
-                message.body,
-                **args,
-                taken_on=taken_on,
-                decision=_packed_decision(decision),
-            )
+        if taken_on and isinstance(decision, Forward) and not decision.link:
+            if len(self._guesses) >= _MOST_GUESSES:
+                self._guesses.clear()
+            self._guesses[user] = taken_on
         return answer, decision
 
     def _accept_limits(self) -> dict[str, Any]:
@@ -356,7 +331,7 @@ class RedisStore:
             seen.append(lock)
             return decide(lock)
 
-        answer, decision = await self._accept("rehearse", _session_of(user), message, noted)
+        answer, decision = await self._accept("rehearse", session_of(user), message, noted)
         known = UserId(answer[1].decode())
         if answer[0] == b"duplicate":
             return Rehearsal(Accepted(known, None), await self._lock(known), 0, refused=None)
@@ -370,7 +345,7 @@ class RedisStore:
 
     async def learn(self, sighting: Sighting) -> None:
         session = await self._know(sighting.phone)
-        await self._run(
+        await self._scripts.run(
             session,
             "learn",
             lid=sighting.lid,
@@ -383,7 +358,7 @@ class RedisStore:
     async def held_lids(self) -> list[UserId]:
         found: list[UserId] = []
         for session in list(self._sessions):
-            some = await self._run(session, "held_lids", most=_MOST_LIDS)
+            some = await self._scripts.run(session, "held_lids", most=_MOST_LIDS)
             found += [UserId(one.decode()) for one in some]
         return found[:_MOST_LIDS]
 
@@ -420,7 +395,7 @@ class RedisStore:
         self, session: str, limit: int, *, probe: bool, among: Among
     ) -> tuple[list[Delivery], float]:
         lease = await self._lease(session)
-        state, *rest = await self._run(
+        state, *rest = await self._scripts.run(
             session,
             "claim",
             lease=lease.name,
@@ -441,7 +416,7 @@ class RedisStore:
         return found, float(soon) if soon else _POLL_SECONDS
 
     async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
-        session = _session_of(delivery.user)
+        session = session_of(delivery.user)
         args: dict[str, Any] = {"outcome": "put back"}
         match outcome:
             case PutBack(sent_at=float(sent_at)):
@@ -464,11 +439,11 @@ class RedisStore:
                     "status": "" if outcome.status is None else str(outcome.status),
                 }
         answer = outcome.answer if isinstance(outcome, Dead) else b""
-        (state, *_) = await self._run(
+        (state, *_) = await self._scripts.run(
             session,
             "settle",
             answer,
-            id=_padded(delivery.id),
+            id=padded(delivery.id),
             lease=self._claims.get((session, delivery.id), ""),
             **args,
         )
@@ -487,7 +462,7 @@ class RedisStore:
         for session in list(self._sessions):
             state = b"more"
             while state == b"more":
-                (state,) = await self._run(
+                (state,) = await self._scripts.run(
                     session,
                     "all_due",
                     named=[str(tenant) for tenant in among.named],
@@ -500,7 +475,7 @@ class RedisStore:
         oldest: float | None = None
         waiting: Counter[TenantId] = Counter()
         for session in list(self._sessions):
-            first, counts = await self._run(session, "backlog")
+            first, counts = await self._scripts.run(session, "backlog")
             if first and (oldest is None or float(first) < oldest):
                 oldest = float(first)
             for tenant, count in _pairs(counts):
@@ -514,12 +489,14 @@ class RedisStore:
         return (await self.lock_of(user))[1]
 
     async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
-        known, *lock = await self._run(_session_of(user), "lock_of", user=user)
+        known, *lock = await self._scripts.run(session_of(user), "lock_of", user=user)
         return UserId(known.decode()), _lock(*(part.decode() for part in lock))
 
     async def lock(self, user: UserId, tenant: TenantId) -> tuple[UserId, TenantId | None, int]:
         session = await self._know(user)
-        known, before, released = await self._run(session, "lock", user=user, tenant=str(tenant))
+        known, before, released = await self._scripts.run(
+            session, "lock", user=user, tenant=str(tenant)
+        )
         await self._count()
         self._work.set()
         return UserId(known.decode()), _tenant(before), released
@@ -527,8 +504,8 @@ class RedisStore:
     async def unlock(
         self, user: UserId, *, drop_waiting: bool = False
     ) -> tuple[UserId, TenantId | None, int]:
-        known, before, dropped = await self._run(
-            _session_of(user), "unlock", user=user, drop=drop_waiting
+        known, before, dropped = await self._scripts.run(
+            session_of(user), "unlock", user=user, drop=drop_waiting
         )
         await self._count()
         self._work.set()
@@ -539,7 +516,7 @@ class RedisStore:
     ) -> tuple[int, int]:
         users = moved = 0
         for session in list(self._sessions):
-            some, along = await self._run(
+            some, along = await self._scripts.run(
                 session, "move", old=str(old), new=str(new), with_waiting=with_waiting
             )
             users, moved = users + some, moved + along
@@ -569,14 +546,14 @@ class RedisStore:
     async def _users(
         self, session: str, limit: int, after: UserId | None, tenant: str | None = None
     ) -> list[tuple[UserId, TenantId]]:
-        found = await self._run(session, "users", limit=limit, after=after, tenant=tenant)
+        found = await self._scripts.run(session, "users", limit=limit, after=after, tenant=tenant)
         return [(UserId(user.decode()), TenantId(int(its))) for user, its in _pairs(found)]
 
     async def tenant_totals(self) -> dict[TenantId, Totals]:
         names = ("users", "delivered", "waiting", "dead", "first_seen", "last_seen")
         sums: dict[TenantId, dict[str, Any]] = {}
         for session in list(self._sessions):
-            answer = await self._run(session, "tenant_totals")
+            answer = await self._scripts.run(session, "tenant_totals")
             for name, pairs in zip(names, answer, strict=True):
                 for tenant, value in _pairs(pairs):
                     if not tenant:
@@ -595,8 +572,8 @@ class RedisStore:
     async def history(
         self, user: UserId, *, limit: int, before: int | None = None
     ) -> list[HistoryLine]:
-        rows = await self._run(
-            _session_of(user),
+        rows = await self._scripts.run(
+            session_of(user),
             "history",
             user=user,
             limit=limit,
@@ -605,14 +582,16 @@ class RedisStore:
         return [_history_line(row) for row in rows]
 
     async def erase(self, user: UserId) -> tuple[tuple[UserId, ...], Erased]:
-        ids, *counts = await self._run(_session_of(user), "erase", user=user, salt=uuid.uuid4().hex)
+        ids, *counts = await self._scripts.run(
+            session_of(user), "erase", user=user, salt=uuid.uuid4().hex
+        )
         await self._count()
         self._work.set()
         return tuple(UserId(one.decode()) for one in ids), Erased(*counts)
 
     async def export(self, user: UserId) -> Export:
-        session = _session_of(user)
-        ids, tenant, messages, help_ = await self._run(session, "export", user=user)
+        session = session_of(user)
+        ids, tenant, messages, help_ = await self._scripts.run(session, "export", user=user)
         told = await self.history(user, limit=-1)
         kept = [
             Kept(
@@ -639,7 +618,7 @@ class RedisStore:
     ) -> list[DeadLetter]:
         found: list[DeadLetter] = []
         for session in self._of(which):
-            rows = await self._run(
+            rows = await self._scripts.run(
                 session,
                 "letters",
                 **_packed_selection(which),
@@ -651,7 +630,7 @@ class RedisStore:
 
     async def dead_letter(self, id_: int) -> DeadLetter | None:
         for session in list(self._sessions):
-            for row in await self._run(session, "letter", id=_padded(id_)):
+            for row in await self._scripts.run(session, "letter", id=padded(id_)):
                 return _letter(row, with_body=True)
         return None
 
@@ -664,11 +643,11 @@ class RedisStore:
     async def _to_the_letters(self, op: str, which: Selection) -> int:
         total = 0
         for session in self._of(which):
-            newest = await self._run(session, "newest_letter")
+            newest = await self._scripts.run(session, "newest_letter")
             done = _CHUNK
             while newest and done == _CHUNK:
                 # What dies meanwhile is not taken again.
-                (done,) = await self._run(
+                (done,) = await self._scripts.run(
                     session,
                     op,
                     **_packed_selection(which),
@@ -680,30 +659,31 @@ class RedisStore:
         return total
 
     def _of(self, which: Selection) -> list[str]:
-        return [_session_of(which.user)] if which.user else sorted(self._sessions)
+        return [session_of(which.user)] if which.user else sorted(self._sessions)
 
     # help messages
 
     async def help_waits(self) -> list[tuple[UserId, float]]:
         found: list[tuple[UserId, float]] = []
         for session in list(self._sessions):
-            some = await self._run(session, "help_waits", help_seconds=HELP_SECONDS)
+            some = await self._scripts.run(session, "help_waits", help_seconds=HELP_SECONDS)
             found += [(UserId(user.decode()), float(at)) for user, at in _pairs(some)]
         return sorted(found, key=lambda pair: pair[1])
 
     async def begin_help(self, user: UserId) -> UserId | None:
-        found = await self._run(
-            _session_of(user), "begin_help", user=user, help_seconds=HELP_SECONDS
+        found = await self._scripts.run(
+            session_of(user), "begin_help", user=user, help_seconds=HELP_SECONDS
         )
         return UserId(found[0].decode()) if found else None
 
     async def undo_help(self, user: UserId, *, again: bool) -> None:
-        await self._run(_session_of(user), "undo_help", user=user, again=again)
+        await self._scripts.run(session_of(user), "undo_help", user=user, again=again)
 
     # the whole
 
     def health(self) -> Health:
-        refusing = f"Redis: {self._trouble}" if self._trouble else self._backlog_full
+        trouble = self._scripts.trouble
+        refusing = f"Redis: {trouble}" if trouble else self._backlog_full
         return Health(refusing, None, has_file=False)
 
     async def close(self) -> None:
@@ -713,54 +693,8 @@ class RedisStore:
             await asyncio.wait(self._tasks)
         for session, lease in self._leases.items():
             with contextlib.suppress(StoreUnavailable):
-                await self._run(session, "leave", lease=lease.name)
-        await self._client.aclose()
-
-
-def _client(url: str) -> _Client:
-    if url.startswith("redis+cluster://"):
-        plain = url.replace("redis+cluster", "redis", 1)
-        return redis.asyncio.RedisCluster.from_url(plain, socket_timeout=_SECONDS)
-    # More than so many callers wait for each other: Redis does one thing at a time anyhow.
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url, max_connections=_CONNECTIONS, timeout=_SECONDS, socket_timeout=_SECONDS
-    )
-    return redis.asyncio.Redis.from_pool(pool)
-
-
-async def _check(client: _Client) -> None:
-    """Raise StartRefused if this Redis would lose what it is told."""
-    found: dict[str, Any] = await client.info()
-    if isinstance(client, redis.asyncio.RedisCluster) and "redis_version" not in found:
-        found = next(iter(found.values()))  # by node
-    version = str(found["redis_version"])
-    if tuple(map(int, version.split(".")[:2])) < (6, 2):
-        raise StartRefused(f"STORE_URL: Redis {version} is too old: 6.2 or newer is needed")
-    policy = found.get("maxmemory_policy", "noeviction")
-    if found.get("maxmemory") and policy != "noeviction":
-        raise StartRefused(
-            f"STORE_URL: Redis drops what it has no room for (maxmemory-policy {policy}), locks"
-            " among it: set noeviction"
-        )
-    if not found.get("aof_enabled"):
-        log.warning(
-            "Redis keeps no append-only file: what it was told since its last save is lost when it"
-            " dies. Set appendonly yes and appendfsync always",
-            extra={"event": "store.no_aof"},
-        )
-
-
-def _without_none(args: dict[str, Any]) -> dict[str, Any]:
-    """Lua's JSON reads null as something that is true."""
-    return {name: value for name, value in args.items() if value is not None}
-
-
-def _session_of(user: UserId) -> str:
-    return user.rpartition("/")[0] or _HOME
-
-
-def _padded(id_: int) -> str:
-    return f"{id_:016d}"
+                await self._scripts.run(session, "leave", lease=lease.name)
+        await self._scripts.close()
 
 
 def _pairs(flat: list[Any]) -> list[tuple[Any, Any]]:
@@ -783,7 +717,7 @@ def _packed_moment(moment: Moment) -> list[str]:
 
 def _packed_sighting(sighting: Sighting) -> dict[str, Any]:
     packed = {"at": repr(sighting.at), "message_id": sighting.message_id, "asked": sighting.asked}
-    return _without_none(packed)
+    return without_none(packed)
 
 
 def _packed(message: InboundMessage) -> dict[str, Any]:
@@ -801,7 +735,7 @@ def _packed(message: InboundMessage) -> dict[str, Any]:
         packed["sighting"] = _packed_sighting(message.sighting)
     if message.seen_key:
         packed |= {"seen": message.seen_key.digest.hex(), "twins": message.seen_key.twins}
-    return _without_none(packed)
+    return without_none(packed)
 
 
 def _packed_decision(decision: Decision) -> dict[str, Any]:
@@ -820,11 +754,11 @@ def _packed_decision(decision: Decision) -> dict[str, Any]:
 
 def _packed_selection(which: Selection) -> dict[str, Any]:
     packed = {
-        "id": None if which.id is None else _padded(which.id),
+        "id": None if which.id is None else padded(which.id),
         "tenant": None if which.tenant is None else str(which.tenant),
         "user": which.user,
     }
-    return _without_none(packed)
+    return without_none(packed)
 
 
 def _headers(packed: bytes) -> tuple[tuple[str, str], ...]:

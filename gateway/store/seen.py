@@ -42,7 +42,7 @@ class SeenKeys:
         """What is known of key."""
         found = Found.NOTHING
         part = "SELECT phone, lid, routed FROM {} WHERE key = ?"
-        both = f"{part.format(self._table(now))} UNION ALL {part.format(self._table(now, -1))}"
+        both = f"{part.format(self.table(now))} UNION ALL {part.format(self.table(now, -1))}"
         for *row, routed in tx.execute(both, (key.digest, key.digest)):
             match _same_person(row, ids) if key.twins else True:
                 case True:
@@ -59,13 +59,13 @@ class SeenKeys:
         self, tx: sqlite3.Connection, key: SeenKey, ids: Ids, now: float, *, routed: bool
     ) -> None:
         tx.execute(
-            f"INSERT OR IGNORE INTO {self._table(now)} VALUES (?, ?, ?, ?)",
+            f"INSERT OR IGNORE INTO {self.table(now)} VALUES (?, ?, ?, ?)",
             (key.digest, *ids, routed),
         )
 
     def purge(self, tx: sqlite3.Connection, now: float) -> int:
         """Delete CHUNK rows of the oldest table, or a few more; how many."""
-        table = self._table(now, +1)
+        table = self.table(now, +1)
         # Kept for the next start: with a clock that has gone back it would empty the newest table.
         tx.execute(
             "INSERT INTO meta VALUES ('seen_period', ?) ON CONFLICT (name)"
@@ -76,7 +76,7 @@ class SeenKeys:
             f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} LIMIT {CHUNK})"
         ).rowcount
 
-    def _table(self, now: float, turn: int = 0) -> str:
+    def table(self, now: float, turn: int = 0) -> str:
         # A clock that goes back must not empty the table that is being written.
         self._period = max(self._period, int(now // self.PERIOD_SECONDS))
         return f"seen_{(self._period + turn) % 3}"
@@ -85,8 +85,9 @@ class SeenKeys:
 def _hash(user: UserId | None) -> int:
     if user is None:
         return 0
+    # As in accept.lua: keys move from one store to the other.
     return int.from_bytes(
-        hashlib.blake2b(user.encode(), digest_size=8).digest(), "big", signed=True
+        hashlib.sha1(user.encode(), usedforsecurity=False).digest()[:8], "big", signed=True
     )
 
 

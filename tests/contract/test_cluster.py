@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from gateway.model import Done
-from gateway.store import open_store
+from gateway.store import moving, open_store
 from tests.conftest import LIMITS
 from tests.e2e.redis import RedisServer
 from tests.e2e.router import free_port
@@ -65,3 +65,18 @@ async def test_sessions_spread_over_the_nodes_and_each_script_touches_one(cluste
         for tag in ("~", "sales", "rent"):
             used.add(client.get_node_from_key(f"gw:{{{tag}}}:lock").port)
     assert len(used) > 1
+
+
+async def test_a_cluster_is_moved_into_and_out_of(cluster: int, tmp_path: Path) -> None:
+    url, folders = f"redis+cluster://127.0.0.1:{cluster}", [tmp_path / "a", tmp_path / "b"]
+    store = await open_store(f"file:{folders[0]}", LIMITS)
+    for session in ("default", "sales", "rent"):
+        for who in (ALI, SARA):
+            inbound = message("start_realty_2", who, session=session)
+            await store.accept(inbound, by_the_rules(inbound))
+            held = message("hello", f"{who}0", session=session, now=time.time())
+            await store.accept(held, by_the_rules(held))
+    await store.close()
+    there = await moving.move(f"file:{folders[0]}", url, hold_seconds=900)
+    assert (there["lock"], there["delivery"], there["held"]) == (6, 6, 6)
+    assert await moving.move(url, f"file:{folders[1]}", hold_seconds=900) == there

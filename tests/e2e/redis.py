@@ -21,17 +21,23 @@ def executable() -> str:
 class RedisServer:
     """Keeps what it is told in folder, synced before each answer."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, largest_file: int | None = None) -> None:
+        """largest_file: in blocks of 512 bytes; a write beyond fails, as on a full disk."""
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.socket = folder / "redis.sock"
         self.url = f"unix:{self.socket}"
+        self.largest_file = largest_file
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "RedisServer":
+        # Without the signal's being ignored the limit would kill it.
+        limit = [] if self.largest_file is None else [
+            "sh", "-c", f'trap "" XFSZ; ulimit -f {self.largest_file}; exec "$@"', "sh",
+        ]  # fmt: skip
         self._process = subprocess.Popen(
-            [executable(), "--port", "0", "--unixsocket", str(self.socket), "--dir",
+            [*limit, executable(), "--port", "0", "--unixsocket", str(self.socket), "--dir",
              str(self.folder), "--save", "", "--appendonly", "yes", "--appendfsync", "always",
              *self._options],
             stdout=subprocess.DEVNULL,
@@ -52,6 +58,11 @@ class RedisServer:
     def signal(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit status."""
+        assert self._process is not None
+        return self._process.wait(20)
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)

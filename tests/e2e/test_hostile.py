@@ -2,11 +2,8 @@
 
 import asyncio
 import contextlib
-import os
 import resource
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -24,6 +21,7 @@ from gateway.log import Throttle
 from gateway.waha import signature
 from tests.clients import settings_of
 from tests.conftest import LIMITS, FakeBackend, wait_until
+from tests.e2e.nginx import nginx
 from tests.e2e.router import Router, free_port, running
 from tests.messages import ALI, webhook
 
@@ -290,32 +288,18 @@ async def test_a_peer_in_ipv4_mapped_form_is_this_machine(tmp_path: Path) -> Non
 @contextlib.contextmanager
 def nginx_before(router: Router, folder: Path) -> Iterator[str]:
     """nginx with proxy_pass and nothing else; its URL."""
-    program = os.environ.get("NGINX") or shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    if program is None:
-        pytest.skip("no nginx: install it, or name it in NGINX")
     port = free_port()
     temporary = "".join(
         f"{name}_temp_path {folder};"
         for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    (folder / "nginx.conf").write_text(
+    config = (
         f"daemon off; pid {folder}/nginx.pid; error_log stderr; events {{}}\n"
         f"http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{port};\n"
         f"location / {{ proxy_pass http://127.0.0.1:{router.port}; }} }} }}\n"
     )
-    command = [program, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(400):
-            assert process.poll() is None, "nginx did not start"
-            with contextlib.suppress(httpx.TransportError):
-                httpx.get(f"http://127.0.0.1:{port}/health")
-                break
-            time.sleep(0.025)
+    with nginx(config, folder):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def test_through_a_bare_nginx_nothing_is_open_without_keys(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway.waha.signature import sign
 from tests.conftest import FakeBackend, wait_until
 from tests.e2e import campaign
+from tests.e2e.nginx import nginx
 from tests.e2e.redis import RedisServer
-from tests.e2e.router import Router
+from tests.e2e.router import ROOT, Router, free_port
 from tests.messages import ALI, SARA, webhook
 
 
@@ -24,12 +26,15 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def routers(tmp_path: Path, server: RedisServer, backend: FakeBackend) -> Iterator[list[Router]]:
-    """Two, running."""
+def routers(
+    request: pytest.FixtureRequest, tmp_path: Path, server: RedisServer, backend: FakeBackend
+) -> Iterator[list[Router]]:
+    """Two, running; a parameter holds more settings."""
     made = []
+    how = {"store_url": server.url, "backend_api_url": backend.url} | getattr(request, "param", {})
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        made.append(Router(tmp_path / name, store_url=server.url, backend_api_url=backend.url))
+        made.append(Router(tmp_path / name, **how))
         made[-1].start()
     yield made
     for router in made:
@@ -107,6 +112,39 @@ async def test_a_router_that_ends_in_order_leaves_its_claims_at_once(
     assert (await post(two, "next", SARA)).status_code == 200
     await wait_until(lambda: len(backend.received) == 2)
     assert time.monotonic() - began < 10, "it did not wait for a lease to end"
+
+
+@pytest.fixture
+def balancer(tmp_path: Path, routers: list[Router]) -> Iterator[str]:
+    """The URL of an nginx in front of both, as deploy/nginx.conf has it."""
+    config, port = (ROOT / "deploy" / "nginx.conf").read_text("utf-8"), free_port()
+    for name, router in zip(("router-a", "router-b"), routers, strict=True):
+        config = config.replace(f"server {name}:8001", f"server 127.0.0.1:{router.port}")
+    config = config.replace("listen 8080", f"listen 127.0.0.1:{port}")
+    config = "daemon off;\n" + config.replace("/tmp/", f"{tmp_path}/")
+    with nginx(config, tmp_path):
+        yield f"http://127.0.0.1:{port}"
+
+
+KEYS = {"webhook_hmac_key": "h" * 32, "admin_api_key": "a" * 32}
+
+
+@pytest.mark.parametrize("routers", [KEYS], indirect=True)
+async def test_behind_the_balancer_one_router_may_die(
+    balancer: str, routers: list[Router], backend: FakeBackend
+) -> None:
+    async with httpx.AsyncClient(base_url=balancer, trust_env=False, timeout=30) as client:
+
+        async def say(text: str) -> int:
+            body = webhook(text, sent=time.time())
+            signed = {"X-Webhook-Hmac": sign(body, KEYS["webhook_hmac_key"].encode())}
+            return (await client.post("/webhook/waha", content=body, headers=signed)).status_code
+
+        assert [await say(f"start_realty_2 {n}") for n in range(10)] == [200] * 10
+        assert (await client.post("/webhook/waha", content=b"{}")).status_code == 401
+        await asyncio.to_thread(routers[0].kill)
+        assert [await say(f"text {n}") for n in range(20)] == [200] * 20, "nobody noticed"
+        await wait_until(lambda: len({one.key for one in backend.received}) == 30, seconds=40)
 
 
 async def test_kills_of_routers_and_of_redis_lose_nothing() -> None:

@@ -139,9 +139,9 @@ function rename_help(old, new)
 end
 
 local function full(args, tenant)
-  local all = tonumber(hget('waiting', '') or 0)
+  local all = tonumber(kget('waiting', '') or 0)
   if all >= args.max_backlog then return 'all ' .. all end
-  local theirs = tonumber(hget('waiting', tenant) or 0)
+  local theirs = tonumber(kget('waiting', tenant) or 0)
   if theirs >= args.max_backlog_per_tenant then return 'tenant ' .. theirs end
 end
 
@@ -181,8 +181,8 @@ local function accept(args, body)
     if found == 'nobodys' then drop_held(message.key) end
     message.body = body
     add_delivery(message, to, user, alias)
-    hset('first_seen', to, hget('first_seen', to) or text(NOW))
-    hset('last_seen', to, text(NOW))
+    if not kget('first_seen', to) then kset('first_seen', to, text(NOW)) end
+    kset('last_seen', to, text(NOW))
   elseif args.decision.hold and HOLD_SECONDS > 0 then
     keep_held(user, message, body, args.max_held_per_user)
   end
@@ -195,9 +195,11 @@ function ops.accept(args, body) return accept(args, body) end
 
 -- What accept() would do; then all of it is taken back.
 function ops.rehearse(args, body)
+  place_all()
   undo = {}
   local answer = accept(args, body)
   take_back()
+  to_place = {}
   return answer
 end
 

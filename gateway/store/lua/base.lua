@@ -17,13 +17,72 @@ local function undone_by(...)
   if undo then table.insert(undo, {...}) end
 end
 
+local function hget(key, field) return redis.call('HGET', P .. key, field) or nil end
+
+-- Facts that operations of one call share, counters above all: read once, kept in memory, and
+-- written at its end. Whoever reads such a hash as a whole calls write_kept() before.
+
+local kept, changed = {}, {} -- key -> field -> text, '' where there is none; what is to be written
+
+local function kget(key, field)
+  kept[key] = kept[key] or {}
+  local value = kept[key][field]
+  if value == nil then
+    value = hget(key, field) or ''
+    kept[key][field] = value
+  end
+  if value ~= '' then return value end
+end
+
+local function kset(key, field, value)
+  local old = kget(key, field) or ''
+  if undo then undone_by('kept', key, field, old) end
+  kept[key][field] = value
+  changed[key] = changed[key] or {}
+  changed[key][field] = true
+end
+
+local function write_kept()
+  for key, fields in pairs(changed) do
+    local some, none = {}, {}
+    for field in pairs(fields) do
+      local value = kept[key][field]
+      if value == '' then
+        table.insert(none, field)
+      else
+        table.insert(some, field)
+        table.insert(some, value)
+      end
+      if #some >= 1000 then
+        redis.call('HSET', P .. key, unpack(some))
+        some = {}
+      end
+      if #none >= 1000 then
+        redis.call('HDEL', P .. key, unpack(none))
+        none = {}
+      end
+    end
+    if #some > 0 then redis.call('HSET', P .. key, unpack(some)) end
+    if #none > 0 then redis.call('HDEL', P .. key, unpack(none)) end
+  end
+  changed = {}
+end
+
+-- A counter; at 0 it is not there.
+local function count(key, field, by)
+  local value = tonumber(kget(key, field) or 0) + by
+  kset(key, field, value ~= 0 and string.format('%d', value) or '')
+  return value
+end
+
 local function take_back()
   local steps = undo
   undo = nil
-  for place = #steps, 1, -1 do redis.call(unpack(steps[place])) end
+  for place = #steps, 1, -1 do
+    local step = steps[place]
+    if step[1] == 'kept' then kept[step[2]][step[3]] = step[4] else redis.call(unpack(step)) end
+  end
 end
-
-local function hget(key, field) return redis.call('HGET', P .. key, field) or nil end
 
 local function hset(key, field, value)
   if undo then
@@ -39,18 +98,6 @@ local function hdel(key, field)
     if old then undone_by('HSET', P .. key, field, old) end
   end
   return redis.call('HDEL', P .. key, field)
-end
-
--- A counter; at 0 it is not there.
-local function hincr(key, field, by)
-  local value = tonumber(hget(key, field) or 0) + by
-  if value == 0 then hdel(key, field) else hset(key, field, string.format('%d', value)) end
-  return value
-end
-
-local function incr(key)
-  undone_by('DECR', P .. key)
-  return redis.call('INCR', P .. key)
 end
 
 local function zscore(key, member) return redis.call('ZSCORE', P .. key, member) or nil end

@@ -1,20 +1,26 @@
 -- Dead letters.  x:<id>: one.  letters: all ids.  letters_of:<user>, letters_to:<tenant>: theirs.
 
+local LETTER = {'tenant', 'user', 'alias', 'event_time', 'arrived', 'key', 'message_id', 'headers',
+                'attempts', 'died_at', 'reason', 'status', 'answer', 'body'}
+
+local function add_letter(id, fields)
+  for _, field in ipairs(LETTER) do hset('x:' .. id, field, fields[field]) end
+  zadd('letters', id, id)
+  zadd('letters_of:' .. fields.user, id, id)
+  zadd('letters_to:' .. fields.tenant, id, id)
+  count('dead', fields.tenant, 1)
+end
+
 function bury(id, tenant, user, args, attempts)
-  local key = 'd:' .. id
+  local key, fields = 'd:' .. id, {}
   for _, field in ipairs({'tenant', 'user', 'alias', 'event_time', 'arrived', 'key', 'message_id',
                           'headers', 'body'}) do
-    hset('x:' .. id, field, hget(key, field))
+    fields[field] = hget(key, field)
   end
-  hset('x:' .. id, 'attempts', string.format('%d', hget(key, 'attempts') + attempts))
-  hset('x:' .. id, 'died_at', args.died_at)
-  hset('x:' .. id, 'reason', args.reason)
-  hset('x:' .. id, 'status', args.status or '')
-  hset('x:' .. id, 'answer', args.answer or '')
-  zadd('letters', id, id)
-  zadd('letters_of:' .. user, id, id)
-  zadd('letters_to:' .. tenant, id, id)
-  hincr('dead', tenant, 1)
+  fields.attempts = string.format('%d', hget(key, 'attempts') + attempts)
+  fields.died_at, fields.reason = args.died_at, args.reason
+  fields.status, fields.answer = args.status or '', args.answer or ''
+  add_letter(id, fields)
   delete(id, tenant, user)
 end
 
@@ -24,7 +30,7 @@ local function delete_letter(id)
   zrem('letters', id)
   zrem('letters_of:' .. user, id)
   zrem('letters_to:' .. tenant, id)
-  hincr('dead', tenant, -1)
+  count('dead', tenant, -1)
   del_hash('x:' .. id)
   return true
 end

@@ -21,8 +21,8 @@ local function place(tenant)
     zrem('next', tenant)
   elseif tonumber(first[2]) <= NOW then
     zrem('next', tenant)
-    local flying = tonumber(hget('flying', tenant) or 0)
-    local served = tonumber(hget('served', tenant) or 0)
+    local flying = tonumber(kget('flying', tenant) or 0)
+    local served = tonumber(kget('served', tenant) or 0)
     zadd('turn', text(flying * TURN + served), tenant)
   else
     zrem('turn', tenant)
@@ -30,52 +30,65 @@ local function place(tenant)
   end
 end
 
-local function first_of(line)
-  return redis.call('ZRANGE', P .. 'l:' .. line, 0, 0, 'WITHSCORES')
+-- Tenants to be placed before anybody looks at turn or next.
+local to_place = {}
+
+local function place_all()
+  for tenant in pairs(to_place) do place(tenant) end
+  to_place = {}
 end
+
+local function first_of(line) return redis.call('ZRANGE', P .. 'l:' .. line, 0, 0)[1] end
+
+local function is_empty(line) return redis.call('EXISTS', P .. 'l:' .. line) == 0 end
 
 -- After anything about the line has changed. due: from now on; nil: as it was.
 local function see_to(tenant, user, due)
   local line = line_of(tenant, user)
-  local first = first_of(line)
-  if #first == 0 then
+  to_place[tenant] = true
+  if is_empty(line) then
     srem('lines:' .. user, tenant)
     hdel('line_due', line)
     zrem('due:' .. tenant, user)
-  else
-    due = due or hget('line_due', line) or text(NOW)
-    hset('line_due', line, due)
-    if hget('busy', line) then
-      zrem('due:' .. tenant, user)
-    else
-      zadd('due:' .. tenant, due, user)
-    end
+    return
   end
-  place(tenant)
+  local before = hget('line_due', line)
+  due = due or before or text(NOW)
+  if due ~= before then hset('line_due', line, due) end
+  if kget('busy', line) then zrem('due:' .. tenant, user) else zadd('due:' .. tenant, due, user) end
 end
 
-local function count(tenant, by)
-  hincr('waiting', tenant, by)
-  hincr('waiting', '', by)
+local function count_waiting(tenant, by)
+  count('waiting', tenant, by)
+  count('waiting', '', by)
+end
+
+local function new_id()
+  return pad(count('numbers', 'id', 1) + tonumber(kget('numbers', 'base') or 0))
 end
 
 -- content: event_time, arrived, key, message_id, headers, body
 function add_delivery(content, tenant, user, alias)
-  local id = incr('id') + tonumber(redis.call('GET', P .. 'base') or 0)
-  local key = 'd:' .. pad(id)
+  local id = new_id()
+  local key = 'd:' .. id
   undone_by('DEL', P .. key)
   redis.call('HSET', P .. key, 'tenant', tenant, 'user', user, 'alias', alias or '',
     'event_time', content.event_time, 'arrived', content.arrived, 'key', content.key,
     'message_id', content.message_id or '', 'headers', content.headers, 'attempts', '0',
     'own_faults', '0', 'tried_at', '', 'age', '0', 'body', content.body)
   local line = line_of(tenant, user)
-  local new_line = #first_of(line) == 0
-  zadd('l:' .. line, content.event_time, pad(id))
-  zadd('ids', id, pad(id))
-  sadd('lines:' .. user, tenant)
-  count(tenant, 1)
-  see_to(tenant, user, new_line and content.arrived or nil)
-  return pad(id)
+  local new_line = is_empty(line)
+  zadd('l:' .. line, content.event_time, id)
+  zadd('ids', id, id)
+  count_waiting(tenant, 1)
+  if new_line then
+    sadd('lines:' .. user, tenant)
+    hset('line_due', line, content.arrived)
+    -- What is in flight of a line that is empty has been erased.
+    if not kget('busy', line) then zadd('due:' .. tenant, content.arrived, user) end
+    to_place[tenant] = true
+  end
+  return id
 end
 
 local function delivery(id)
@@ -91,7 +104,7 @@ local function delete(id, tenant, user)
   del_hash('d:' .. id)
   zrem('l:' .. line_of(tenant, user), id)
   zrem('ids', id)
-  count(tenant, -1)
+  count_waiting(tenant, -1)
 end
 
 local function of_user(user)
@@ -117,8 +130,8 @@ function move_lines(old, new)
       if flying then
         local lease = string.match(flying, '^(%S+)')
         hset('fly', id, lease .. ' ' .. tenant .. ' ' .. new)
-        hincr('busy', from, -1)
-        hincr('busy', to, 1)
+        count('busy', from, -1)
+        count('busy', to, 1)
       end
     end
     local mine, theirs = hget('line_due', from), hget('line_due', to)
@@ -137,9 +150,9 @@ local function release(id)
   if not lease then return end
   hdel('fly', id)
   srem('claims:' .. lease, id)
-  hincr('busy', line_of(tenant, user), -1)
-  hincr('flying', tenant, -1)
-  hincr('flying', '', -1)
+  count('busy', line_of(tenant, user), -1)
+  count('flying', tenant, -1)
+  count('flying', '', -1)
   return tenant, user
 end
 
@@ -159,7 +172,7 @@ end
 -- args.lease goes on; if it has ended, a new one with the next fencing number begins, and what was
 -- claimed under the old one is free.
 function ops.renew(args)
-  redis.call('SET', P .. 'base', args.base)
+  kset('numbers', 'base', args.base)
   if args.lease and redis.call('PEXPIRE', P .. 'lease:' .. args.lease, args.milliseconds) == 1 then
     return {args.lease}
   end
@@ -191,8 +204,13 @@ function ops.leave(args)
   return {}
 end
 
+local holds = {}
+
 local function holds_lease(args)
-  return redis.call('EXISTS', P .. 'lease:' .. args.lease) == 1
+  if holds[args.lease] == nil then
+    holds[args.lease] = redis.call('EXISTS', P .. 'lease:' .. args.lease) == 1
+  end
+  return holds[args.lease]
 end
 
 local function among(args)
@@ -207,66 +225,97 @@ local function refresh_turns()
   end
 end
 
+-- A delivery of tenant, and whether another one is due; nil if none is.
 local function take(tenant, args)
-  local user = redis.call('ZRANGEBYSCORE', P .. 'due:' .. tenant, '-inf', text(NOW), 'LIMIT', 0, 1)[1]
-  if not user then
-    place(tenant)
-    return nil
-  end
+  local due = redis.call('ZRANGEBYSCORE', P .. 'due:' .. tenant, '-inf', text(NOW), 'LIMIT', 0, 2)
+  to_place[tenant] = true
+  local user = due[1]
+  if not user then return nil end
   local line = line_of(tenant, user)
-  local id = first_of(line)[1]
+  local id = first_of(line)
   hset('fly', id, args.lease .. ' ' .. tenant .. ' ' .. user)
   redis.call('SADD', P .. 'claims:' .. args.lease, id)
-  hincr('busy', line, 1)
-  hincr('flying', tenant, 1)
-  hincr('flying', '', 1)
-  hset('served', tenant, incr('turns'))
-  see_to(tenant, user)
-  return delivery(id)
+  zrem('due:' .. tenant, user)
+  count('busy', line, 1)
+  count('flying', tenant, 1)
+  count('flying', '', 1)
+  kset('served', tenant, string.format('%d', count('numbers', 'turns', 1)))
+  return delivery(id), due[2] ~= nil
+end
+
+local function longest_unprobed(may)
+  local best, longest = nil, nil
+  for _, tenant in ipairs(redis.call('ZRANGE', P .. 'turn', 0, -1)) do
+    local probed = tonumber(hget('probed', tenant) or 0)
+    if may(tenant) and (not best or probed < longest) then best, longest = tenant, probed end
+  end
+  return best
+end
+
+-- Tenants whose turn it is, as {tenant, in flight, last served}, in the order of their turns. Of
+-- those never served the one with the oldest head is first.
+local function turns(may, most)
+  local found, fresh = {}, false
+  local flat = redis.call('ZRANGE', P .. 'turn', 0, most, 'WITHSCORES')
+  for place = 1, #flat, 2 do
+    local tenant, score = flat[place], tonumber(flat[place + 1])
+    if may(tenant) then
+      local one = {tenant, math.floor(score / TURN), score % TURN}
+      if one[3] == 0 then
+        one.due = tonumber(redis.call('ZRANGE', P .. 'due:' .. tenant, 0, 0, 'WITHSCORES')[2])
+        fresh = true
+      end
+      table.insert(found, one)
+    end
+  end
+  if fresh then
+    table.sort(found, function(a, b)
+      if a[2] ~= b[2] then return a[2] < b[2] end
+      if a[3] ~= b[3] then return a[3] < b[3] end
+      return (a.due or 0) < (b.due or 0)
+    end)
+  end
+  return found
+end
+
+local function fair_shares(args, may)
+  local half = args.max_in_flight * math.max(1, redis.call('SCARD', P .. 'leases')) / 2
+  -- Whoever is served has its next turn behind all who were not, and behind those served before:
+  -- so both queues stay in order, and the next turn is at the head of one of them.
+  local first, again = turns(may, args.others and #args.named == 0 and args.limit + 100 or -1), {}
+  local at, again_at, found = 1, 1, {}
+  while #found < args.limit do
+    local one, other = first[at], again[again_at]
+    if other and (not one or other[2] < one[2] or other[2] == one[2] and other[3] < one[3]) then
+      one, again_at = other, again_at + 1
+    else
+      at = at + 1
+    end
+    if not one then break end
+    if one[2] >= args.cap and tonumber(kget('flying', '') or 0) >= half then break end
+    local taken, more = take(one[1], args)
+    if taken then table.insert(found, taken) end
+    if more then
+      table.insert(again, {one[1], one[2] + 1, tonumber(kget('served', one[1]))})
+    end
+  end
+  return found
 end
 
 function ops.claim(args)
   if not holds_lease(args) then return {'lease'} end
   free_the_dead()
+  place_all()
   refresh_turns()
   local may, found = among(args), {}
-  local half = args.max_in_flight * math.max(1, redis.call('SCARD', P .. 'leases')) / 2
   if args.probe then
-    local best, longest = nil, nil
-    for _, tenant in ipairs(redis.call('ZRANGE', P .. 'turn', 0, -1)) do
-      local probed = tonumber(hget('probed', tenant) or 0)
-      if may(tenant) and (not best or probed < longest) then best, longest = tenant, probed end
-    end
-    local taken = best and take(best, args)
-    if taken then
-      hset('probed', best, redis.call('GET', P .. 'turns'))
-      found = {taken}
-    end
+    local tenant = longest_unprobed(may)
+    found = {tenant and take(tenant, args) or nil}
+    if found[1] then hset('probed', tenant, kget('numbers', 'turns')) end
   else
-    local from = 0
-    while #found < args.limit do
-      local next_ = redis.call('ZRANGE', P .. 'turn', from, from, 'WITHSCORES')
-      if #next_ == 0 then break end
-      local tenant, score = next_[1], tonumber(next_[2])
-      if not may(tenant) then
-        from = from + 1
-      else
-        local flying = math.floor(score / TURN)
-        if flying >= args.cap and tonumber(hget('flying', '') or 0) >= half then break end
-        -- Of those who are equal the one with the oldest head.
-        local oldest
-        for _, equal in ipairs(redis.call('ZRANGEBYSCORE', P .. 'turn', next_[2], next_[2],
-                                          'LIMIT', 0, 100)) do
-          local due = redis.call('ZRANGE', P .. 'due:' .. equal, 0, 0, 'WITHSCORES')[2]
-          if may(equal) and (not oldest or tonumber(due) < oldest) then
-            tenant, oldest = equal, tonumber(due)
-          end
-        end
-        local taken = take(tenant, args)
-        if taken then table.insert(found, taken) end
-      end
-    end
+    found = fair_shares(args, may)
   end
+  place_all()
   local soon = redis.call('ZRANGE', P .. 'next', 0, 0, 'WITHSCORES')[2]
   return {'ok', soon and text(math.max(0, tonumber(soon) - NOW)) or '', found}
 end
@@ -284,13 +333,13 @@ function ops.settle(args, body)
     see_to(tenant, user)
   elseif args.outcome == 'done' then
     delete(id, tenant, user)
-    hincr('delivered', tenant, 1)
+    count('delivered', tenant, 1)
     see_to(tenant, user, text(NOW))
   elseif args.outcome == 'put back' then
     if args.tried_at then hset('d:' .. id, 'tried_at', args.tried_at) end
     see_to(tenant, user)
   elseif args.outcome == 'again' then
-    hincr('d:' .. id, 'attempts', 1)
+    hset('d:' .. id, 'attempts', hget('d:' .. id, 'attempts') + 1)
     if args.own_fault then hset('d:' .. id, 'own_faults', hget('d:' .. id, 'own_faults') + 1) end
     hset('d:' .. id, 'tried_at', args.tried_at)
     hset('d:' .. id, 'age', args.age)
@@ -304,6 +353,7 @@ function ops.settle(args, body)
 end
 
 function ops.all_due(args)
+  place_all()
   local may = among(args)
   for _, key in ipairs({'turn', 'next'}) do
     for _, tenant in ipairs(redis.call('ZRANGE', P .. key, 0, -1)) do
@@ -319,6 +369,7 @@ function ops.all_due(args)
 end
 
 function ops.backlog()
+  write_kept()
   local first = redis.call('ZRANGE', P .. 'ids', 0, 0)[1]
   return {first and hget('d:' .. first, 'arrived') or '', redis.call('HGETALL', P .. 'waiting')}
 end

@@ -61,8 +61,8 @@ function ops.move(args)
         end
       end
     end
-    count(old, -moved)
-    count(new, moved)
+    count_waiting(old, -moved)
+    count_waiting(new, moved)
     for user in pairs(there) do
       see_to(old, user)
       see_to(new, user)
@@ -84,12 +84,14 @@ function ops.users(args)
   return answer
 end
 
-function ops.totals()
-  return {redis.call('HLEN', P .. 'lock'), redis.call('HKEYS', P .. 'owners'),
-          tonumber(hget('waiting', '') or 0)}
+function ops.totals(args)
+  write_kept()
+  return {redis.call('HLEN', P .. 'lock'), redis.call('HLEN', P .. 'owners'),
+          args.names and redis.call('HKEYS', P .. 'owners') or {}, tonumber(kget('waiting', '') or 0)}
 end
 
 function ops.tenant_totals()
+  write_kept()
   local answer = {}
   for _, key in ipairs({'owners', 'delivered', 'waiting', 'dead', 'first_seen', 'last_seen'}) do
     table.insert(answer, redis.call('HGETALL', P .. key))
@@ -180,6 +182,7 @@ function ops.erase(args)
         if why == 'is ' .. user or why == 'is ' .. user .. ', says WAHA' then until_ = place end
       end
       redis.call('DEL', P .. 'h:' .. other)
+      hdel('change', other) -- but for those that stay
       for place, row in ipairs(told) do
         if place <= until_ then
           table.insert(lines, row)
@@ -189,6 +192,7 @@ function ops.erase(args)
             row[SHOWN.why], row[SHOWN.message_id] = '', ''
           end
           redis.call('RPUSH', P .. 'h:' .. other, cjson.encode(row))
+          note_change(other, row[SHOWN.second], row[SHOWN.fraction], row[SHOWN.kind])
         end
       end
       redis.call('SREM', P .. 'named:' .. other, user)

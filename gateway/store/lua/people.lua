@@ -35,25 +35,29 @@ local function last_change(user)
   return {second, fraction}, kind
 end
 
+local function note_change(user, second, fraction, kind)
+  if second ~= '' then hset('change', user, second .. ' ' .. fraction .. ' ' .. kind) end
+end
+
 -- changed: the moment of the change of the lock; nil if it did not change.
 local function record(at, user, kind, from, to, changed, message_id, why)
-  local id = string.format('%d', incr('history_id'))
+  local id = string.format('%d', count('numbers', 'history_id', 1))
+  local second, fraction = unpack(changed or {'', ''})
   rpush('h:' .. user, cjson.encode({
-    id, at, user, kind, from or '', to or '', changed and changed[1] or '',
-    changed and changed[2] or '', message_id or '', why or '',
+    id, at, user, kind, from or '', to or '', second, fraction, message_id or '', why or '',
   }))
-  if changed then hset('change', user, changed[1] .. ' ' .. changed[2] .. ' ' .. kind) end
+  note_change(user, second, fraction, kind)
 end
 
 local function set_lock(user, tenant)
   local before = hget('lock', user)
   if before then
-    hincr('owners', before, -1)
+    count('owners', before, -1)
     zrem('of:' .. before, user)
   end
   if tenant then
     hset('lock', user, tenant)
-    hincr('owners', tenant, 1)
+    count('owners', tenant, 1)
     zadd('of:' .. tenant, 0, user)
     zadd('users', 0, user)
   else

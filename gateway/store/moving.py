@@ -1,0 +1,122 @@
+"""Moving house: all that a store holds is put into another one, while no router runs on either.
+
+What travels are rows of the tables in schema.sql by their columns, the seen keys as one table
+`seen` (key in hex), and `lock`: user and tenant, which a folder keeps in router_mappings.json. A
+None is an empty value.
+
+Until all has arrived and been counted, the new store refuses routers and may be filled anew; from
+then on the old one does.
+"""
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from redis.exceptions import RedisError
+
+from gateway.errors import StartRefused, StoreUnavailable
+from gateway.store.moving_files import FileContents
+from gateway.store.moving_redis import RedisContents
+from gateway.store.scripts import SCHEMES
+
+Row = dict[str, Any]
+TABLES = (
+    "lock",
+    "alias",
+    "history",
+    "help",
+    "tenant",
+    "dead_letter",
+    "held",
+    "delivery",
+    "seen",
+)
+Show = Callable[[str, int], None]
+
+
+class Contents(Protocol):
+    """Of one store, which is ours until close()."""
+
+    place: str  # to be told to people: without a password
+
+    async def counts(self) -> dict[str, int]:
+        """How many rows each table has; of `tenant` how many messages were delivered."""
+
+    def rows(self, table: str) -> AsyncIterator[list[Row]]:
+        """Each once, some at a time, in the order in which they are to be put down."""
+
+    async def empty(self) -> None:
+        """Ready to be filled; StartRefused if there is anything that no move has brought."""
+
+    async def put(self, table: str, rows: list[Row]) -> None: ...
+
+    async def arrived(self) -> None:
+        """All is there, and durable: routers may come."""
+
+    async def left(self, place: str) -> None:
+        """All is at place: no router may use it here any longer."""
+
+    async def close(self) -> None: ...
+
+
+async def move(
+    source: str,
+    target: str,
+    *,
+    hold_seconds: float,
+    begin: Callable[[Mapping[str, int]], None] = lambda _: None,
+    show: Show = lambda _table, _rows: None,
+) -> dict[str, int]:
+    """Carry all from one STORE_URL to the other; how many rows of each table have arrived.
+
+    begin is called with how many there are, show with each table's name and how many rows more of
+    it were put down. Raise StartRefused if a store is in use or not empty, or if not all arrived;
+    then the old one is as it was.
+    """
+    try:
+        return await _move(source, target, hold_seconds, begin, show)
+    except (RedisError, sqlite3.Error, OSError, StoreUnavailable) as exc:
+        raise StartRefused(
+            f"the move broke off ({exc}): what was moved is still there; run it again"
+        ) from exc
+
+
+async def _move(
+    source: str,
+    target: str,
+    hold_seconds: float,
+    begin: Callable[[Mapping[str, int]], None],
+    show: Show,
+) -> dict[str, int]:
+    old = await _open(source, hold_seconds, as_source=True)
+    try:
+        new = await _open(target, hold_seconds, as_source=False)
+        try:
+            await new.empty()
+            there = await old.counts()
+            begin(there)
+            for table in TABLES:
+                async for rows in old.rows(table):
+                    await new.put(table, rows)
+                    show(table, len(rows))
+            found = await new.counts()
+            if missing := [name for name in TABLES if found[name] != there[name]]:
+                told = ", ".join(f"{found[name]} of {there[name]} {name}" for name in missing)
+                raise StartRefused(f"{new.place}: {told} arrived: nothing is changed, try again")
+            await new.arrived()
+            await old.left(new.place)
+        finally:
+            await new.close()
+    finally:
+        await old.close()
+    return found
+
+
+async def _open(url: str, hold_seconds: float, *, as_source: bool) -> Contents:
+    scheme, _, place = url.partition(":")
+    if scheme == "file":
+        return FileContents.open(Path(place), as_source=as_source)
+    if scheme in SCHEMES:
+        return await RedisContents.open(url, hold_seconds, as_source=as_source)
+    raise StartRefused(f"{scheme}:…: must begin with file: or be a Redis as in STORE_URL")

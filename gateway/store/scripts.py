@@ -1,0 +1,252 @@
+"""Calling Redis: which one STORE_URL names, whether it can be trusted, and the scripts in lua/.
+
+Operations of one session that are asked for while a call is under way go together in the next one:
+what costs is the call. Each is still one step: a script runs undisturbed.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import orjson
+import redis.asyncio
+from redis.asyncio.sentinel import Sentinel
+from redis.exceptions import NoScriptError, RedisError
+
+from gateway.errors import StartRefused, StoreUnavailable
+from gateway.model import UserId
+from gateway.store.patience import Patience
+
+_AT_ONCE = 64  # operations in one call, which keeps others waiting: some 3 ms
+_SECONDS = 10.0  # for a connection or an answer
+_FILES = ("base", "people", "lines", "letters", "accept", "operators", "moving", "call")
+
+HOME = "~"  # the hash tag of WAHA_SESSION, whose users stand without a prefix; no session has it
+MARK = "gw:moved"  # there while this Redis is filled by a move, and until a router uses it
+UNFINISHED, ARRIVED = b"unfinished", b"arrived"
+
+_IDS_OF_A_SESSION = 10**10
+_NUMBER = """
+local number = redis.call('HGET', KEYS[1], ARGV[1]) or redis.call('HLEN', KEYS[1])
+redis.call('HSET', KEYS[1], ARGV[1], number)
+return number
+"""
+
+SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel")
+
+log = logging.getLogger(__name__)
+
+Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
+
+
+@dataclass(slots=True)
+class _Operation:
+    name: str
+    args: bytes
+    body: bytes
+    done: asyncio.Future[Any]
+
+
+def session_of(user: UserId) -> str:
+    return user.rpartition("/")[0] or HOME
+
+
+def first_id(number: int) -> str:
+    """Below which there are no ids of deliveries of the session with that number."""
+    return str(number * _IDS_OF_A_SESSION)
+
+
+def padded(id_: int) -> str:
+    return f"{id_:016d}"
+
+
+def without_none(args: dict[str, Any]) -> dict[str, Any]:
+    """Lua's JSON reads null as something that is true."""
+    return {name: value for name, value in args.items() if value is not None}
+
+
+class Scripts:
+    """trouble is why Redis does not do what it is asked, None while it does."""
+
+    def __init__(self, client: Client, *, hold_seconds: float) -> None:
+        self.client = client
+        self.trouble: str | None = None
+        self.patience = Patience()
+        self._text = _text(hold_seconds)
+        self._sha: str | None = None
+        self._queues: dict[str, deque[_Operation]] = {}
+        self._senders: dict[str, asyncio.Task[None]] = {}
+
+    async def call(self, command: Awaitable[Any]) -> Any:
+        """The command's answer; StoreUnavailable if there is none."""
+        try:
+            # A task that is cancelled while it waits for an answer must not leave it to the next
+            # one on the same connection.
+            result = await asyncio.shield(asyncio.ensure_future(command))
+        except NoScriptError:
+            raise
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise self._failed(exc) from exc
+        if self.trouble is not None:
+            log.warning("Redis answers again", extra={"event": "store.healed"})
+            self.trouble = None
+        return result
+
+    def _failed(self, exc: Exception) -> StoreUnavailable:
+        if self.trouble is None:
+            log.error(
+                "Redis does not do what it is asked (%s): webhooks get 503 until it does",
+                exc,
+                extra={"event": "store.failed"},
+            )
+        self.trouble = f"{exc}"
+        return self.patience.unavailable(f"Redis: {exc}")
+
+    async def run(self, session: str, op: str, body: bytes = b"", **args: Any) -> Any:
+        """What the operation answers; texts as bytes."""
+        packed = orjson.dumps(without_none(args))
+        one = _Operation(op, packed, body, asyncio.get_running_loop().create_future())
+        self._queues.setdefault(session, deque()).append(one)
+        if session not in self._senders:
+            self._senders[session] = asyncio.create_task(self._send(session))
+        return await one.done
+
+    async def sessions(self) -> dict[str, int]:
+        """All that are known, each with its number."""
+        found = await self.call(self.client.hgetall("gw:sessions"))
+        return {name.decode(): int(number) for name, number in found.items()}
+
+    async def number_of(self, session: str) -> int:
+        """A new one if it is not known."""
+        return int(await self.call(self.client.eval(_NUMBER, 1, "gw:sessions", session)))
+
+    async def _send(self, session: str) -> None:
+        """Call after call until nothing is asked for any more."""
+        queue = self._queues[session]
+        try:
+            while queue:
+                some = [queue.popleft() for _ in range(min(len(queue), _AT_ONCE))]
+                try:
+                    answers = await self._evaluate(session, some)
+                except BaseException as exc:
+                    for one in some:
+                        if not one.done.done():
+                            one.done.set_exception(exc)
+                    if not isinstance(exc, Exception):
+                        raise
+                    continue
+                for one, answer in zip(some, answers, strict=True):
+                    if one.done.done():  # its caller was cancelled
+                        continue
+                    if isinstance(answer, Exception):
+                        one.done.set_exception(self._failed(answer))
+                    else:
+                        one.done.set_result(answer)
+        finally:
+            del self._senders[session]
+
+    async def _evaluate(self, session: str, some: list[_Operation]) -> list[Any]:
+        key = f"gw:{{{session}}}"
+        flat = [part for one in some for part in (one.name, one.args, one.body)]
+        if self._sha is None:
+            self._sha = await self.call(self.client.script_load(self._text))
+        try:
+            answers: list[Any] = await self.call(self.client.evalsha(self._sha, 1, key, *flat))
+        except NoScriptError:  # Redis was started again, or its scripts were flushed
+            answers = await self.call(self.client.eval(self._text, 1, key, *flat))
+        return answers
+
+    async def close(self) -> None:
+        if self._senders:
+            await asyncio.wait(list(self._senders.values()))
+        await self.client.aclose()
+
+
+async def open_scripts(url: str, *, hold_seconds: float) -> Scripts:
+    """url: redis://, rediss://, unix:, redis+cluster://<any node>, rediss+cluster://, or
+    redis+sentinel://<sentinel>[,<sentinel>…]/<name>[/<database>][?sentinel_password=…].
+
+    Raise StartRefused if Redis cannot be reached or used.
+    """
+    try:
+        client = _client(url)
+    except ValueError as exc:
+        raise StartRefused(f"STORE_URL: {exc}") from exc
+    try:
+        await _check(client)
+    except (RedisError, OSError) as exc:
+        await client.aclose()
+        raise StartRefused(f"STORE_URL: Redis does not answer ({exc}): is it running?") from exc
+    except StartRefused:
+        await client.aclose()
+        raise
+    return Scripts(client, hold_seconds=hold_seconds)
+
+
+def _client(url: str) -> Client:
+    scheme = url.partition(":")[0]
+    if scheme in ("redis+cluster", "rediss+cluster"):
+        plain = url.replace("+cluster", "", 1)
+        return redis.asyncio.RedisCluster.from_url(plain, socket_timeout=_SECONDS)
+    if scheme == "redis+sentinel":
+        return _behind_sentinels(url)
+    return redis.asyncio.Redis.from_url(url, socket_timeout=_SECONDS)
+
+
+def _behind_sentinels(url: str) -> Client:
+    parts = urlsplit(url)
+    login, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    name, _, database = parts.path.strip("/").partition("/")
+    sentinels = []
+    for host in hosts.split(","):
+        address, colon, port = host.rpartition(":")
+        sentinels.append((address if colon else port, int(port) if colon else 26379))
+    if not name or not all(address for address, _ in sentinels):
+        raise ValueError("must be redis+sentinel://host:26379,host:26379/name-of-the-master")
+    options: dict[str, Any] = {"socket_timeout": _SECONDS}
+    if given := parse_qs(parts.query).get("sentinel_password"):
+        options["password"] = given[-1]
+    master: redis.asyncio.Redis = Sentinel(sentinels, sentinel_kwargs=options).master_for(  # type: ignore[no-untyped-call]
+        name,
+        db=int(database or 0),
+        username=unquote(user) or None,
+        password=unquote(password) or None,
+        socket_timeout=_SECONDS,
+    )
+    return master
+
+
+async def _check(client: Client) -> None:
+    """Raise StartRefused if this Redis would lose what it is told."""
+    found: dict[str, Any] = await client.info()
+    if isinstance(client, redis.asyncio.RedisCluster) and "redis_version" not in found:
+        found = next(iter(found.values()))  # by node
+    version = str(found["redis_version"])
+    if tuple(map(int, version.split(".")[:2])) < (6, 2):
+        raise StartRefused(f"STORE_URL: Redis {version} is too old: 6.2 or newer is needed")
+    policy = found.get("maxmemory_policy", "noeviction")
+    if found.get("maxmemory") and policy != "noeviction":
+        raise StartRefused(
+            f"STORE_URL: Redis drops what it has no room for (maxmemory-policy {policy}), locks"
+            " among it: set noeviction"
+        )
+    if not found.get("aof_enabled"):
+        log.warning(
+            "Redis keeps no append-only file: what it was told since its last save is lost when it"
+            " dies. Set appendonly yes and appendfsync always",
+            extra={"event": "store.no_aof"},
+        )
+
+
+def _text(hold_seconds: float) -> str:
+    folder = Path(__file__).parent / "lua"
+    parts = [(folder / f"{name}.lua").read_text("utf-8") for name in _FILES]
+    # Not an argument of each call: it is the same for all.
+    parts.insert(1, f"local HOLD_SECONDS = {hold_seconds!r}\n")
+    return "".join(parts)

@@ -1,0 +1,38 @@
+"""An nginx of a test's own."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+
+@contextlib.contextmanager
+def nginx(config: str, folder: Path) -> Iterator[None]:
+    """Runs, and listens where config says, until the block ends; skips the test without one."""
+    program = os.environ.get("NGINX") or shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    if program is None:
+        pytest.skip("no nginx: install it, or name it in NGINX")
+    file = folder / "nginx.conf"
+    file.write_text(config)
+    listens = re.search(r"listen (127\.0\.0\.1:[0-9]+)", config)
+    assert listens
+    command = [program, "-e", "stderr", "-p", str(folder), "-c", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(400):
+            assert process.poll() is None, "nginx did not start"
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"http://{listens[1]}/health")
+                break
+            time.sleep(0.025)
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
