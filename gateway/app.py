@@ -78,9 +78,10 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tenants = Tenants(settings.data_dir / FILE_NAME)
-        store = await open_store(settings.store_place, limits or _limits(settings), leave)
+        place = settings.store_place
+        metrics, pulse = Metrics(version=VERSION, store=place.partition(":")[0]), Pulse()
+        store = await open_store(place, limits or _limits(settings), leave, metrics.committed)
         waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
-        metrics, pulse = Metrics(), Pulse()
         metrics.watch_stalls(pulse.longest_stall)
         sessions, shapes = Sessions(metrics), Shapes(metrics)
         lids = Lids(
@@ -112,19 +113,20 @@ def create_app(
             store,
             targets,
             lids,
+            metrics,
             max_in_flight=settings.max_in_flight,
             max_age=settings.max_delivery_age,
         )
         app.state.courier = courier
         routes_before = list(app.router.routes)
         ingest = Ingest(store, _rules(settings), tenants, sessions, shapes, lids, helper)
-        endpoint = WebhookEndpoint(ingest, access, refusals, settings.max_body_bytes)
+        endpoint = WebhookEndpoint(ingest, access, refusals, metrics, settings.max_body_bytes)
         for path in WEBHOOK_PATHS:
             app.router.routes.append(Route(path, endpoint, methods=["POST"]))
         app.webhook = endpoint
         guard = [Depends(_guard(access))]
         app.include_router(health.health_router(store))
-        ready = health.ready_router(store, courier, tenants, sessions, shapes, metrics)
+        ready = health.ready_router(store, courier, tenants, sessions, shapes, metrics, settings)
         app.include_router(ready, dependencies=guard)
         for one in (
             admin.router(store),
@@ -132,10 +134,11 @@ def create_app(
                 store,
                 tenants,
                 lids,
+                metrics,
                 home_session=settings.waha_session,
                 gateway_phone=settings.gateway_phone,
             ),
-            tenants_router(store, tenants),
+            tenants_router(store, tenants, metrics),
             links_router(
                 tenants, prefix=settings.deep_link_prefix, gateway_phone=settings.gateway_phone
             ),

@@ -22,6 +22,7 @@ from gateway.errors import (
 from gateway.gate import Sign
 from gateway.lids import Lids
 from gateway.log import shown
+from gateway.metrics import Metrics
 from gateway.model import Again, Among, Dead, Delivery, Done, Outcome, PutBack, is_lid
 from gateway.store import Store
 from gateway.targets import Target, Targets
@@ -34,6 +35,8 @@ _HANDFUL, _HANDFUL_SECONDS = 32, 0.002  # begun together, and then so long nothi
 _STORE_SECONDS = 1.0  # between tries while the store fails
 _AWAY_STATUSES = frozenset({404, *range(500, 600)})  # a deployment gone wrong answers 404 to all
 
+_NAMES = {Done: "delivered", Again: "again", Dead: "dead", PutBack: "put_back"}
+
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +48,7 @@ class Courier:
         store: Store,
         targets: Targets,
         lids: Lids,
+        metrics: Metrics,
         *,
         max_in_flight: int,
         max_age: float,
@@ -55,6 +59,7 @@ class Courier:
         targets.changed = self._gate_changed
         self._store = store
         self._lids = lids
+        self._metrics = metrics
         self._max_in_flight = max_in_flight
         self._max_age = max_age
         self._clock = clock
@@ -211,7 +216,12 @@ class Courier:
         self._landed.set()
 
     async def _deliver(self, delivery: Delivery) -> None:
-        await self._settle(delivery, await self._attempt(delivery))
+        began = self._monotonic()
+        outcome = await self._attempt(delivery)
+        self._metrics.attempted(_NAMES[type(outcome)], self._monotonic() - began)
+        if isinstance(outcome, Done):
+            self._metrics.delivered_after(self._clock() - delivery.event_time)
+        await self._settle(delivery, outcome)
 
     async def _attempt(self, delivery: Delivery) -> Outcome:
         began = self._clock()

@@ -1,11 +1,15 @@
 """Every Prometheus series, declared once. Labels of a handful of values, never a user."""
 
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -33,11 +37,93 @@ def _bounded(status: str) -> str:
     return status if status in _STATUSES else "OTHER"
 
 
+_ACK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
+_DELIVERY = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_END_TO_END = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+_COMMIT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0, 10.0)
+_BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is asked for at each scrape; None: not to be known now."""
+
+    waiting: int | None
+    oldest_seconds: float | None  # age of the oldest that waits; 0 if none does
+    held: int | None
+    dead_letters: int | None
+    in_flight: int
+    gates_closed: int
+    shared_gate_open: bool
+    locked_users: int
+    locked_tenants: int
+    store_up: bool
+    mappings_lag: float | None  # None: there is no such file
+    disk_free: int | None  # bytes; None: the store is no folder
+    waiting_by_tenant: Mapping[int, int]  # the largest few
+
+
 class Metrics:
     """One set of series; each app has its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, version: str = "", store: str = "file") -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._build = Gauge(
+            "gateway_build_info",
+            "1; which version this is, on which Python and store",
+            ["version", "python", "store"],
+            registry=self._registry,
+        )
+        self._build.labels(version, platform.python_version(), store).set(1)
+        self._webhooks = self._counter("gateway_webhooks", "Webhooks by outcome", "outcome")
+        self._webhook_counters: dict[str, Counter] = {}
+        self._ack = self._histogram(
+            "gateway_webhook_ack_seconds", "From a webhook's head to its answer", _ACK
+        )
+        self._lock_changes = self._counter(
+            "gateway_lock_changes", "Changes of users' locks, by what changed them", "reason"
+        )
+        self._idle_links = self._counter(
+            "gateway_links_without_effect", "Deep links that changed no lock, by why", "note"
+        )
+        self._deliveries = self._counter(
+            "gateway_deliveries", "Attempts at deliveries, by outcome", "outcome"
+        )
+        self._delivery_seconds = self._histogram(
+            "gateway_delivery_seconds", "From an attempt's beginning to its end", _DELIVERY
+        )
+        self._end_to_end = self._histogram(
+            "gateway_end_to_end_seconds", "From WAHA's event to the backend's 2xx", _END_TO_END
+        )
+        self._commits = self._histogram(
+            "gateway_store_commit_seconds", "A durable write of the store", _COMMIT
+        )
+        self._batches = self._histogram(
+            "gateway_store_batch_size", "Operations that shared a durable write", _BATCH
+        )
+        self._waiting = self._gauge("gateway_waiting_messages", "That wait or are in flight")
+        self._oldest = self._gauge(
+            "gateway_oldest_waiting_seconds", "Age of the oldest that waits; 0 if none does"
+        )
+        self._waiting_of = Gauge(
+            "gateway_tenant_waiting_messages",
+            "Of the tenants with the most, METRICS_TENANTS of them",
+            ["tenant"],
+            registry=self._registry,
+        )
+        self._held = self._gauge("gateway_held_messages", "Kept for a link to come")
+        self._dead = self._gauge("gateway_dead_letters", "Given up on, kept for a person to see")
+        self._in_flight = self._gauge("gateway_in_flight", "At backends now, of this router")
+        self._gates = self._gauge("gateway_gates_closed", "Backends that are away, by URL")
+        self._gate = self._gauge("gateway_backend_gate_open", "Whether the common backend is there")
+        self._users = self._gauge("gateway_locked_users", "Users with a lock")
+        self._tenants = self._gauge("gateway_locked_tenants", "Tenants with a locked user")
+        self._store_up = self._gauge("gateway_store_up", "Whether webhooks can be accepted")
+        self._lag = self._gauge(
+            "gateway_mappings_file_lag_seconds", "Age of the oldest lock change not in the file"
+        )
+        self._disk = self._gauge("gateway_disk_free_bytes", "On the disk of DATA_DIR")
         self._events = Counter(
             "gateway_webhook_events",
             "WAHA events, by name and kind of chat",
@@ -89,6 +175,66 @@ class Metrics:
             registry=self._registry,
         )
 
+    def _counter(self, name: str, told: str, label: str) -> Counter:
+        return Counter(name, told, [label], registry=self._registry)
+
+    def _gauge(self, name: str, told: str) -> Gauge:
+        return Gauge(name, told, registry=self._registry)
+
+    def _histogram(self, name: str, told: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, told, buckets=buckets, registry=self._registry)
+
+    def webhook(self, outcome: str, seconds: float) -> None:
+        """A webhook was answered. outcome: locked, moved, routed, unknown_user, duplicate, ignored,
+        bad, unauthorized or unavailable."""
+        counter = self._webhook_counters.get(outcome)
+        if counter is None:
+            counter = self._webhook_counters[outcome] = self._webhooks.labels(outcome)
+        counter.inc()
+        self._ack.observe(seconds)
+
+    def lock_changed(self, reason: str, count: int = 1) -> None:
+        """reason: new_link, other_link, operator, unlock, tenant_move or erasure."""
+        self._lock_changes.labels(reason).inc(count)
+
+    def link_without_effect(self, note: str) -> None:
+        """note: model.Note."""
+        self._idle_links.labels(note).inc()
+
+    def attempted(self, outcome: str, seconds: float) -> None:
+        """An attempt at a delivery ended. outcome: delivered, again, dead or put_back."""
+        self._deliveries.labels(outcome).inc()
+        self._delivery_seconds.observe(seconds)
+
+    def delivered_after(self, seconds: float) -> None:
+        """A backend took a message so long after WAHA's event."""
+        self._end_to_end.observe(max(0.0, seconds))
+
+    def committed(self, seconds: float, operations: int) -> None:
+        self._commits.observe(seconds)
+        self._batches.observe(operations)
+
+    def show(self, figures: Figures) -> None:
+        nan = float("nan")
+        for gauge, value in (
+            (self._waiting, figures.waiting),
+            (self._oldest, figures.oldest_seconds),
+            (self._held, figures.held),
+            (self._dead, figures.dead_letters),
+            (self._in_flight, figures.in_flight),
+            (self._gates, figures.gates_closed),
+            (self._gate, figures.shared_gate_open),
+            (self._users, figures.locked_users),
+            (self._tenants, figures.locked_tenants),
+            (self._store_up, figures.store_up),
+            (self._lag, figures.mappings_lag),
+            (self._disk, figures.disk_free),
+        ):
+            gauge.set(nan if value is None else value)
+        self._waiting_of.clear()
+        for tenant, count in figures.waiting_by_tenant.items():
+            self._waiting_of.labels(str(tenant)).set(count)
+
     def watch_stalls(self, longest: Callable[[], float]) -> None:
         """longest: asked at each scrape, seconds."""
         self._stall.set_function(longest)
@@ -125,7 +271,7 @@ class Metrics:
         return [
             (one._name + "_total" * isinstance(one, Counter), ",".join(one._labelnames))
             for one in vars(self).values()
-            if isinstance(one, Counter | Gauge)
+            if isinstance(one, Counter | Gauge | Histogram)
         ]
 
     def value(self, name: str, **labels: str) -> float | None:

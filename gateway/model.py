@@ -240,6 +240,7 @@ class Delivery:
     own_faults: int  # failed attempts that were this message's own fault
     tried_at: float | None  # when the last attempt ended
     age: float  # seconds since the first attempt that count towards MAX_DELIVERY_AGE
+    event_time: float = 0.0  # when WAHA raised the event, or it was replayed
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +391,8 @@ class Backlog:
     waiting: int
     oldest: float | None
     by_tenant: Mapping[TenantId, int]  # the largest first
+    held: int = 0  # messages kept for a link
+    dead: int = 0  # dead letters; a store may stop counting at 100,000
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +401,7 @@ class Health:
 
     refusing: str | None  # why accept() would raise StoreUnavailable
     mappings_behind: str | None  # why the mappings file lacks changes that are durable elsewhere
+    mappings_lag: float = 0.0  # seconds for which it has lacked one
     has_file: bool = True  # False: there is no mappings file
 
 

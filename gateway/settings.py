@@ -281,6 +281,9 @@ class Settings(BaseSettings):
     max_delivery_age: float = Field(
         86_400, gt=0, description="seconds after its first attempt until a message is a dead letter"
     )
+    metrics_tenants: int = Field(
+        10, ge=0, le=1000, description="so many tenants with the most waiting have a series"
+    )
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR"
     )

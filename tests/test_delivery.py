@@ -57,7 +57,9 @@ async def start(store: Store, backend: FakeBackend, lids: Lids) -> AsyncIterator
 
     def make(*, url: str | None = None, timeout: float = 5, **how: Any) -> Courier:
         to = targets(url or backend.url, timeout=timeout)
-        courier = Courier(store, to, lids, **{"max_in_flight": 256, "max_age": 86_400.0} | how)
+        courier = Courier(
+            store, to, lids, Metrics(), **{"max_in_flight": 256, "max_age": 86_400.0} | how
+        )
         courier.start()
         started.append(courier)
         return courier
@@ -277,7 +279,7 @@ async def test_an_outcome_is_told_until_the_store_takes_it(
     store: Store, backend: FakeBackend, lids: Lids
 ) -> None:
     to = targets(backend.url)
-    courier = Courier(Flaky(store), to, lids, max_in_flight=10, max_age=86_400)
+    courier = Courier(Flaky(store), to, lids, Metrics(), max_in_flight=10, max_age=86_400)
     courier.start()
     await say(store, "start_realty_2")
     await asyncio.wait_for(emptied(store), 10)
@@ -469,7 +471,7 @@ async def test_a_lid_is_delivered_though_waha_fails_and_nothing_is_held(
         keep_asking=0,
     )
     to = targets(backend.url)
-    courier = Courier(store, to, lids, max_in_flight=10, max_age=86_400)
+    courier = Courier(store, to, lids, Metrics(), max_in_flight=10, max_age=86_400)
     courier.start()
     await say(store, "start_realty_2", LID)
     await wait_until(lambda: backend.received)

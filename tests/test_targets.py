@@ -12,6 +12,7 @@ from gateway import tenants as tenants_module
 from gateway.delivery import Courier
 from gateway.gate import Sign
 from gateway.lids import Lids
+from gateway.metrics import Metrics
 from gateway.model import Among
 from gateway.store import Store
 from gateway.tenants import Tenants
@@ -39,7 +40,9 @@ def tenants_at(tmp_path: Path, content: dict[str, dict[str, str]]) -> Tenants:
 
 
 def courier_of(store: Store, lids: Lids, shared: str, tenants: Tenants) -> Courier:
-    made = Courier(store, targets(shared, tenants=tenants), lids, max_in_flight=10, max_age=86_400)
+    made = Courier(
+        store, targets(shared, tenants=tenants), lids, Metrics(), max_in_flight=10, max_age=86_400
+    )
     made.start()
     return made
 

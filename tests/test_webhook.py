@@ -18,6 +18,7 @@ from gateway.api.refusals import Refusals
 from gateway.api.webhook import WebhookEndpoint
 from gateway.app import create_app
 from gateway.ingest import Ingest
+from gateway.metrics import Metrics
 from gateway.store import Limits
 from gateway.waha import signature
 from tests.clients import HOOK, accepting, client_of, settings_of
@@ -365,7 +366,8 @@ async def test_a_body_that_does_not_end_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(bodies, "_SECONDS", 0.01)
     caller = Caller(*messages)
-    endpoint = WebhookEndpoint(cast(Ingest, None), Access(settings_of(tmp_path)), Refusals(), 1000)
+    access = Access(settings_of(tmp_path))
+    endpoint = WebhookEndpoint(cast(Ingest, None), access, Refusals(), Metrics(), 1000)
     assert await caller.call(endpoint) == 400
     assert (b"connection", b"close") in caller.sent[0]["headers"]
 
@@ -375,5 +377,6 @@ async def test_a_caller_who_hangs_up_is_no_message(tmp_path: Path) -> None:
         {"type": "http.request", "body": b'{"event":"m"}', "more_body": True},
         {"type": "http.disconnect"},
     )
-    endpoint = WebhookEndpoint(cast(Ingest, None), Access(settings_of(tmp_path)), Refusals(), 1000)
+    access = Access(settings_of(tmp_path))
+    endpoint = WebhookEndpoint(cast(Ingest, None), access, Refusals(), Metrics(), 1000)
     assert await caller.call(endpoint) == 400

@@ -1,5 +1,7 @@
 """/health for load balancers, /ready for people."""
 
+import itertools
+import shutil
 import time
 from collections.abc import Sequence
 
@@ -9,8 +11,10 @@ from starlette.responses import Response
 from gateway.api.answers import Json
 from gateway.delivery import Courier
 from gateway.errors import StoreUnavailable
-from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.metrics import CONTENT_TYPE, Figures, Metrics
+from gateway.model import Backlog
 from gateway.sessions import Sessions
+from gateway.settings import Settings
 from gateway.shapes import Shapes
 from gateway.store import Store
 from gateway.tenants import Tenants
@@ -48,6 +52,7 @@ def ready_router(
     sessions: Sessions,
     shapes: Shapes,
     metrics: Metrics,
+    settings: Settings,
 ) -> APIRouter:
     api = APIRouter(tags=["health"])
 
@@ -76,9 +81,40 @@ def ready_router(
     @api.get("/metrics", include_in_schema=False)  # it answers no JSON
     async def metrics_() -> Response:
         """For Prometheus."""
+        metrics.show(await _figures(store, courier, settings))
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     return api
+
+
+async def _figures(store: Store, courier: Courier, settings: Settings) -> Figures:
+    """What is not counted as it happens."""
+    health, (users, homes), targets = store.health(), store.totals(), courier.targets
+    try:
+        backlog: Backlog | None = await store.backlog()
+    except StoreUnavailable:
+        backlog = None
+    return Figures(
+        waiting=backlog.waiting if backlog else None,
+        oldest_seconds=_age(backlog) if backlog else None,
+        held=backlog.held if backlog else None,
+        dead_letters=backlog.dead if backlog else None,
+        in_flight=courier.in_flight,
+        gates_closed=len(targets.closed()),
+        shared_gate_open=not targets.shared.gate.closed,
+        locked_users=users,
+        locked_tenants=homes,
+        store_up=health.refusing is None,
+        mappings_lag=health.mappings_lag if health.has_file else None,
+        disk_free=shutil.disk_usage(settings.data_dir).free if health.has_file else None,
+        waiting_by_tenant=dict(
+            itertools.islice(backlog.by_tenant.items() if backlog else (), settings.metrics_tenants)
+        ),
+    )
+
+
+def _age(backlog: Backlog) -> float:
+    return 0.0 if backlog.oldest is None else max(0.0, time.time() - backlog.oldest)
 
 
 def _part(trouble: str | None, well: str) -> str:
@@ -113,7 +149,7 @@ async def _backlog(store: Store, tenants: Tenants) -> str:
         return "ok: nothing waits"
     if stray := [tenant for tenant in backlog.by_tenant if tenants.get(tenant) is None]:
         return f"degraded: messages wait of tenants that tenants.json lacks: {_some(stray)}"
-    age = max(0.0, time.time() - backlog.oldest)
+    age = _age(backlog)
     state = "degraded" if age > _OLD_SECONDS else "ok"
     return f"{state}: {backlog.waiting} wait or are in flight, the oldest for {age:.0f} s"
 

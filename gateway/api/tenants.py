@@ -12,6 +12,7 @@ from gateway import deeplink, qr
 from gateway.api.answers import Json
 from gateway.api.inputs import Limit, TenantNumber, new_home, time_or_null
 from gateway.errors import TooLongForQr
+from gateway.metrics import Metrics
 from gateway.model import LARGEST_TENANT, TenantId, Totals, UserId
 from gateway.store import Store
 from gateway.tenants import Tenants
@@ -24,7 +25,7 @@ _SIZE = 512
 log = logging.getLogger(__name__)
 
 
-def tenants_router(store: Store, tenants: Tenants) -> APIRouter:
+def tenants_router(store: Store, tenants: Tenants, metrics: Metrics) -> APIRouter:
     api = APIRouter(prefix="/router/tenants", tags=["tenants"])
 
     @api.get("")
@@ -72,6 +73,7 @@ def tenants_router(store: Store, tenants: Tenants) -> APIRouter:
         )
         if not count and not along and TenantId(number) not in (tenants.listed or {}):
             return Json({"status": "not_found", "tenant_id": number}, 404)
+        metrics.lock_changed("tenant_move", count)
         log.info(
             "✋ An operator moved %s users and %s waiting messages of Tenant %s to Tenant %s",
             count,

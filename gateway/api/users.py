@@ -10,6 +10,7 @@ from gateway.api.answers import Json
 from gateway.api.inputs import Before, Session, new_home, person, time_or_null, time_text
 from gateway.lids import Lids
 from gateway.log import shown
+from gateway.metrics import Metrics
 from gateway.model import LARGEST_TENANT, Export, HistoryLine, Kept, is_lid, unscoped
 from gateway.store import Store
 from gateway.tenants import Tenants
@@ -18,7 +19,13 @@ log = logging.getLogger(__name__)
 
 
 def users_router(
-    store: Store, tenants: Tenants, lids: Lids, *, home_session: str, gateway_phone: str
+    store: Store,
+    tenants: Tenants,
+    lids: Lids,
+    metrics: Metrics,
+    *,
+    home_session: str,
+    gateway_phone: str,
 ) -> APIRouter:
     api = APIRouter(prefix="/router", tags=["users"])
 
@@ -72,6 +79,7 @@ def users_router(
         }
         if not any(counts.values()):
             return Json({"status": "not_found", "phone": unscoped(ids[0])}, 404)
+        metrics.lock_changed("erasure", erased.locks)
         log.info("✋ An operator erased a person", extra={"event": "operator.erased"})
         return Json({"status": "erased", "phone": unscoped(ids[0]), **counts})
 
@@ -87,6 +95,7 @@ def users_router(
         if unscoped(who) == gateway_phone:
             raise HTTPException(422, f"{gateway_phone} is the gateway's own number: no user")
         known, before, released = await store.lock(who, new_home(tenant_id, tenants))
+        metrics.lock_changed("operator")
         log.info(
             "✋ An operator locked %s to Tenant %s (before: %s)",
             shown(known),
@@ -120,6 +129,7 @@ def users_router(
         )
         if tenant is None and not dropped:
             return Json({"status": "not_found", "phone": unscoped(known)}, 404)
+        metrics.lock_changed("unlock", tenant is not None)
         log.info(
             "✋ An operator unlocked %s from Tenant %s",
             shown(known),

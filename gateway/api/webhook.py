@@ -4,6 +4,7 @@ A raw ASGI endpoint, because this is the hot path and needs the body's own bytes
 whatever is not answered with 2xx, fifteen times, so what is merely unwanted gets 200.
 """
 
+import time
 from typing import Any, Protocol
 
 import orjson
@@ -14,8 +15,9 @@ from gateway.api import bodies
 from gateway.api.access import Access
 from gateway.api.answers import Json
 from gateway.api.refusals import Refusals
-from gateway.errors import GatewayError
+from gateway.errors import BadSignature, GatewayError, NotAllowed, StoreUnavailable
 from gateway.ingest import Ignored, Ingest
+from gateway.metrics import Metrics
 from gateway.model import Accepted, AskForLink, Bind, Note, unscoped
 
 AT_ONCE = "gateway.at_once"  # an extension of ASGI, by which a server may offer what follows
@@ -33,14 +35,21 @@ class AtOnce(Protocol):
 
 class WebhookEndpoint:
     def __init__(
-        self, ingest: Ingest, access: Access, refusals: Refusals, max_body_bytes: int
+        self,
+        ingest: Ingest,
+        access: Access,
+        refusals: Refusals,
+        metrics: Metrics,
+        max_body_bytes: int,
     ) -> None:
         self._ingest = ingest
         self._access = access
         self._refusals = refusals
+        self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
         connection = HTTPConnection(scope)
         at_once: AtOnce | None = scope.get("extensions", {}).get(AT_ONCE)
         try:
@@ -50,12 +59,39 @@ class WebhookEndpoint:
                 body = await bodies.read(connection, receive, self._max_body_bytes)
             bodies.check_size(len(body), self._max_body_bytes)
             self._access.check_signature(connection, body)
-            content = answer_of(await self._ingest.receive(body, connection.headers))
+            outcome = await self._ingest.receive(body, connection.headers)
         except GatewayError as exc:
             await self._refusals.answer(connection, exc)(scope, receive, send)
+            self._metrics.webhook(_refusal(exc), time.perf_counter() - began)
             return
+        content = answer_of(outcome)
         if not (at_once and at_once.answer(orjson.dumps(content))):
             await Json(content)(scope, receive, send)
+        self._count(outcome, time.perf_counter() - began)
+
+    def _count(self, outcome: Accepted | Ignored, seconds: float) -> None:
+        metrics = self._metrics
+        if isinstance(outcome, Ignored):
+            metrics.webhook("ignored", seconds)
+            return
+        decision = outcome.decision
+        if decision is None:
+            metrics.webhook("duplicate", seconds)
+        elif isinstance(decision, Bind):
+            new = decision.previous is None
+            metrics.webhook("locked" if new else "moved", seconds)
+            metrics.lock_changed("new_link" if new else "other_link")
+        else:
+            unknown = isinstance(decision, AskForLink)
+            metrics.webhook("unknown_user" if unknown else "routed", seconds)
+            if decision.link:
+                metrics.link_without_effect(decision.link.note.value)
+
+
+def _refusal(exc: GatewayError) -> str:
+    if isinstance(exc, StoreUnavailable):
+        return "unavailable"
+    return "unauthorized" if isinstance(exc, BadSignature | NotAllowed) else "bad"
 
 
 def answer_of(outcome: Accepted | Ignored) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from gateway.errors import StartRefused
 from gateway.store.base import HELP_SECONDS, Limits, Page, Store
 from gateway.store.files import FileStore
+from gateway.store.journal import Committed
 from gateway.store.redis import RedisStore
 from gateway.store.scripts import SCHEMES
 
@@ -15,32 +16,35 @@ __all__ = ["HELP_SECONDS", "Limits", "Page", "Store", "open_store"]
 Leave = Callable[[str], None]
 
 
-async def open_store(url: str, limits: Limits, leave: Leave = lambda _: None) -> Store:
+async def open_store(
+    url: str,
+    limits: Limits,
+    leave: Leave = lambda _: None,
+    committed: Committed = lambda _seconds, _operations: None,
+) -> Store:
     """The store that url names by its scheme (file:<folder>); StartRefused if unusable.
 
     leave is called with the reason when it turns out that it cannot be trusted any longer: the
-    process must end then.
+    process must end then. committed is called after each durable write.
     """
-    scheme, _, place = url.partition(":")
+    scheme = url.partition(":")[0]
     if scheme not in _STORES:
         raise StartRefused(
             f"STORE_URL={scheme}:…: must be empty or begin with one of {', '.join(_STORES)}:"
         )
-    return await _STORES[scheme](place, limits, leave)
+    return await _STORES[scheme](url, limits, leave, committed)
 
 
-async def _files(place: str, limits: Limits, leave: Leave) -> Store:
-    return await FileStore.open(Path(place), limits, leave=leave)
+async def _files(url: str, limits: Limits, leave: Leave, committed: Committed) -> Store:
+    folder = Path(url.partition(":")[2])
+    return await FileStore.open(folder, limits, leave=leave, committed=committed)
 
 
-def _redis(scheme: str) -> Callable[[str, Limits, Leave], Awaitable[Store]]:
-    async def open_(place: str, limits: Limits, leave: Leave) -> Store:
-        return await RedisStore.open(f"{scheme}:{place}", limits)
-
-    return open_
+async def _redis(url: str, limits: Limits, _: Leave, committed: Committed) -> Store:
+    return await RedisStore.open(url, limits, committed)
 
 
-_STORES: dict[str, Callable[[str, Limits, Leave], Awaitable[Store]]] = {
+_STORES: dict[str, Callable[[str, Limits, Leave, Committed], Awaitable[Store]]] = {
     "file": _files,
-    **{scheme: _redis(scheme) for scheme in SCHEMES},
+    **dict.fromkeys(SCHEMES, _redis),
 }

@@ -69,7 +69,7 @@ from gateway.store.history import (
     tenant_at,
     was_unlocked,
 )
-from gateway.store.journal import DISTRUST_NAME, Journal, connect
+from gateway.store.journal import DISTRUST_NAME, Committed, Journal, connect
 from gateway.store.lines import Content
 from gateway.store.opening import forgive_the_clock, open_folder
 from gateway.store.patience import Patience
@@ -129,16 +129,18 @@ class FileStore:
         limits: Limits,
         *,
         leave: Callable[[str], None] = lambda _: None,
+        committed: Committed = lambda _seconds, _operations: None,
         clock: Clock = time.time,
         write_file: Callable[[Path, bytes], None] = mappings.replace_file,
         connect_to: Callable[[Path], Tx] = connect,
     ) -> "FileStore":
         """Raise StartRefused, with file and cure, if the folder's state cannot be trusted.
 
-        leave is called with the reason if that turns out later; see Journal.
+        leave is called with the reason if that turns out later; committed after each commit; see
+        Journal.
         """
         opened = open_folder(folder, clock(), connect_to)
-        return cls(*opened, folder, limits, leave, clock, write_file)
+        return cls(*opened, folder, limits, leave, committed, clock, write_file)
 
     def __init__(
         self,
@@ -148,6 +150,7 @@ class FileStore:
         folder: Path,
         limits: Limits,
         leave: Callable[[str], None],
+        committed: Committed,
         clock: Clock,
         write_file: Callable[[Path, bytes], None],
     ) -> None:
@@ -160,7 +163,7 @@ class FileStore:
             self._shares.add(tenant, count)
         self._shares.forget_all()
         self._leave = leave
-        self._journal = Journal(connection, self._distrust)
+        self._journal = Journal(connection, self._distrust, committed)
         self._mappings = mappings.Mappings(
             folder / mappings.FILE_NAME, locks, written=self._in_file, write_file=write_file
         )
@@ -866,8 +869,12 @@ class FileStore:
         return None
 
     async def backlog(self) -> Backlog:
-        oldest = await self._journal.run(lines.oldest)
-        return Backlog(self._shares.waiting, oldest, self._shares.waiting_by_tenant())
+        def look(tx: Tx) -> tuple[float | None, int, int]:
+            return lines.oldest(tx), held.count(tx), letters.count(tx)
+
+        oldest, kept, dead = await self._journal.run(look)
+        by_tenant = self._shares.waiting_by_tenant()
+        return Backlog(self._shares.waiting, oldest, by_tenant, kept, dead)
 
     def health(self) -> Health:
         refusing = self._low_disk
@@ -875,7 +882,7 @@ class FileStore:
             refusing = f"router.db cannot be written: {self._journal.trouble}"
         elif self._shares.waiting >= self._limits.max_backlog:
             refusing = f"{self._shares.waiting} messages wait, as many as MAX_BACKLOG allows"
-        return Health(refusing, self._mappings.trouble)
+        return Health(refusing, self._mappings.trouble, self._mappings.lag)
 
     async def _watch_over(self) -> None:
         last, more = self._clock(), False

@@ -73,3 +73,9 @@ def expire(tx: sqlite3.Connection, *, arrived_until: float) -> int:
         "DELETE FROM held WHERE id IN (SELECT id FROM held WHERE arrived <= ? LIMIT ?)",
         (arrived_until, CHUNK),
     ).rowcount
+
+
+def count(tx: sqlite3.Connection) -> int:
+    """At most 100,000 are counted."""
+    query = "SELECT count(*) FROM (SELECT 1 FROM held LIMIT 100000)"
+    return int(tx.execute(query).fetchone()[0])

@@ -24,6 +24,7 @@ from gateway.store.patience import Patience
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
+Committed = Callable[[float, int], None]  # how many seconds a commit took, of how many operations
 
 _BATCH = 256
 _TEST_SECONDS = 5.0  # between the store's tests of itself while it fails
@@ -121,12 +122,18 @@ class Journal:
     calls it damaged, or a failed transaction cannot be undone. Nothing is committed from then on.
     """
 
-    def __init__(self, connection: sqlite3.Connection, leave: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        leave: Callable[[str], None],
+        committed: Committed = lambda _seconds, _operations: None,
+    ) -> None:
         self.trouble: str | None = None
         self.patience = Patience()
         self.batch = 0  # number of the transaction that runs, or ran last
         self._connection = connection
         self._leave = leave
+        self._committed = committed
         self._distrusted: str | None = None
         self._queue: list[_Entry] = []
         self._filled = asyncio.Event()
@@ -232,8 +239,9 @@ class Journal:
             if connection.total_changes == changes:
                 connection.execute("COMMIT")
             else:
-                loop = asyncio.get_running_loop()
+                loop, began = asyncio.get_running_loop(), time.perf_counter()
                 await loop.run_in_executor(self._thread, connection.execute, "COMMIT")
+                self._committed(time.perf_counter() - began, len(batch))
                 self._well()
         except BaseException:
             self._roll_back()

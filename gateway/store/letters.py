@@ -49,6 +49,12 @@ def one(tx: sqlite3.Connection, id_: int) -> DeadLetter | None:
     return DeadLetter(*row) if row else None
 
 
+def count(tx: sqlite3.Connection) -> int:
+    """At most 100,000 are counted."""
+    query = "SELECT count(*) FROM (SELECT 1 FROM dead_letter LIMIT 100000)"
+    return int(tx.execute(query).fetchone()[0])
+
+
 def newest(tx: sqlite3.Connection) -> int:
     """The id of the newest; what dies later has a larger one."""
     return int(tx.execute("SELECT coalesce(max(id), 0) FROM dead_letter").fetchone()[0])

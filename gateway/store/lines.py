@@ -16,7 +16,8 @@ from gateway.model import Again, Among, Delivery, InboundMessage, TenantId, User
 from gateway.store.shares import Head
 
 _COLUMNS = (
-    "id, tenant, user, alias, idempotency_key, headers, body, attempts, own_faults, tried_at, age"
+    "id, tenant, user, alias, idempotency_key, headers, body, attempts, own_faults, tried_at, age,"
+    " event_time"
 )
 _FIRST = "FROM delivery WHERE user = ? AND tenant = ? ORDER BY event_time, id LIMIT 1"
 
@@ -91,6 +92,7 @@ def add(
         own_faults=0,
         tried_at=None,
         age=0.0,
+        event_time=content.event_time,
     )
     return Head(id_, tenant, user, due, delivery)
 
@@ -222,7 +224,8 @@ def erase(tx: Tx, user: UserId) -> list[TenantId]:
 
 
 def _delivery(row: tuple[Any, ...]) -> Delivery:
-    id_, tenant, user, alias, key, headers, body, attempts, own_faults, tried_at, age = row
+    (id_, tenant, user, alias, key, headers, body, attempts, own_faults, tried_at, age,
+     event_time) = row  # fmt: skip
     return Delivery(
         id=id_,
         tenant=tenant,
@@ -235,4 +238,5 @@ def _delivery(row: tuple[Any, ...]) -> Delivery:
         own_faults=own_faults,
         tried_at=tried_at,
         age=age,
+        event_time=event_time,
     )

@@ -126,6 +126,7 @@ class Mappings:
         self._write_file = write_file
         self._last_change = 0  # number of the newest change in memory
         self._in_file = 0  # number of the newest change in the file
+        self._behind_since: float | None = None  # monotonic; None: it lacks none
         self._changed = asyncio.Event()
         self._waiters: dict[asyncio.Future[None], int] = {}  # for which change each waits
         self._closing = False
@@ -174,16 +175,25 @@ class Mappings:
             self._newer[user] = tenant
         else:
             self._put(user, tenant)
-        self._last_change = number
-        self._changed.set()
+        self._note_change(number)
 
     def move(self, users: list[UserId], old: TenantId, new: TenantId, number: int) -> None:
         """As change(), of users who are all locked to old."""
         (self._locks if self._newer is None else self._newer).update(dict.fromkeys(users, new))
         self._of_tenant[new] += len(users)
         del self._of_tenant[old]
+        self._note_change(number)
+
+    def _note_change(self, number: int) -> None:
+        if self._behind_since is None:
+            self._behind_since = time.monotonic()
         self._last_change = number
         self._changed.set()
+
+    @property
+    def lag(self) -> float:
+        """Seconds for which the file has lacked a change; 0 if it lacks none."""
+        return 0.0 if self._behind_since is None else time.monotonic() - self._behind_since
 
     def _put(self, user: UserId, tenant: TenantId | None) -> None:
         self._locks.pop(user, None)
@@ -229,7 +239,7 @@ class Mappings:
                 self._changed.set()  # something changed during the last rewrite
 
     async def _rewrite(self) -> bool:
-        number = self._last_change
+        number, began = self._last_change, time.monotonic()
         try:
             await asyncio.to_thread(self._write_file, self.path, await self._encoded())
         except Exception as exc:  # whatever it is, the next rewrite must be tried
@@ -246,6 +256,7 @@ class Mappings:
             log.warning("%s is written again", self.path, extra={"event": "mappings.healed"})
         self.trouble = None
         self._in_file = number
+        self._behind_since = None if number == self._last_change else began
         for waiter, wanted in self._waiters.items():
             if wanted <= number:
                 _end(waiter)

@@ -58,6 +58,7 @@ from gateway.model import (
     UserId,
 )
 from gateway.store.base import HELP_SECONDS, Limits, Page
+from gateway.store.journal import Committed
 from gateway.store.scripts import (
     HOME,
     MARK,
@@ -92,9 +93,14 @@ class RedisStore:
     """See base.Store. Any number of routers may share one Redis."""
 
     @classmethod
-    async def open(cls, url: str, limits: Limits) -> "RedisStore":
+    async def open(
+        cls,
+        url: str,
+        limits: Limits,
+        committed: Committed = lambda _seconds, _operations: None,
+    ) -> "RedisStore":
         """url: see scripts.open_scripts. Raise StartRefused if Redis cannot be reached or used."""
-        scripts = await open_scripts(url, hold_seconds=limits.hold_seconds)
+        scripts = await open_scripts(url, hold_seconds=limits.hold_seconds, committed=committed)
         store = cls(scripts, limits)
         try:
             await store._start()
@@ -473,15 +479,17 @@ class RedisStore:
 
     async def backlog(self) -> Backlog:
         oldest: float | None = None
+        held = dead = 0
         waiting: Counter[TenantId] = Counter()
         for session in list(self._sessions):
-            first, counts = await self._scripts.run(session, "backlog")
+            first, counts, some_held, some_dead = await self._scripts.run(session, "backlog")
+            held, dead = held + some_held, dead + some_dead
             if first and (oldest is None or float(first) < oldest):
                 oldest = float(first)
             for tenant, count in _pairs(counts):
                 if tenant:
                     waiting[TenantId(int(tenant))] += int(count)
-        return Backlog(waiting.total(), oldest, dict(waiting.most_common()))
+        return Backlog(waiting.total(), oldest, dict(waiting.most_common()), held, dead)
 
     # locks
 
@@ -766,7 +774,8 @@ def _headers(packed: bytes) -> tuple[tuple[str, str], ...]:
 
 
 def _delivery(row: list[bytes]) -> Delivery:
-    id_, tenant, user, alias, key, headers, body, attempts, own_faults, tried_at, age = row
+    (id_, tenant, user, alias, key, headers, body, attempts, own_faults, tried_at, age,
+     event_time) = row  # fmt: skip
     return Delivery(
         id=int(id_),
         tenant=TenantId(int(tenant)),
@@ -779,6 +788,7 @@ def _delivery(row: list[bytes]) -> Delivery:
         own_faults=int(own_faults),
         tried_at=float(tried_at) if tried_at else None,
         age=float(age),
+        event_time=float(event_time),
     )
 
 

@@ -6,6 +6,7 @@ what costs is the call. Each is still one step: a script runs undisturbed.
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from gateway.errors import StartRefused, StoreUnavailable
 from gateway.model import UserId
+from gateway.store.journal import Committed
 from gateway.store.patience import Patience
 
 _AT_ONCE = 64  # operations in one call, which keeps others waiting: some 3 ms
@@ -73,11 +75,12 @@ def without_none(args: dict[str, Any]) -> dict[str, Any]:
 class Scripts:
     """trouble is why Redis does not do what it is asked, None while it does."""
 
-    def __init__(self, client: Client, *, hold_seconds: float) -> None:
+    def __init__(self, client: Client, *, hold_seconds: float, committed: Committed) -> None:
         self.client = client
         self.trouble: str | None = None
         self.patience = Patience()
         self._text = _text(hold_seconds)
+        self._committed = committed
         self._sha: str | None = None
         self._queues: dict[str, deque[_Operation]] = {}
         self._senders: dict[str, asyncio.Task[None]] = {}
@@ -155,10 +158,12 @@ class Scripts:
         flat = [part for one in some for part in (one.name, one.args, one.body)]
         if self._sha is None:
             self._sha = await self.call(self.client.script_load(self._text))
+        began = time.perf_counter()
         try:
             answers: list[Any] = await self.call(self.client.evalsha(self._sha, 1, key, *flat))
         except NoScriptError:  # Redis was started again, or its scripts were flushed
             answers = await self.call(self.client.eval(self._text, 1, key, *flat))
+        self._committed(time.perf_counter() - began, len(some))
         return answers
 
     async def close(self) -> None:
@@ -167,7 +172,12 @@ class Scripts:
         await self.client.aclose()
 
 
-async def open_scripts(url: str, *, hold_seconds: float) -> Scripts:
+async def open_scripts(
+    url: str,
+    *,
+    hold_seconds: float,
+    committed: Committed = lambda _seconds, _operations: None,
+) -> Scripts:
     """url: redis://, rediss://, unix:, redis+cluster://<any node>, rediss+cluster://, or
     redis+sentinel://<sentinel>[,<sentinel>…]/<name>[/<database>][?sentinel_password=…].
 
@@ -185,7 +195,7 @@ async def open_scripts(url: str, *, hold_seconds: float) -> Scripts:
     except StartRefused:
         await client.aclose()
         raise
-    return Scripts(client, hold_seconds=hold_seconds)
+    return Scripts(client, hold_seconds=hold_seconds, committed=committed)
 
 
 def _client(url: str) -> Client:

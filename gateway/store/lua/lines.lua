@@ -93,7 +93,7 @@ end
 
 local function delivery(id)
   local values = redis.call('HMGET', P .. 'd:' .. id, 'tenant', 'user', 'alias', 'key', 'headers',
-    'body', 'attempts', 'own_faults', 'tried_at', 'age')
+    'body', 'attempts', 'own_faults', 'tried_at', 'age', 'event_time')
   if not values[1] then return nil end
   table.insert(values, 1, id)
   return values
@@ -371,5 +371,6 @@ end
 function ops.backlog()
   write_kept()
   local first = redis.call('ZRANGE', P .. 'ids', 0, 0)[1]
-  return {first and hget('d:' .. first, 'arrived') or '', redis.call('HGETALL', P .. 'waiting')}
+  return {first and hget('d:' .. first, 'arrived') or '', redis.call('HGETALL', P .. 'waiting'),
+          redis.call('HLEN', P .. 'held_key'), redis.call('ZCARD', P .. 'letters')}
 end
