@@ -15,7 +15,9 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 
 
 ALWAYS = ("waha", "router", "backend")
-WITH_REDIS = ("router-a", "router-b", "balancer", "redis")
+PROFILES = dict.fromkeys(("router-a", "router-b", "balancer", "redis"), "redis") | dict.fromkeys(
+    ("prometheus", "grafana"), "monitoring"
+)
 
 
 def services() -> dict[str, Any]:
@@ -27,7 +29,7 @@ def test_the_composition_is_one_by_the_specification() -> None:
     # The parser knows no YAML merge keys, which Compose does.
     composition = PyCompose.from_yaml(yaml.safe_dump(yaml.safe_load(COMPOSE)))
     composition.validate()
-    assert set(composition.service_names()) == {*ALWAYS, *WITH_REDIS}
+    assert set(composition.service_names()) == {*ALWAYS, *PROFILES}
 
 
 def test_the_parser_would_notice_a_mistake() -> None:
@@ -40,8 +42,8 @@ def test_names_ports_and_volumes_are_those_that_were_asked_for() -> None:
     for name, service in services().items():
         assert service["container_name"] == f"artinrealty-{name}"
         assert service["restart"] == "unless-stopped"
-        assert service.get("profiles", []) == (["redis"] if name in WITH_REDIS else [])
-        if name not in WITH_REDIS:
+        assert service.get("profiles", []) == ([PROFILES[name]] if name in PROFILES else [])
+        if name in ALWAYS:
             assert service["networks"] == ["artinrealty_network"]
     assert services()["waha"]["ports"] == ["127.0.0.1:3001:3000"]
     assert services()["router"]["ports"] == ["127.0.0.1:8001:8001"]
