@@ -34,6 +34,7 @@ from gateway.sessions import Sessions
 from gateway.settings import EVENTS_OF_NOBODY, Settings, split
 from gateway.shapes import Shapes
 from gateway.store import Limits, open_store
+from gateway.store.opening import share_folder
 from gateway.targets import Targets
 from gateway.tenants import FILE_NAME, Tenants
 from gateway.waha.client import Waha
@@ -80,6 +81,8 @@ def create_app(
         tenants = Tenants(settings.data_dir / FILE_NAME)
         place = settings.store_place
         metrics, pulse = Metrics(version=VERSION, store=place.partition(":")[0]), Pulse()
+        # The files' store locks the folder for itself.
+        shared = None if place.startswith("file:") else share_folder(settings.data_dir)
         store = await open_store(place, limits or _limits(settings), leave, metrics.committed)
         waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
         metrics.watch_stalls(pulse.longest_stall)
@@ -174,6 +177,8 @@ def create_app(
             pulse.stop()
             await waha.close()
             await store.close()
+            if shared:
+                shared.close()
             app.router.routes[:] = routes_before  # those that knew the closed store go with it
             app.webhook = None
             log.info("Gateway stopped", extra={"event": "stop"})

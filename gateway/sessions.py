@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 
 from gateway.metrics import Metrics
-from gateway.model import InboundMessage
+from gateway.model import MESSAGE_EVENTS, InboundMessage
 
 _MOST = 1000  # whoever may post could make up names without end
 _QUIET = frozenset({"WORKING", "STARTING"})  # nothing to look at
@@ -54,6 +54,10 @@ class Sessions:
         told_at = min(message.event_time, message.arrived)
         if message.session_status and told_at >= known.status_at:
             self._set_status(message.session, known, message.session_status)
+            known.status_at = told_at
+        elif known.in_trouble and message.event in MESSAGE_EVENTS and told_at > known.status_at:
+            # Of several routers one alone was told that it works again.
+            self._set_status(message.session, known, "WORKING")
             known.status_at = told_at
 
     def _set_status(self, name: str, known: Session, status: str) -> None:

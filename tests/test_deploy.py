@@ -90,6 +90,7 @@ def test_redis_keeps_what_it_is_told_and_nobody_else_reaches_it() -> None:
         assert f"--{option}" in told
     assert redis["volumes"] == ["redis_data:/data"]
     assert "ports" not in redis
+    assert services()["balancer"]["networks"]["artinrealty_network"]["aliases"] == ["router"]
     reach = [name for name, one in services().items() if "redis_network" in one["networks"]]
     assert sorted(reach) == ["redis", "router-a", "router-b"]
 
@@ -97,7 +98,7 @@ def test_redis_keeps_what_it_is_told_and_nobody_else_reaches_it() -> None:
 def test_waha_is_set_up_as_it_demands() -> None:
     waha = services()["waha"]["environment"]
     url, events = waha["WHATSAPP_HOOK_URL"], waha["WHATSAPP_HOOK_EVENTS"]
-    assert url == "${WAHA_HOOK_URL:-http://router:8001/webhook/waha}"
+    assert url == "http://router:8001/webhook/waha"
     assert " " not in events
     assert waha["WHATSAPP_HOOK_RETRIES_POLICY"] == "constant"
     delay, attempts = (

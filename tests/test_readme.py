@@ -45,7 +45,7 @@ def test_the_example_environment_is_the_settings_class() -> None:
     lines = (ROOT / ".env.example").read_text("utf-8").splitlines()
     text = "\n".join(re.sub("^#(?=[A-Z])", "", line) for line in lines)
     named = dotenv_values(stream=io.StringIO(text), interpolate=False)
-    only_compose = {"WAHA_DASHBOARD_PASSWORD", "WAHA_HOOK_URL"}
+    only_compose = {"WAHA_DASHBOARD_PASSWORD"}
     assert named.keys() - only_compose == {name.upper() for name in Settings.model_fields}
     for name in Settings.model_fields:
         assert named[name.upper()] == default_of(name), name

@@ -20,7 +20,7 @@ from gateway.commands.serve import serve
 from gateway.errors import StartRefused, TooLongForQr
 from gateway.model import LARGEST_TENANT, TenantId
 from gateway.settings import Settings, split
-from gateway.store import opening
+from gateway.store import moving, opening
 from gateway.tenants import FILE_NAME, Tenants
 from gateway.waha import signature
 
@@ -45,7 +45,14 @@ def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
             case "doctor":
                 return asyncio.run(examine(settings, options.url))
             case "move":
-                return asyncio.run(move_house(options.source, options.target, settings))
+                if options.reopen:
+                    asyncio.run(moving.reopen(options.reopen))
+                    print("routers may use it again")
+                    return 0
+                if not (options.source and options.target):
+                    print("move needs --from and --to, or --reopen", file=sys.stderr)
+                    return 2
+                return asyncio.run(move_house(options.source, options.target))
             case "rebuild":
                 path, count = opening.rebuild(_folder(settings))
                 print(f"{path}: {count} locks written from the history")
@@ -93,8 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     move = commands.add_parser(
         "move", help="carry all from one store to another; stop routers first"
     )
-    move.add_argument("--from", dest="source", required=True, help="as STORE_URL: file:data")
-    move.add_argument("--to", dest="target", required=True, help="as STORE_URL: redis://…")
+    move.add_argument("--from", dest="source", help="as STORE_URL: file:data")
+    move.add_argument("--to", dest="target", help="as STORE_URL: redis://…")
+    move.add_argument("--reopen", metavar="URL", help="let routers use again what has moved away")
     commands.add_parser("rebuild", help="write a lost router_mappings.json from the history")
     return parser
 

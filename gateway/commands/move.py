@@ -5,7 +5,6 @@ from typing import Never
 
 from tqdm import tqdm
 
-from gateway.settings import Settings
 from gateway.store import moving
 
 _TOLD = {
@@ -21,7 +20,7 @@ _TOLD = {
 }
 
 
-async def move_house(source: str, target: str, settings: Settings) -> int:
+async def move_house(source: str, target: str) -> int:
     """The exit status; StartRefused if it could not be done."""
     bar: tqdm[Never] = tqdm(unit=" rows", disable=None, leave=False)  # on a terminal only
 
@@ -34,9 +33,7 @@ async def move_house(source: str, target: str, settings: Settings) -> int:
             bar.update(rows)
 
     with bar:
-        arrived = await moving.move(
-            source, target, hold_seconds=settings.hold_seconds, begin=begin, show=show
-        )
+        arrived = await moving.move(source, target, begin=begin, show=show)
     for table, count in arrived.items():
         print(f"{count:>12,} {_TOLD[table]}")
     print("all there, and counted: start the routers with the new STORE_URL")

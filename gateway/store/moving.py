@@ -9,6 +9,7 @@ then on the old one does.
 """
 
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +42,7 @@ class Contents(Protocol):
     place: str  # to be told to people: without a password
 
     async def counts(self) -> dict[str, int]:
-        """How many rows each table has; of `tenant` how many messages were delivered."""
+        """How many rows each table has; of `tenant` see count_of()."""
 
     def rows(self, table: str) -> AsyncIterator[list[Row]]:
         """Each once, some at a time, in the order in which they are to be put down."""
@@ -57,14 +58,31 @@ class Contents(Protocol):
     async def left(self, place: str) -> None:
         """All is at place: no router may use it here any longer."""
 
+    async def reopen(self) -> None:
+        """Whatever left() said: routers may come again."""
+
     async def close(self) -> None: ...
+
+
+async def reopen(url: str) -> None:
+    """Let routers use again what has moved away; StartRefused if one does."""
+    contents = await _open(url, as_source=True)
+    try:
+        await contents.reopen()
+    finally:
+        await contents.close()
+
+
+def count_of(table: str, rows: list[Row]) -> int:
+    """How many they are; of `tenant` how many messages were delivered, since a tenant may have one
+    row for each session."""
+    return sum(row["delivered"] for row in rows) if table == "tenant" else len(rows)
 
 
 async def move(
     source: str,
     target: str,
     *,
-    hold_seconds: float,
     begin: Callable[[Mapping[str, int]], None] = lambda _: None,
     show: Show = lambda _table, _rows: None,
 ) -> dict[str, int]:
@@ -75,7 +93,7 @@ async def move(
     then the old one is as it was.
     """
     try:
-        return await _move(source, target, hold_seconds, begin, show)
+        return await _move(source, target, begin, show)
     except (RedisError, sqlite3.Error, OSError, StoreUnavailable) as exc:
         raise StartRefused(
             f"the move broke off ({exc}): what was moved is still there; run it again"
@@ -85,27 +103,30 @@ async def move(
 async def _move(
     source: str,
     target: str,
-    hold_seconds: float,
     begin: Callable[[Mapping[str, int]], None],
     show: Show,
 ) -> dict[str, int]:
-    old = await _open(source, hold_seconds, as_source=True)
+    old = await _open(source, as_source=True)
     try:
-        new = await _open(target, hold_seconds, as_source=False)
+        new = await _open(target, as_source=False)
         try:
             await new.empty()
-            there = await old.counts()
-            begin(there)
+            begin(await old.counts())
+            read: Counter[str] = Counter()  # not what was there before: seen keys end meanwhile
             for table in TABLES:
                 async for rows in old.rows(table):
                     await new.put(table, rows)
+                    read[table] += count_of(table, rows)
                     show(table, len(rows))
             found = await new.counts()
-            if missing := [name for name in TABLES if found[name] != there[name]]:
-                told = ", ".join(f"{found[name]} of {there[name]} {name}" for name in missing)
-                raise StartRefused(f"{new.place}: {told} arrived: nothing is changed, try again")
-            await new.arrived()
+            if missing := [name for name in TABLES if found[name] != read[name]]:
+                told = ", ".join(f"{found[name]} of {read[name]} {name}" for name in missing)
+                raise StartRefused(
+                    f"{new.place}: {told} arrived: what was moved is still there; run it again"
+                )
+            # In this order: if we die in between neither is open, and the move is done again.
             await old.left(new.place)
+            await new.arrived()
         finally:
             await new.close()
     finally:
@@ -113,10 +134,10 @@ async def _move(
     return found
 
 
-async def _open(url: str, hold_seconds: float, *, as_source: bool) -> Contents:
+async def _open(url: str, *, as_source: bool) -> Contents:
     scheme, _, place = url.partition(":")
     if scheme == "file":
         return FileContents.open(Path(place), as_source=as_source)
     if scheme in SCHEMES:
-        return await RedisContents.open(url, hold_seconds, as_source=as_source)
+        return await RedisContents.open(url, as_source=as_source)
     raise StartRefused(f"{scheme}:…: must begin with file: or be a Redis as in STORE_URL")

@@ -14,7 +14,8 @@ from gateway.store.journal import connect
 from gateway.store.seen import SeenKeys
 
 Row = dict[str, Any]
-_CHUNK = 1000
+_CHUNK, _BODIES = 1000, 50  # read in one go; a body may be of megabytes
+_WITH_BODY = ("held", "delivery", "dead_letter")
 _COLUMNS = {
     "alias": "lid, phone, sighted",
     "history": "id, at, user, kind, from_tenant, to_tenant, changed_second, changed_fraction,"
@@ -44,8 +45,14 @@ class FileContents:
         files = (folder / opening.DATABASE_NAME, folder / mappings.FILE_NAME)
         if as_source and not any(file.exists() for file in files):
             raise StartRefused(f"file:{folder}: there is nothing to move")
-        if as_source and opening.mark_of(folder) == opening.UNFINISHED:
+        mark = opening.mark_of(folder) or ""
+        if as_source and mark == opening.UNFINISHED:
             raise StartRefused(f"file:{folder}: a move to this folder did not finish")
+        if not as_source and mark.startswith(opening.LEFT):
+            raise StartRefused(
+                f"file:{folder}: what is there has moved away once: move router.db and"
+                f" router_mappings.json elsewhere, and delete {opening.MARK_NAME}"
+            )
         opened = opening.open_folder(folder, time.time(), connect, moves=True)
         return cls(folder, *opened)
 
@@ -89,7 +96,7 @@ class FileContents:
         else:
             query = f"SELECT {_COLUMNS[table]} FROM {table} ORDER BY {_ORDER.get(table, '1')}"
             found = map(dict, self._tx.execute(query))
-        while some := list(itertools.islice(found, _CHUNK)):
+        while some := list(itertools.islice(found, _BODIES if table in _WITH_BODY else _CHUNK)):
             yield some
 
     async def empty(self) -> None:
@@ -99,11 +106,6 @@ class FileContents:
             told = ", ".join(f"{n} {name}" for name, n in there.items())
             raise StartRefused(
                 f"{self.place}: is not empty ({told}): move router.db and router_mappings.json away"
-            )
-        if mark is not None and mark.startswith(opening.LEFT):
-            raise StartRefused(
-                f"{self.place}: what is there has moved away once: move router.db and"
-                " router_mappings.json away, and delete router.moved"
             )
         opening.set_mark(self._folder, opening.UNFINISHED)
         self._locks.clear()
@@ -151,6 +153,10 @@ class FileContents:
 
     async def left(self, place: str) -> None:
         opening.set_mark(self._folder, f"{opening.LEFT}{place}")
+
+    async def reopen(self) -> None:
+        (self._folder / opening.MARK_NAME).unlink(missing_ok=True)
+        mappings.sync_directory(self._folder)
 
     async def close(self) -> None:
         self._tx.close()

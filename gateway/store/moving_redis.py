@@ -1,17 +1,24 @@
 """A Redis that moves house: see moving.py. What its keys hold stands in lua/."""
 
 import asyncio
+import contextlib
 import json
+import math
+import time
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from gateway.errors import StartRefused
+from redis.exceptions import RedisError
+
+from gateway.errors import StartRefused, StoreUnavailable
 from gateway.model import UserId
 from gateway.store.scripts import (
     ARRIVED,
     HOME,
+    LOOKING,
     MARK,
     UNFINISHED,
     Scripts,
@@ -22,7 +29,8 @@ from gateway.store.scripts import (
 
 T = TypeVar("T")
 Row = dict[str, Any]
-_CHUNK = 500
+_CHUNK, _BODIES = 500, 50  # read in one go; a body may be of megabytes
+_FOR_GOOD = -1  # a key's time to live
 _CLOSED_SECONDS = 60  # while it is moved; if the move dies, routers may come again after that
 _HISTORY = ("id", "at", "user", "kind", "from_tenant", "to_tenant", "changed_second",
             "changed_fraction", "message_id", "why")  # fmt: skip
@@ -42,8 +50,8 @@ class RedisContents:
     """See moving.Contents."""
 
     @classmethod
-    async def open(cls, url: str, hold_seconds: float, *, as_source: bool) -> "RedisContents":
-        scripts = await open_scripts(url, hold_seconds=hold_seconds)
+    async def open(cls, url: str, *, as_source: bool) -> "RedisContents":
+        scripts = await open_scripts(url)
         contents = cls(scripts, url, as_source=as_source)
         try:
             await contents._start()
@@ -53,12 +61,17 @@ class RedisContents:
         return contents
 
     def __init__(self, scripts: Scripts, url: str, *, as_source: bool) -> None:
-        parts = urlsplit(url)
-        self.place = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        parts = urlsplit(url)  # login and query may hold passwords
+        self.place = f"{parts.scheme}:"
+        if parts.netloc:
+            self.place += f"//{parts.netloc.rpartition('@')[2]}"
+        self.place += parts.path
         self._scripts = scripts
         self._client: Any = scripts.client  # its answers are bytes, which the types do not say
         self._as_source = as_source
         self._numbers: dict[str, int] = {}
+        self._token = f"a move, {uuid.uuid4().hex}".encode()
+        self._was_open = False  # for a time, so that a router may have used it
         self._closing: asyncio.Task[None] | None = None
 
     async def _start(self) -> None:
@@ -69,20 +82,31 @@ class RedisContents:
             raise StartRefused(f"{self.place}: a move to this Redis did not finish")
         if not self._numbers:
             raise StartRefused(f"{self.place}: there is nothing to move")
-        # Left before: it is closed for good, and may be carried once more.
-        if not await self._client.get(_closed(HOME)):
-            await self._close_sessions()
-            self._closing = asyncio.create_task(self._stay_closed())
+        # Left before, it is closed for good, and may be carried once more.
+        if await self._client.ttl(_closed(HOME)) == _FOR_GOOD:
+            await self._refuse_routers()
+            return
+        if not await self._client.set(_closed(HOME), self._token, nx=True, ex=_CLOSED_SECONDS):
+            raise StartRefused(
+                f"{self.place}: another move is under way, or was killed: try again in a minute"
+            )
+        self._closing = asyncio.create_task(self._stay_closed())
+        await self._close_sessions()
         await self._refuse_routers()
 
     async def _close_sessions(self) -> None:
         for session in self._numbers:
-            await self._client.set(_closed(session), "another store", ex=_CLOSED_SECONDS)
+            await self._client.set(_closed(session), self._token, ex=_CLOSED_SECONDS)
+        await self._scripts.close_registry(time.time() + _CLOSED_SECONDS)
 
     async def _stay_closed(self) -> None:
         while True:
             await asyncio.sleep(_CLOSED_SECONDS / 3)
-            await self._close_sessions()
+            try:
+                self._was_open |= await self._client.get(_closed(HOME)) != self._token
+                await self._close_sessions()
+            except (RedisError, OSError):
+                pass  # the next time may be soon enough: left() looks
 
     async def _refuse_routers(self) -> None:
         async for key in self._client.scan_iter(match="gw:{*}:lease:*", count=1000):
@@ -199,7 +223,7 @@ class RedisContents:
         self, key: str, ids: str, prefix: str
     ) -> AsyncIterator[tuple[bytes, dict[bytes, bytes]]]:
         at = 0
-        while some := await self._client.zrange(key + ids, at, at + _CHUNK - 1):
+        while some := await self._client.zrange(key + ids, at, at + _BODIES - 1):
             at += len(some)
             keys = [f"{key}{prefix}{id_.decode()}" for id_ in some]
             for id_, fields in zip(some, await self._each("HGETALL", keys), strict=True):
@@ -229,7 +253,8 @@ class RedisContents:
 
     async def empty(self) -> None:
         before = await self._client.get(MARK)
-        await self._client.set(MARK, UNFINISHED)  # no router begins from now on
+        if before != UNFINISHED:  # no router begins meanwhile
+            await self._client.set(MARK, LOOKING, ex=_CLOSED_SECONDS)
         try:
             await self._refuse_routers()
             if await self._client.get(_closed(HOME)):
@@ -237,16 +262,17 @@ class RedisContents:
                     f"{self.place}: what is there has moved away once: use another database, or"
                     " delete its keys (FLUSHDB)"
                 )
-            if before is None:
+            if before not in (UNFINISHED, ARRIVED):
                 there = {name: n for name, n in (await self.counts()).items() if n}
                 if there:
                     told = ", ".join(f"{n} {name}" for name, n in there.items())
                     raise StartRefused(f"{self.place}: is not empty ({told}): use another database")
+            await self._client.set(MARK, UNFINISHED)
+            await self._refuse_routers()  # one may have begun: it looks for the mark again, too
         except BaseException:
-            if before is None:
+            # If a router uses it, what arrived by a move is no move's any more.
+            if before != UNFINISHED:
                 await self._client.delete(MARK)
-            else:
-                await self._client.set(MARK, before)
             raise
         async for key in self._client.scan_iter(match="gw:*", count=1000):
             if key != MARK.encode():
@@ -287,16 +313,28 @@ class RedisContents:
 
     async def left(self, place: str) -> None:
         if self._closing:
+            if self._was_open or await self._client.get(_closed(HOME)) != self._token:
+                raise StartRefused(
+                    f"{self.place}: was not to be reached for a while, and a router may have begun"
+                    " there: run the move again"
+                )
             self._closing.cancel()
             self._closing = None
         for session in self._numbers:
             await self._client.set(_closed(session), place)
+        await self._scripts.close_registry(math.inf)
+
+    async def reopen(self) -> None:
+        for session in self._numbers:
+            await self._client.delete(_closed(session))
+        await self._scripts.close_registry(0)
 
     async def close(self) -> None:
         if self._closing:  # it did not leave
             self._closing.cancel()
-            for session in self._numbers:
-                await self._client.delete(_closed(session))
+            with contextlib.suppress(RedisError, OSError, StoreUnavailable):  # or in a minute
+                if await self._client.get(_closed(HOME)) == self._token:
+                    await self.reopen()
         await self._scripts.close()
 
 

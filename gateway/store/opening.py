@@ -17,6 +17,7 @@ from gateway.store import history, lines, mappings
 from gateway.store.journal import connect
 
 DATABASE_NAME = "router.db"
+LOCK_NAME = "router.lock"
 
 _LONGEST_WAIT = 3600.0  # that a Retry-After may ask for
 
@@ -59,11 +60,30 @@ def open_folder(
     return mutex, connection, locks
 
 
+def share_folder(folder: Path) -> IO[bytes] | None:
+    """For a router on Redis: no router on files uses the folder until the file returned is closed,
+    or else half of the webhooks would go to one store and half to the other. None if the folder
+    cannot be written: then nobody keeps anything in it."""
+    try:
+        mutex = open(folder / LOCK_NAME, "ab", buffering=0)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(mutex, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as exc:
+        mutex.close()
+        raise StartRefused(
+            f"{folder}: a router on files uses this folder, and STORE_URL names another store:"
+            " stop that one, or give each its own DATA_DIR"
+        ) from exc
+    return mutex
+
+
 def take_folder(folder: Path) -> IO[bytes]:
     """The folder is ours until the file returned is closed; StartRefused if it is another's."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        mutex = open(folder / "router.lock", "ab", buffering=0)
+        mutex = open(folder / LOCK_NAME, "ab", buffering=0)
     except OSError as exc:
         raise StartRefused(
             f"{folder}: cannot be written ({exc.strerror}): set DATA_DIR, or the folder's owner"
@@ -100,8 +120,8 @@ def _refuse_moved(folder: Path) -> None:
         mappings.sync_directory(folder)
     elif mark is not None and mark.startswith(LEFT):
         raise StartRefused(
-            f"{folder}: all that was here has moved to {mark.removeprefix(LEFT)}: set STORE_URL;"
-            f" or delete {path} to go on with what it was then"
+            f"{folder}: all that was here has moved to {mark.removeprefix(LEFT)}: set STORE_URL; to"
+            f" go on with what it was then: python whatsapp_router.py move --reopen file:{folder}"
         )
     elif mark is not None:
         raise StartRefused(f"{folder}: a move to this folder did not finish: run it again")

@@ -61,6 +61,7 @@ from gateway.store.base import HELP_SECONDS, Limits, Page
 from gateway.store.journal import Committed
 from gateway.store.scripts import (
     HOME,
+    LOOKING,
     MARK,
     UNFINISHED,
     Scripts,
@@ -76,6 +77,7 @@ _RENEW_SECONDS = 5.0
 _SEND_SECONDS = 1.0  # before the lease ends nothing new is sent
 _POLL_SECONDS = 0.2  # claim() looks again so often: another router may have accepted something
 _CHUNK = 500  # changed by one script, which keeps others waiting
+_USERS_AT_ONCE = 5_000  # moved by one script: half a second
 _MOST_LIDS = 10_000
 _MOST_GUESSES = 100_000  # 40 MB
 log = logging.getLogger(__name__)
@@ -118,14 +120,15 @@ class RedisStore:
         self._router = uuid.uuid4().hex
         self._sessions: dict[str, int] = {}  # each with its number
         self._leases: dict[str, _Lease] = {}
-        self._claims: dict[tuple[str, int], str] = {}  # session and id → lease
+        self._claims: dict[tuple[str, int], tuple[str, str]] = {}  # session, id → lease, key
         self._work = asyncio.Event()
         self._totals = (0, 0)
         self._counts_begun = 0
         self._counting = asyncio.Lock()
+        self._known_as: dict[UserId, UserId] = {}  # LIDs with a phone: one person has one turn
         self._guesses: dict[UserId, list[str]] = {}  # what a decision was taken on last time
         self._unknown: dict[str, set[str]] = {}  # claims of which nobody here knows, by session
-        self._backlog_full: str | None = None
+        self._full_sessions: dict[str, str] = {}  # MAX_BACKLOG is reached there, in words
         self._turns: WeakValueDictionary[UserId, asyncio.Lock] = WeakValueDictionary()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -147,9 +150,13 @@ class RedisStore:
         if place:
             raise StartRefused(
                 f"STORE_URL: all that was in this Redis has moved to {place.decode()}, or is being"
-                " moved there; to go on with what it was delete the keys gw:{*}:closed"
+                " moved there; to go on with what it was then: python whatsapp_router.py move"
+                " --reopen redis://…"
             )
-        if await self._scripts.call(client.get(MARK)) == UNFINISHED:
+        mark = await self._scripts.call(client.get(MARK))
+        if mark == LOOKING:
+            raise StartRefused("STORE_URL: a move to this Redis begins: wait a minute")
+        if mark == UNFINISHED:
             raise StartRefused("STORE_URL: a move to this Redis did not finish: run it again")
 
     async def _keep(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
@@ -207,7 +214,7 @@ class RedisStore:
         claimed_under = self._claims.get((session, delivery.id))
         return (
             lease is not None
-            and lease.name == claimed_under
+            and (lease.name, delivery.idempotency_key) == claimed_under
             and time.monotonic() < lease.until - _SEND_SECONDS
         )
 
@@ -235,17 +242,16 @@ class RedisStore:
                 await self._count_now()
 
     async def _count_now(self) -> None:
-        users, tenants, many, waiting = 0, set[bytes](), 0, 0
+        users, tenants, many = 0, set[bytes](), 0
         for session in list(self._sessions):
-            count, its, names, some = await self._scripts.run(
+            count, its, names, waiting = await self._scripts.run(
                 session, "totals", names=len(self._sessions) > 1
             )
             users, many = users + count, max(many, its)
             tenants |= set(names)
-            waiting += some
+            if waiting < self._limits.max_backlog:
+                self._full_sessions.pop(session, None)
         self._totals = users, len(tenants) or many
-        if waiting < self._limits.max_backlog:
-            self._backlog_full = None
 
     async def _know(self, user: UserId) -> str:
         """The session of user, from now on among those that are looked through."""
@@ -265,21 +271,28 @@ class RedisStore:
         assert user is not None, "only a person's message is accepted"
         session = await self._know(user)
         # What one router is given is decided in that order, though it takes two steps.
-        async with self._turn_of(user):
+        async with self._turn_of(self._known_as.get(user, user)):
             answer, decision = await self._accept("accept", session, message, decide)
         known = UserId(answer[1].decode())
+        if known != user and answer[0] != b"full":
+            self._note_known_as(user, known)
         if answer[0] == b"duplicate":
             return Accepted(known, None)
         if answer[0] == b"full":
             reason = self._full(answer[1].decode(), decision)
             if answer[1].startswith(b"all"):
-                self._backlog_full = reason
+                self._full_sessions[session] = reason
             raise self._scripts.patience.unavailable(reason)
         self._scripts.patience.over()
         self._work.set()
         if isinstance(decision, Bind) or message.sighting:
             await self._count()
         return Accepted(known, decision, help_waits=answer[2] == b"1")
+
+    def _note_known_as(self, lid: UserId, phone: UserId) -> None:
+        if len(self._known_as) >= _MOST_GUESSES:
+            self._known_as.clear()
+        self._known_as[lid] = phone
 
     def _turn_of(self, user: UserId) -> asyncio.Lock:
         return self._turns.setdefault(user, asyncio.Lock())
@@ -358,6 +371,7 @@ class RedisStore:
             phone=sighting.phone,
             sighting=_packed_sighting(sighting),
         )
+        self._note_known_as(sighting.lid, sighting.phone)
         await self._count()
         self._work.set()
 
@@ -385,9 +399,18 @@ class RedisStore:
             soonest = _POLL_SECONDS
             for session in sorted(self._sessions):
                 if len(found) < limit:
-                    some, soon = await self._claim_of(
-                        session, limit - len(found), probe=probe, among=among()
-                    )
+                    try:
+                        some, soon = await self._claim_of(
+                            session, limit - len(found), probe=probe, among=among()
+                        )
+                    except StoreUnavailable:
+                        if not found:
+                            raise
+                        break  # those of other sessions are ours, and must be sent
+                    except BaseException:  # nobody will send them: they are found and freed
+                        for one in found:
+                            self._claims.pop((session_of(one.user), one.id), None)
+                        raise
                     found += some
                     soonest = min(soonest, soon)
             left = deadline - time.monotonic()
@@ -418,7 +441,7 @@ class RedisStore:
         soon, rows = rest
         found = [_delivery(row) for row in rows]
         for one in found:
-            self._claims[session, one.id] = lease.name
+            self._claims[session, one.id] = lease.name, one.idempotency_key
         return found, float(soon) if soon else _POLL_SECONDS
 
     async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
@@ -445,22 +468,25 @@ class RedisStore:
                     "status": "" if outcome.status is None else str(outcome.status),
                 }
         answer = outcome.answer if isinstance(outcome, Dead) else b""
+        lease, key = self._claims.get((session, delivery.id), ("", ""))
         (state, *_) = await self._scripts.run(
             session,
             "settle",
             answer,
             id=padded(delivery.id),
-            lease=self._claims.get((session, delivery.id), ""),
+            lease=lease,
+            key=delivery.idempotency_key,
             **args,
         )
-        self._claims.pop((session, delivery.id), None)
+        if key == delivery.idempotency_key:
+            self._claims.pop((session, delivery.id), None)
         if state != b"ok":  # somebody else has it, or will
             log.warning(
                 "The lease ended before delivery %s did: it goes again, with the same key",
                 delivery.id,
                 extra={"event": "lease.lost", "tenant": delivery.tenant},
             )
-        if self._backlog_full:
+        if self._full_sessions:
             await self._count()
         self._work.set()
 
@@ -524,10 +550,17 @@ class RedisStore:
     ) -> tuple[int, int]:
         users = moved = 0
         for session in list(self._sessions):
-            some, along = await self._scripts.run(
-                session, "move", old=str(old), new=str(new), with_waiting=with_waiting
-            )
-            users, moved = users + some, moved + along
+            some = _USERS_AT_ONCE
+            while some == _USERS_AT_ONCE:
+                some, along = await self._scripts.run(
+                    session,
+                    "move",
+                    old=str(old),
+                    new=str(new),
+                    with_waiting=with_waiting,
+                    chunk=_USERS_AT_ONCE,
+                )
+                users, moved = users + some, moved + along
         await self._count()
         self._work.set()
         return users, moved
@@ -691,7 +724,9 @@ class RedisStore:
 
     def health(self) -> Health:
         trouble = self._scripts.trouble
-        refusing = f"Redis: {trouble}" if trouble else self._backlog_full
+        refusing = (
+            f"Redis: {trouble}" if trouble else next(iter(self._full_sessions.values()), None)
+        )
         return Health(refusing, None, has_file=False)
 
     async def close(self) -> None:

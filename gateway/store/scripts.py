@@ -25,20 +25,30 @@ from gateway.store.journal import Committed
 from gateway.store.patience import Patience
 
 _AT_ONCE = 64  # operations in one call, which keeps others waiting: some 3 ms
+_BYTES_AT_ONCE = 8_388_608
+_GROWING = frozenset({"accept", "rehearse", "learn", "lock", "bring"})
 _SECONDS = 10.0  # for a connection or an answer
 _FILES = ("base", "people", "lines", "letters", "accept", "operators", "moving", "call")
 
 HOME = "~"  # the hash tag of WAHA_SESSION, whose users stand without a prefix; no session has it
 MARK = "gw:moved"  # there while this Redis is filled by a move, and until a router uses it
-UNFINISHED, ARRIVED = b"unfinished", b"arrived"
+LOOKING, UNFINISHED, ARRIVED = b"looking", b"unfinished", b"arrived"
 
 _IDS_OF_A_SESSION = 10**10
+_UNTIL = "!"  # no session's name: until when no new session is taken in, Unix seconds
 _NUMBER = """
-local number = redis.call('HGET', KEYS[1], ARGV[1]) or redis.call('HLEN', KEYS[1])
+local number = redis.call('HGET', KEYS[1], ARGV[1])
+if number then return number end
+local closed = redis.call('HGET', KEYS[1], '!')
+if closed and tonumber(closed) > tonumber(redis.call('TIME')[1]) then
+  return redis.error_reply('what was here has moved, or is being moved')
+end
+number = redis.call('HLEN', KEYS[1]) - (closed and 1 or 0)
 redis.call('HSET', KEYS[1], ARGV[1], number)
 return number
 """
 
+_OF_THE_SERVER = ("OOM", "READONLY", "MISCONF")  # no operation would be done
 SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel")
 
 log = logging.getLogger(__name__)
@@ -65,6 +75,16 @@ def first_id(number: int) -> str:
 
 def padded(id_: int) -> str:
     return f"{id_:016d}"
+
+
+def _take_some(queue: deque[_Operation]) -> list[_Operation]:
+    """For one call, first those that take up memory: once a script has written something else Redis
+    lets it write on though its memory is full (that is what the others need, to make room)."""
+    some, size = [queue.popleft()], 0
+    while queue and len(some) < _AT_ONCE and size < _BYTES_AT_ONCE:
+        some.append(queue.popleft())
+        size += len(some[-1].body)
+    return sorted(some, key=lambda one: one.name not in _GROWING)
 
 
 def without_none(args: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +130,13 @@ class Scripts:
         self.trouble = f"{exc}"
         return self.patience.unavailable(f"Redis: {exc}")
 
+    def _failed_alone(self, name: str, exc: Exception) -> StoreUnavailable:
+        """One operation of several; what it had written so far stays, as Redis has it."""
+        if any(word in str(exc) for word in _OF_THE_SERVER):
+            return self._failed(exc)
+        log.error("the operation %s failed in Redis: %s", name, exc, extra={"event": "store.error"})
+        return self.patience.unavailable(f"Redis: {exc}")
+
     async def run(self, session: str, op: str, body: bytes = b"", **args: Any) -> Any:
         """What the operation answers; texts as bytes."""
         packed = orjson.dumps(without_none(args))
@@ -122,7 +149,13 @@ class Scripts:
     async def sessions(self) -> dict[str, int]:
         """All that are known, each with its number."""
         found = await self.call(self.client.hgetall("gw:sessions"))
-        return {name.decode(): int(number) for name, number in found.items()}
+        return {
+            name.decode(): int(number) for name, number in found.items() if name != _UNTIL.encode()
+        }
+
+    async def close_registry(self, until: float) -> None:
+        """No session becomes known that is not yet, until then (Unix seconds)."""
+        await self.call(self.client.hset("gw:sessions", _UNTIL, repr(until)))
 
     async def number_of(self, session: str) -> int:
         """A new one if it is not known."""
@@ -133,7 +166,7 @@ class Scripts:
         queue = self._queues[session]
         try:
             while queue:
-                some = [queue.popleft() for _ in range(min(len(queue), _AT_ONCE))]
+                some = _take_some(queue)
                 try:
                     answers = await self._evaluate(session, some)
                 except BaseException as exc:
@@ -147,7 +180,7 @@ class Scripts:
                     if one.done.done():  # its caller was cancelled
                         continue
                     if isinstance(answer, Exception):
-                        one.done.set_exception(self._failed(answer))
+                        one.done.set_exception(self._failed_alone(one.name, answer))
                     else:
                         one.done.set_result(answer)
         finally:
@@ -175,7 +208,7 @@ class Scripts:
 async def open_scripts(
     url: str,
     *,
-    hold_seconds: float,
+    hold_seconds: float = 0.0,
     committed: Committed = lambda _seconds, _operations: None,
 ) -> Scripts:
     """url: redis://, rediss://, unix:, redis+cluster://<any node>, rediss+cluster://, or
@@ -185,8 +218,11 @@ async def open_scripts(
     """
     try:
         client = _client(url)
-    except ValueError as exc:
-        raise StartRefused(f"STORE_URL: {exc}") from exc
+    except ValueError as exc:  # its text may hold the password
+        raise StartRefused(
+            f"STORE_URL={url.partition(':')[0]}:…: is no URL of a Redis. Special characters of a"
+            " password are written as %2F (/), %23 (#), %40 (@), %3A (:)"
+        ) from exc
     try:
         await _check(client)
     except (RedisError, OSError) as exc:
@@ -215,8 +251,8 @@ def _behind_sentinels(url: str) -> Client:
     name, _, database = parts.path.strip("/").partition("/")
     sentinels = []
     for host in hosts.split(","):
-        address, colon, port = host.rpartition(":")
-        sentinels.append((address if colon else port, int(port) if colon else 26379))
+        one = urlsplit(f"//{host}")
+        sentinels.append((one.hostname or "", one.port or 26379))
     if not name or not all(address for address, _ in sentinels):
         raise ValueError("must be redis+sentinel://host:26379,host:26379/name-of-the-master")
     options: dict[str, Any] = {"socket_timeout": _SECONDS}

@@ -77,6 +77,6 @@ async def test_a_cluster_is_moved_into_and_out_of(cluster: int, tmp_path: Path) 
             held = message("hello", f"{who}0", session=session, now=time.time())
             await store.accept(held, by_the_rules(held))
     await store.close()
-    there = await moving.move(f"file:{folders[0]}", url, hold_seconds=900)
+    there = await moving.move(f"file:{folders[0]}", url)
     assert (there["lock"], there["delivery"], there["held"]) == (6, 6, 6)
-    assert await moving.move(url, f"file:{folders[1]}", hold_seconds=900) == there
+    assert await moving.move(url, f"file:{folders[1]}") == there

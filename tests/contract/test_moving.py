@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 
 from gateway.errors import StartRefused, StoreUnavailable
 from gateway.model import Again, Dead, Done, Outcome, PutBack, Selection, Sighting
 from gateway.store import Store, moving, open_store
 from gateway.store.moving_files import FileContents
 from gateway.store.moving_redis import RedisContents
+from gateway.store.scripts import Scripts
 from tests.conftest import LIMITS
 from tests.messages import by_the_rules, message, user
 
@@ -139,7 +141,7 @@ async def test_all_is_there_afterwards(
         before = await seen_by_operators(store)
     shown: list[str] = []
     counts = await moving.move(
-        source, target, hold_seconds=900, show=lambda table, rows: shown.extend([table] * rows)
+        source, target, show=lambda table, rows: shown.extend([table] * rows)
     )
     assert all(shown.count(name) == n for name, n in counts.items() if name != "tenant")
     assert all(counts.values()), "some of everything was carried"
@@ -158,24 +160,16 @@ async def test_there_and_back_every_line_delivers_the_same_in_the_same_order(
     first, there, back = urls("file"), urls("redis"), urls("file")
     async with opened(first) as store:
         await live(store, seed)
-    await moving.move(first, there, hold_seconds=900)
-    await moving.move(there, back, hold_seconds=900)
+    await moving.move(first, there)
+    await moving.move(there, back)
     delivered = []
     for url in (first, there, back):
         if url != back:  # whoever wants to go on there must say so
-            _forget_the_move(url)
+            await moving.reopen(url)
         async with opened(url) as store:
             delivered.append((await seen_by_operators(store), await drained(store)))
     assert delivered[0][1]
     assert delivered[0] == delivered[1] == delivered[2]
-
-
-def _forget_the_move(url: str) -> None:
-    if url.startswith("file:"):
-        (Path(url.removeprefix("file:")) / "router.moved").unlink()
-    else:
-        with redis.Redis.from_url(url.replace("unix:", "unix://")) as client:
-            client.delete(*client.keys("gw:{*}:closed"))
 
 
 @pytest.fixture
@@ -205,15 +199,15 @@ async def test_a_move_that_broke_off_changes_nothing_and_is_done_again(
     with monkeypatch.context() as patch:
         patch.setattr(contents, "put", breaks)
         with pytest.raises(StartRefused, match=r"broke off \(no space left\)"):
-            await moving.move(source, target, hold_seconds=900)
+            await moving.move(source, target)
     with pytest.raises(StartRefused, match="did not finish: run it again"):
         await open_store(target, LIMITS)
     with pytest.raises(StartRefused, match="did not finish"):
-        await moving.move(target, urls("file"), hold_seconds=900)
+        await moving.move(target, urls("file"))
     async with opened(source) as store:
         expected = await seen_by_operators(store)
-    first = await moving.move(source, target, hold_seconds=900)
-    assert await moving.move(source, target, hold_seconds=900) == first, "once more, and the same"
+    first = await moving.move(source, target)
+    assert await moving.move(source, target) == first, "once more, and the same"
     async with opened(target) as store:
         assert await seen_by_operators(store) == expected
 
@@ -223,11 +217,11 @@ async def test_what_a_router_has_used_since_is_not_filled_again(
     urls: Callable[[str], str], source: str, kind: str
 ) -> None:
     target = urls(kind)
-    await moving.move(source, target, hold_seconds=900)
+    await moving.move(source, target)
     async with opened(target) as store:
         pass
     with pytest.raises(StartRefused, match=r"is not empty \(\d+ "):
-        await moving.move(source, target, hold_seconds=900)
+        await moving.move(source, target)
     async with opened(target) as store:
         assert store.totals()[0] > 0
 
@@ -239,13 +233,13 @@ async def test_what_has_left_is_no_routers_any_more(
     left = source
     if kind == "redis":
         left = urls("redis")
-        await moving.move(source, left, hold_seconds=900)
+        await moving.move(source, left)
     new = urls("file")
-    await moving.move(left, new, hold_seconds=900)
+    await moving.move(left, new)
     with pytest.raises(StartRefused, match=f"has moved to {new}"):
         await open_store(left, LIMITS)
     with pytest.raises(StartRefused, match="has moved away once"):
-        await moving.move(new, left, hold_seconds=900)
+        await moving.move(new, left)
 
 
 @pytest.mark.parametrize("role", ["source", "target"])
@@ -258,7 +252,7 @@ async def test_a_store_that_a_router_uses_is_not_moved(
     ends = (used, urls("file")) if role == "source" else (source, used)
     try:
         with pytest.raises(StartRefused, match="router uses"):
-            await moving.move(*ends, hold_seconds=900)
+            await moving.move(*ends)
         inbound = message("start_realty_2")
         assert (await store.accept(inbound, by_the_rules(inbound))).decision
     finally:
@@ -276,11 +270,140 @@ async def test_a_router_that_wakes_up_behind_a_move_promises_nothing(
     await paused.accept(inbound, by_the_rules(inbound))
     with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
         client.delete(*client.keys("gw:*:lease:*"))
-    await moving.move(left, new, hold_seconds=900)
+    await moving.move(left, new)
     late = message("hello")
     with pytest.raises(StoreUnavailable, match="has moved"):
         await paused.accept(late, by_the_rules(late))
     await paused.close()
+
+
+async def test_a_router_that_wakes_up_behind_a_move_takes_in_no_new_session(
+    urls: Callable[[str], str],
+) -> None:
+    left, new = urls("redis"), urls("file")
+    paused = await open_store(left, LIMITS)
+    with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
+        client.delete(*client.keys("gw:*:lease:*"))
+    await moving.move(left, new)
+    late = message("hello", session="sales")
+    with pytest.raises(StoreUnavailable, match="has moved"):
+        await paused.accept(late, by_the_rules(late))
+    await paused.close()
+    with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
+        assert not client.keys("gw:{sales}*")
+    await moving.reopen(left)
+    async with opened(left) as store:
+        assert (await store.accept(late, by_the_rules(late))).decision is not None
+
+
+async def test_seen_keys_that_end_during_a_move_do_not_spoil_it(urls: Callable[[str], str]) -> None:
+    left, new = urls("redis"), urls("file")
+    async with opened(left) as store:
+        for number in range(5):
+            inbound = message("start_realty_2", PHONES[number])
+            await store.accept(inbound, by_the_rules(inbound))
+
+    def end_one(_: object) -> None:
+        with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
+            client.delete(client.keys("gw:*:seen:*")[0])
+
+    assert (await moving.move(left, new, begin=end_one))["seen"] == 4
+
+
+@pytest.mark.parametrize("kind", ["file", "redis"])
+async def test_if_a_move_dies_at_its_last_step_neither_store_is_open(
+    urls: Callable[[str], str], source: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else both would deliver the same."""
+
+    async def dies(_: object) -> None:
+        raise OSError("killed here")
+
+    target = urls(kind)
+    with monkeypatch.context() as patch:
+        patch.setattr(FileContents if kind == "file" else RedisContents, "arrived", dies)
+        with pytest.raises(StartRefused, match="killed here"):
+            await moving.move(source, target)
+    for url in (source, target):
+        with pytest.raises(StartRefused, match=r"has moved|did not finish"):
+            await open_store(url, LIMITS)
+    await moving.move(source, target)
+    async with opened(target) as store:
+        assert store.totals()[0]
+
+
+async def test_a_second_move_soon_after_one_that_was_killed_shuts_the_door_again(
+    urls: Callable[[str], str],
+) -> None:
+    left, new = urls("redis"), urls("file")
+    async with opened(left) as store:
+        inbound = message("start_realty_2")
+        await store.accept(inbound, by_the_rules(inbound))
+    with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
+        client.set("gw:{~}:closed", "a move, dead", ex=1)  # as the dead one left it
+        with pytest.raises(StartRefused, match="another move is under way, or was killed"):
+            await moving.move(left, new)
+        assert client.get("gw:{~}:closed"), "which is the other one's to take away"
+        client.delete("gw:{~}:closed")  # a minute later
+
+        def seen_closed(_: object) -> None:
+            assert client.ttl("gw:{~}:closed") > 30
+
+        await moving.move(left, new, begin=seen_closed)
+        assert client.ttl("gw:{~}:closed") == -1, "for good now"
+
+
+async def test_a_source_that_was_open_for_a_while_is_not_said_to_have_moved(
+    urls: Callable[[str], str],
+) -> None:
+    left, new = urls("redis"), urls("file")
+    async with opened(left) as store:
+        inbound = message("start_realty_2")
+        await store.accept(inbound, by_the_rules(inbound))
+
+    def open_it(_: object) -> None:
+        with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
+            client.delete("gw:{~}:closed")  # as if it had ended while Redis was away
+
+    with pytest.raises(StartRefused, match="a router may have begun there: run the move again"):
+        await moving.move(left, new, begin=open_it)
+    with pytest.raises(StartRefused, match="did not finish"):
+        await open_store(new, LIMITS)
+    await moving.move(left, new)
+
+
+async def test_a_move_that_is_killed_while_it_looks_leaves_a_full_redis_alone(
+    urls: Callable[[str], str], source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = urls("redis")
+    async with opened(full) as store:
+        inbound = message("start_realty_2")
+        await store.accept(inbound, by_the_rules(inbound))
+
+    class Killed(BaseException):
+        pass
+
+    async def dies(_: object) -> dict[str, int]:
+        raise Killed
+
+    with redis.Redis.from_url(full.replace("unix:", "unix://")) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(RedisContents, "counts", dies)
+            with pytest.raises(Killed):
+                await moving.move(source, full)
+        client.set("gw:moved", "looking", ex=60)  # nothing tidies up behind a kill -9
+        with pytest.raises(StartRefused, match="is not empty"):
+            await moving.move(source, full)
+        client.delete("gw:moved")  # a minute later
+    async with opened(full) as store:
+        assert store.totals() == (1, 1)
+
+
+@pytest.mark.parametrize("query", ["?sentinel_password=SECRET", "?password=SECRET"])
+async def test_no_password_is_told_of_a_place(query: str) -> None:
+    url = f"redis://me:SECRET@127.0.0.1:9/3{query}"
+    scripts = Scripts(redis.asyncio.Redis(), hold_seconds=0, committed=lambda _s, _n: None)
+    assert RedisContents(scripts, url, as_source=True).place == "redis://127.0.0.1:9/3"
 
 
 @pytest.mark.parametrize(
@@ -296,7 +419,7 @@ async def test_ends_that_are_none(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StartRefused, match=told):
-        await moving.move(*ends, hold_seconds=900)
+        await moving.move(*ends)
     assert not list(tmp_path.iterdir())
 
 
@@ -309,8 +432,8 @@ async def test_ids_of_letters_are_not_given_twice_after_a_move(urls: Callable[[s
             await store.accept(inbound, by_the_rules(inbound))
         for delivery in await store.claim(9, wait=0):
             await store.settle(delivery, Dead("refused", time.time()))
-    await moving.move(first, there, hold_seconds=900)
-    await moving.move(there, back, hold_seconds=900)
+    await moving.move(first, there)
+    await moving.move(there, back)
     async with opened(back) as store:
         inbound = message("hello", PHONES[0])
         await store.accept(inbound, by_the_rules(inbound))

@@ -4,18 +4,21 @@ import asyncio
 import contextlib
 import json
 import random
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
 from gateway.errors import StoreUnavailable
-from gateway.model import Accepted, Dead, Delivery, Done, Forward, PutBack, Selection
+from gateway.model import Accepted, Dead, Delivery, Done, Forward, PutBack, Selection, Sighting
 from gateway.store import Limits, Store, open_store
 from gateway.store.redis import RedisStore
 from tests.conftest import LIMITS
+from tests.e2e.redis import RedisServer
 from tests.messages import ALI, NOW, OMAR, SARA, by_the_rules, message, tenant, user
 
 Router = Callable[..., Awaitable[RedisStore]]
@@ -221,6 +224,131 @@ async def test_a_claim_whose_answer_was_lost_is_free_again(router: Router) -> No
     for _ in range(3):
         await store._renew_all()
     assert await claim(store) == [], "what is known stays claimed"
+
+
+async def test_of_sessions_that_are_full_one_keeps_health_red_until_there_is_room(
+    router: Router,
+) -> None:
+    store = await router(Limits(max_backlog=2, min_free_disk_bytes=0))
+    for session in ("default", "sales"):
+        for number in range(2):
+            await say(store, "start_realty_2", f"97150000{number:04}", session=session)
+    with pytest.raises(StoreUnavailable, match="MAX_BACKLOG=2"):
+        await say(store, "start_realty_2", OMAR, session="sales")
+    assert store.health().refusing
+    for delivery in await claim(store):
+        if delivery.user.startswith("sales/"):
+            await store.settle(delivery, Done())
+    assert store.health().refusing is None
+    assert (await say(store, "start_realty_2", OMAR, session="sales")).decision
+
+
+async def test_an_operation_that_fails_fails_alone(router: Router) -> None:
+    store = await router()
+    await say(store, "start_realty_2")
+    odd = asyncio.create_task(store._scripts.run("~", "no such operation"))
+    _, lock = await store.lock_of(user(ALI))  # in the same call
+    assert lock.tenant == 2
+    with pytest.raises(StoreUnavailable):
+        await odd
+    assert store.health().refusing is None, "the store is well"
+
+
+async def test_what_is_in_flight_does_not_settle_what_got_its_id_after_a_take_over(
+    tmp_path: Path,
+) -> None:
+    """A replica that lacks the last messages takes over: ids are given once more."""
+    server = RedisServer(tmp_path / "redis").start()
+    store = await open_store(server.url, LIMITS)
+    await say(store, "start_realty_2", OMAR)
+    for delivery in await claim(store):
+        await store.settle(delivery, Done())
+    shutil.copy(server.folder / "appendonly.aof", tmp_path / "earlier.aof")
+    await say(store, "start_realty_2", ALI)
+    (old,) = await claim(store)
+    server.kill()
+    shutil.copy(tmp_path / "earlier.aof", server.folder / "appendonly.aof")
+    await asyncio.to_thread(server.start)
+    while True:
+        with contextlib.suppress(StoreUnavailable):
+            await say(store, "start_realty_5", SARA)
+            break
+    (new,) = await claim(store)
+    assert old.id == new.id
+    assert not store.may_send(old)
+    await store.settle(old, Done())
+    assert (await store.backlog()).waiting == 1, "it was not the new one that was done"
+    assert store.may_send(new)
+    await store.settle(new, Done())
+    assert (await store.backlog()).waiting == 0
+    await store.close()
+    server.stop()
+
+
+async def test_a_redis_without_memory_refuses_webhooks_and_delivers_all_the_same(
+    tmp_path: Path,
+) -> None:
+    server = RedisServer(tmp_path / "redis").start()
+    store = await open_store(server.url, LIMITS)
+    for number in range(20):
+        await say(store, "start_realty_2", f"97150000{number:04}")
+    with server.client() as look:
+        look.set("filler", b"x" * 5_000_000)
+        look.config_set("maxmemory", 2_000_000)
+    refused, claimed = await asyncio.gather(
+        say(store, "hello"), claim(store, 5), return_exceptions=True
+    )  # in one call
+    assert isinstance(refused, StoreUnavailable)
+    assert isinstance(claimed, list)
+    for delivery in claimed + await claim(store):
+        await store.settle(delivery, Done())
+    assert (await store.backlog()).waiting == 0
+    another = await open_store(server.url, LIMITS)  # which needs a lease
+    await another.close()
+    await store.close()
+    server.stop()
+
+
+async def test_what_one_session_gave_is_sent_though_redis_fails_at_the_next(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await router()
+    await say(store, "start_realty_2")
+    await say(store, "start_realty_2", SARA, session="zz")
+    claim_of, calls = store._claim_of, 0
+
+    async def fails_at_the_second(*args: Any, **how: Any) -> tuple[list[Delivery], float]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise StoreUnavailable("Redis is away")
+        return await claim_of(*args, **how)
+
+    monkeypatch.setattr(store, "_claim_of", fails_at_the_second)
+    assert len(await claim(store)) == 1
+    assert len(await claim(store)) == 1
+
+
+async def test_a_text_by_phone_does_not_overtake_a_link_by_lid(router: Router) -> None:
+    store = await router()
+    for number in range(10):
+        phone, lid = f"97150000{number:04}", f"15876432100{number:04}@lid"
+        await store.learn(Sighting(user(lid), user(phone), NOW - 100, None))
+        await say(store, "start_realty_2", phone, sent=NOW - 50)
+        await say(store, "known", phone, sent=NOW - 40)
+        link = asyncio.create_task(say(store, "start_realty_3", lid, sent=NOW - 20))
+        await asyncio.sleep(0)
+        said = await say(store, "for tenant 3", phone, sent=NOW - 10)
+        assert said.decision == Forward(tenant(3))
+        await link
+
+
+async def test_of_many_who_were_never_served_the_oldest_is_first(router: Router) -> None:
+    store = await router()
+    for number in range(150):
+        how = {"now": NOW - 1000} if number == 149 else {}
+        await say(store, f"start_realty_{number + 1}", f"97150000{number:04}", **how)
+    assert [one.tenant for one in await claim(store, 1)] == [150]
 
 
 async def test_connections_that_are_cut_are_made_again(router: Router, server: redis.Redis) -> None:

@@ -85,31 +85,34 @@ async def test_what_a_killed_router_had_in_flight_is_sent_by_the_other(
     routers: list[Router], backend: FakeBackend
 ) -> None:
     """Once the lease has ended, under the same key."""
+    one, two = routers
+    two.signal(signal.SIGSTOP)
     backend.open_gate.clear()
-    assert (await post(routers[0], "start_realty_2")).status_code == 200
+    assert (await post(one, "start_realty_2")).status_code == 200
     await wait_until(lambda: len(backend.received) == 1)
-    for router in routers:  # whoever has it
-        router.signal(signal.SIGSTOP)
+    one.kill()
+    two.signal(signal.SIGCONT)
+    await wait_until(lambda: len(backend.received) == 2, seconds=40)
     backend.open_gate.set()
-    await asyncio.sleep(0.1)
-    routers[0].signal(signal.SIGCONT)
-    routers[1].signal(signal.SIGCONT)
-    routers[0].kill()
-    await wait_until(lambda: len(backend.received) >= 1, seconds=30)
-    assert (await post(routers[1], "next")).status_code == 200
-    await wait_until(lambda: len({r.body for r in backend.received}) == 2, seconds=40)
-    assert len({r.key for r in backend.received}) == 2
+    assert len({(r.key, r.body) for r in backend.received}) == 1
+    assert (await post(two, "next")).status_code == 200
+    await wait_until(lambda: len({r.key for r in backend.received}) == 2)
 
 
 async def test_a_router_that_ends_in_order_leaves_its_claims_at_once(
     routers: list[Router], backend: FakeBackend
 ) -> None:
     one, two = routers
+    two.signal(signal.SIGSTOP)
+    backend.answer = lambda _: 500 if len(backend.received) == 1 else 200
+    backend.open_gate.clear()
     assert (await post(one, "start_realty_2", SARA)).status_code == 200
-    await wait_until(lambda: backend.received)
-    await asyncio.to_thread(one.stop)
+    await wait_until(lambda: len(backend.received) == 1)
+    one.signal(signal.SIGTERM)
+    backend.open_gate.set()
+    await asyncio.to_thread(one.wait)
     began = time.monotonic()
-    assert (await post(two, "next", SARA)).status_code == 200
+    two.signal(signal.SIGCONT)
     await wait_until(lambda: len(backend.received) == 2)
     assert time.monotonic() - began < 10, "it did not wait for a lease to end"
 
@@ -120,7 +123,7 @@ def balancer(tmp_path: Path, routers: list[Router]) -> Iterator[str]:
     config, port = (ROOT / "deploy" / "nginx.conf").read_text("utf-8"), free_port()
     for name, router in zip(("router-a", "router-b"), routers, strict=True):
         config = config.replace(f"server {name}:8001", f"server 127.0.0.1:{router.port}")
-    config = config.replace("listen 8080", f"listen 127.0.0.1:{port}")
+    config = config.replace("listen 8001", f"listen 127.0.0.1:{port}")
     config = "daemon off;\n" + config.replace("/tmp/", f"{tmp_path}/")
     with nginx(config, tmp_path):
         yield f"http://127.0.0.1:{port}"

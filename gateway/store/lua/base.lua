@@ -1,7 +1,9 @@
 -- What all operations build on. KEYS[1] is "gw:{session}"; every key begins with it, so that a
--- script touches one slot of a cluster. ARGV[1] names the operation, ARGV[2] holds its arguments as
--- JSON, ARGV[3] a body. Times are Unix seconds as decimal texts: Redis would round a number's.
--- Redis 6.2 replicates what a script did, not the script, so TIME and chance are allowed.
+-- script touches one slot of a cluster. A call carries operations in threes, see call.lua: the name
+-- in ops, arguments as JSON, a body. Times are Unix seconds as decimal texts: Redis would round a
+-- number's. Redis 6.2 replicates what a script did, not the script, so TIME and chance are allowed.
+-- The files are one script, in the order of scripts.py: a function that is used before its file comes
+-- is declared where it is first needed, and filled in its own.
 
 local P = KEYS[1] .. ':'
 local clock = redis.call('TIME')
@@ -177,5 +179,8 @@ local NEVER = {'0', '0'}
 local function moment_now() return {string.format('%d', math.floor(NOW)), text(NOW)} end
 
 local function latest(one, other) if earlier(one, other) then return other end return one end
+
+-- What makes room must go on when memory is full: Redis asks only before a script's first write.
+local function although_full() redis.call('DEL', P .. 'nothing') end
 
 local ops = {}

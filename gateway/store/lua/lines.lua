@@ -176,6 +176,7 @@ function ops.renew(args)
   if args.lease and redis.call('PEXPIRE', P .. 'lease:' .. args.lease, args.milliseconds) == 1 then
     return {args.lease}
   end
+  although_full()
   local lease = args.router .. '-' .. string.format('%d', redis.call('INCR', P .. 'fence'))
   redis.call('SET', P .. 'lease:' .. lease, '1', 'PX', args.milliseconds)
   redis.call('SADD', P .. 'leases', lease)
@@ -233,9 +234,9 @@ local function take(tenant, args)
   if not user then return nil end
   local line = line_of(tenant, user)
   local id = first_of(line)
+  zrem('due:' .. tenant, user)
   hset('fly', id, args.lease .. ' ' .. tenant .. ' ' .. user)
   redis.call('SADD', P .. 'claims:' .. args.lease, id)
-  zrem('due:' .. tenant, user)
   count('busy', line, 1)
   count('flying', tenant, 1)
   count('flying', '', 1)
@@ -254,9 +255,13 @@ end
 
 -- Tenants whose turn it is, as {tenant, in flight, last served}, in the order of their turns. Of
 -- those never served the one with the oldest head is first.
-local function turns(may, most)
+local turns
+function turns(may, most)
   local found, fresh = {}, false
   local flat = redis.call('ZRANGE', P .. 'turn', 0, most, 'WITHSCORES')
+  if most > 0 and #flat > 2 * most and tonumber(flat[#flat]) % TURN == 0 then
+    return turns(may, -1) -- some never served may stand behind
+  end
   for place = 1, #flat, 2 do
     local tenant, score = flat[place], tonumber(flat[place + 1])
     if may(tenant) then
@@ -304,6 +309,7 @@ end
 
 function ops.claim(args)
   if not holds_lease(args) then return {'lease'} end
+  although_full()
   free_the_dead()
   place_all()
   refresh_turns()
@@ -326,10 +332,13 @@ local bury
 function ops.settle(args, body)
   local id = args.id
   if not holds_lease(args) then return {'lease'} end
+  although_full()
   if string.match(hget('fly', id) or '', '^(%S+)') ~= args.lease then return {'not ours'} end
+  local key = hget('d:' .. id, 'key')
+  -- Redis came back without its last changes, and has given the id once more.
+  if key and key ~= args.key then return {'not ours'} end
   local tenant, user = release(id)
-  local there = redis.call('EXISTS', P .. 'd:' .. id) == 1
-  if not there then -- an operator took it away meanwhile: that wins
+  if not key then -- an operator took it away meanwhile: that wins
     see_to(tenant, user)
   elseif args.outcome == 'done' then
     delete(id, tenant, user)

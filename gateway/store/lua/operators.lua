@@ -30,16 +30,17 @@ function ops.unlock(args)
   return {user, before or '', dropped}
 end
 
+-- Up to args.chunk users; what waits when they are the last.
 function ops.move(args)
   local old, new, moved = args.old, args.new, 0
-  local users = redis.call('ZRANGE', P .. 'of:' .. old, 0, -1)
+  local users = redis.call('ZRANGE', P .. 'of:' .. old, 0, args.chunk - 1)
   for _, user in ipairs(users) do
-    local changed = last_change(user)
+    local before = last_change(user)
     set_lock(user, new)
-    record(text(NOW), user, 'moved', old, new, latest(changed, moment_now()), nil,
+    record(text(NOW), user, 'moved', old, new, latest(before, moment_now()), nil,
            'operator, with all of the tenant')
   end
-  if args.with_waiting then
+  if args.with_waiting and #users < args.chunk then
     local there = {} -- users with something that waits for old
     for _, user in ipairs(redis.call('ZRANGE', P .. 'due:' .. old, 0, -1)) do there[user] = true end
     for _, flying in ipairs(redis.call('HVALS', P .. 'fly')) do
