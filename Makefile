@@ -21,7 +21,7 @@ check: $(VENV)/dev.stamp
 demo: $(VENV)/run.stamp
 	$(BIN)/python examples/demo.py
 
-bench: $(VENV)/run.stamp
+bench: $(VENV)/dev.stamp
 	-cd bench/peers/express && npm install --no-audit --no-fund --no-package-lock --silent
 	$(BIN)/python bench/run.py
 

@@ -1,6 +1,6 @@
 """The measurements: make bench, or .venv/bin/python bench/run.py [SCENARIO …]
 
-Scenarios, in this order; without a name all run, which takes about 22 minutes:
+Scenarios, in this order; without a name all run, which takes about 30 minutes:
 
 SCENARIOS
 

@@ -9,6 +9,7 @@ GatewayError
 ├── BodyTooLarge            413
 ├── TooLongForQr            422: a link that no QR code holds
 ├── StoreUnavailable        503: nothing was promised, WAHA sends it again
+├── NoBackUp                409: no back-up can be written now, or of this store at all
 ├── WahaError               WAHA did not do what we asked of it; no webhook's answer hangs on that
 │   ├── WahaRefused         asking again is of no use
 │   └── WahaUnavailable     asking again later is
@@ -49,6 +50,10 @@ class BodyTooLarge(GatewayError):
 
 
 class TooLongForQr(GatewayError):
+    pass
+
+
+class NoBackUp(GatewayError):
     pass
 
 

@@ -133,7 +133,7 @@ def test_the_walk_through_of_several_routers_gives_the_answers_it_shows(tmp_path
     with running(tmp_path, backend_api_url="http://127.0.0.1:9") as router:
         assert router.run("say", "971501234567", "start_realty_2").returncode == 0
         assert router.run("say", "971501234567", "Is the flat free?").returncode == 0
-    url = "redis://localhost:6379/0"
+    url = "redis://localhost:6390/0"
     follow([(command.replace(url, server.url), told) for command, told in move], router)
     (tmp_path / "second").mkdir()
     with (

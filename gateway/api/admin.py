@@ -1,5 +1,6 @@
 """/router/stats, pending and dead-letters: what an operator looks at and clears up."""
 
+import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query
@@ -9,6 +10,8 @@ from gateway.api.inputs import LARGEST_ID, Before, Limit, Session, person, time_
 from gateway.api.users import body_of
 from gateway.model import LARGEST_TENANT, DeadLetter, Selection, TenantId, UserId, unscoped
 from gateway.store import Store
+
+log = logging.getLogger(__name__)
 
 LetterId = Annotated[int, Path(ge=1, le=LARGEST_ID, description="the dead letter's id")]
 Tenant = Annotated[int | None, Query(ge=1, le=LARGEST_TENANT)]
@@ -46,6 +49,14 @@ def router(store: Store) -> APIRouter:
                 "tenants": [{"tenant_id": tenant, "waiting": n} for tenant, n in tenants],
             }
         )
+
+    @api.post("/backup")
+    async def backup() -> Json:
+        """Write a consistent copy of all into the data folder, for `python whatsapp_router.py
+        backup` to fetch. Webhooks go on meanwhile."""
+        place = await store.back_up()
+        log.info("💾 A back-up was written", extra={"event": "operator.backup"})
+        return Json({"status": "written", "folder": str(place.resolve())})
 
     return api
 

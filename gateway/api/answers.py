@@ -13,6 +13,7 @@ from gateway.errors import (
     BodyTooLarge,
     BodyTooSlow,
     GatewayError,
+    NoBackUp,
     NotAllowed,
     StoreUnavailable,
 )
@@ -22,6 +23,7 @@ _STATUS: dict[type[GatewayError], int] = {
     BodyTooSlow: 400,
     BadSignature: 401,
     NotAllowed: 403,
+    NoBackUp: 409,
     BodyTooLarge: 413,
     StoreUnavailable: 503,
 }

@@ -1,4 +1,4 @@
-"""The command line: serve, say, link, connect-waha, doctor, move, rebuild."""
+"""The command line: serve, say, link, connect-waha, doctor, backup, restore, move, rebuild."""
 
 import argparse
 import asyncio
@@ -13,6 +13,7 @@ import httpx
 from fastapi import FastAPI
 
 from gateway import deeplink, qr, spelling
+from gateway.commands.backup import back_up, put_back
 from gateway.commands.connect import connect
 from gateway.commands.doctor import examine
 from gateway.commands.move import move_house
@@ -53,8 +54,13 @@ def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
                     print("move needs --from and --to, or --reopen", file=sys.stderr)
                     return 2
                 return asyncio.run(move_house(options.source, options.target))
+            case "backup":
+                folder = _folder(settings, "backup")
+                return asyncio.run(back_up(settings, folder, options.into, keep=options.keep))
+            case "restore":
+                return put_back(_folder(settings, "restore"), options.place)
             case "rebuild":
-                path, count = opening.rebuild(_folder(settings))
+                path, count = opening.rebuild(_folder(settings, "rebuild"))
                 print(f"{path}: {count} locks written from the history")
                 return 0
             case _:
@@ -64,10 +70,10 @@ def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
         return 1
 
 
-def _folder(settings: Settings) -> Path:
+def _folder(settings: Settings, command: str) -> Path:
     scheme, _, folder = settings.store_place.partition(":")
     if scheme != "file":
-        raise StartRefused(f"STORE_URL={scheme}:…: rebuild is for the file store")
+        raise StartRefused(f"STORE_URL={scheme}:…: {command} is for the file store")
     return Path(folder)
 
 
@@ -103,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     move.add_argument("--from", dest="source", help="as STORE_URL: file:data")
     move.add_argument("--to", dest="target", help="as STORE_URL: redis://…")
     move.add_argument("--reopen", metavar="URL", help="let routers use again what has moved away")
+    save = commands.add_parser("backup", help="copy all that the router holds, while it runs")
+    save.add_argument("into", type=Path, metavar="DIR", help="where, on another disk")
+    save.add_argument("--keep", type=int, default=7, help="so many back-ups in DIR (7)")
+    back = commands.add_parser("restore", help="put a back-up in place of what is there")
+    back.add_argument("place", type=Path, metavar="DIR", help="a back-up, or where they are")
     commands.add_parser("rebuild", help="write a lost router_mappings.json from the history")
     return parser
 

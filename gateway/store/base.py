@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from gateway.model import (
@@ -209,6 +210,14 @@ class Store(Protocol):
         """Up to limit locks whose user ids come after `after`."""
 
     async def backlog(self) -> Backlog: ...
+
+    async def back_up(self) -> Path:
+        """Write a consistent copy of all into a folder of its own, durable, while webhooks go on;
+        where. The next one replaces it.
+
+        Raise NoBackUp if another is under way, the disk has no room, or the store is backed up by
+        other means.
+        """
 
     def health(self) -> Health: ...
 

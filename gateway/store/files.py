@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import NoBackUp, StoreUnavailable
 from gateway.model import (
     EVERYBODY,
     NEVER,
@@ -58,7 +58,7 @@ from gateway.model import (
     UserId,
     is_lid,
 )
-from gateway.store import held, helped, letters, lines, mappings, seen
+from gateway.store import backup, held, helped, letters, lines, mappings, seen
 from gateway.store import history as history_rows
 from gateway.store.base import Limits, Page
 from gateway.store.history import (
@@ -172,6 +172,7 @@ class FileStore:
         self._counts = Counts(connection)
         self._work = asyncio.Event()  # something may be due that was not
         self._low_disk: str | None = None
+        self._backing_up = False
         self._patience = Patience()
         self._chores: set[asyncio.Task[None]] = set()
         self._look_at_disk()
@@ -867,6 +868,16 @@ class FileStore:
                 f"MAX_BACKLOG_PER_TENANT={limits.max_backlog_per_tenant}"
             )
         return None
+
+    async def back_up(self) -> Path:
+        if self._backing_up:
+            raise NoBackUp("another back-up is under way")
+        self._backing_up = True
+        try:
+            least = self._limits.min_free_disk_bytes
+            return await asyncio.to_thread(backup.write, self._folder, least_free=least)
+        finally:
+            self._backing_up = False
 
     async def backlog(self) -> Backlog:
         def look(tx: Tx) -> tuple[float | None, int, int]:

@@ -124,7 +124,9 @@ def _refuse_moved(folder: Path) -> None:
             f" go on with what it was then: python whatsapp_router.py move --reopen file:{folder}"
         )
     elif mark is not None:
-        raise StartRefused(f"{folder}: a move to this folder did not finish: run it again")
+        raise StartRefused(
+            f"{folder}: a move to this folder, or a restore, did not finish: run it again"
+        )
 
 
 def _current_locks(path: Path, connection: Tx) -> dict[UserId, TenantId]:

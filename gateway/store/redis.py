@@ -18,12 +18,13 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import orjson
 
-from gateway.errors import StartRefused, StoreUnavailable
+from gateway.errors import NoBackUp, StartRefused, StoreUnavailable
 from gateway.model import (
     EVERYBODY,
     Accepted,
@@ -721,6 +722,9 @@ class RedisStore:
         await self._scripts.run(session_of(user), "undo_help", user=user, again=again)
 
     # the whole
+
+    async def back_up(self) -> Path:
+        raise NoBackUp("the store is a Redis: back that up, by its append-only file")
 
     def health(self) -> Health:
         trouble = self._scripts.trouble

@@ -1,0 +1,129 @@
+"""backup and restore: a copy of all that a router on files holds, and the way back."""
+
+import asyncio
+import contextlib
+import re
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+from tqdm import tqdm
+
+from gateway.errors import NoBackUp, StartRefused
+from gateway.settings import Settings, split
+from gateway.store import backup, mappings, opening
+
+_SECONDS = 3600.0  # for a large database on a slow disk
+_NAME = re.compile(r"router-[0-9]{8}-[0-9]{6}(?:-[0-9]+)?")
+
+
+async def back_up(settings: Settings, data: Path, into: Path, *, keep: int) -> int:
+    """Write a new folder router-<UTC> in into, and delete all but the newest keep; the exit status.
+
+    The running router writes the copy into the data folder, and it is fetched from there; if none
+    runs we write it ourselves. Raise StartRefused if that fails.
+    """
+    if keep < 1:
+        raise StartRefused(f"--keep {keep}: must be 1 or more")
+    written = await _written(settings, data)
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        target = _fresh(into)
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        sums = backup.check(written)
+        for name in (*sums, backup.SUMS_NAME):
+            backup.copy(written / name, partial / name)
+        backup.check(partial)  # what was read back from there
+        partial.rename(target)
+        mappings.sync_directory(into)
+        shutil.rmtree(written)
+        old = sorted(one for one in into.iterdir() if _NAME.fullmatch(one.name))[:-keep]
+        for one in old:
+            shutil.rmtree(one)
+    except OSError as exc:
+        raise StartRefused(f"{into}: cannot be written ({exc})") from exc
+    print(f"{target}: {', '.join(sums)}")
+    if old:
+        print(f"deleted: {', '.join(one.name for one in old)}")
+    return 0
+
+
+def put_back(data: Path, place: Path) -> int:
+    """Restore the back-up that place is, or the newest in it; the exit status."""
+    if not (place / backup.SUMS_NAME).exists():
+        found = sorted(one for one in place.glob("router-*") if _NAME.fullmatch(one.name))
+        if not found:
+            raise StartRefused(f"{place}: is no back-up, and holds none")
+        place = found[-1]
+    aside = backup.restore(place, data)
+    print(f"{data}: restored from {place}")
+    if aside:
+        print(f"what was there is in {aside}: delete it when all is well")
+    return 0
+
+
+def _fresh(into: Path) -> Path:
+    stem = into / time.strftime("router-%Y%m%d-%H%M%S", time.gmtime())
+    target, number = stem, 1
+    while target.exists():
+        number += 1
+        target = stem.with_name(f"{stem.name}-{number}")
+    return target
+
+
+async def _written(settings: Settings, data: Path) -> Path:
+    try:
+        mutex = opening.take_folder(data)
+    except StartRefused:  # a router runs on it
+        return await _asked_of_the_router(settings, data)
+    with mutex:
+        if not (data / opening.DATABASE_NAME).exists():
+            raise StartRefused(f"{data}: there is nothing to back up")
+        try:
+            return await asyncio.to_thread(backup.write, data)
+        except NoBackUp as exc:
+            raise StartRefused(str(exc)) from exc
+
+
+async def _asked_of_the_router(settings: Settings, data: Path) -> Path:
+    url, keys = f"{settings.local_url}/router/backup", split(settings.admin_api_key)
+    try:
+        async with (
+            httpx.AsyncClient(trust_env=False, timeout=_SECONDS) as client,
+            _progress(data),
+        ):
+            answer = await client.post(url, headers={"X-Api-Key": keys[0]} if keys else {})
+    except httpx.HTTPError as exc:
+        raise StartRefused(
+            f"{url}: {exc}: a router uses {data}, but it is not to be reached there"
+        ) from exc
+    if not answer.is_success:
+        raise StartRefused(f"{url}: {answer.status_code} {answer.text}")
+    place = Path(answer.json()["folder"])
+    if not place.exists():
+        raise StartRefused(f"{place}: not to be seen from here: run this where the router runs")
+    return place
+
+
+@contextlib.asynccontextmanager
+async def _progress(data: Path) -> AsyncIterator[None]:
+    """On a terminal, how much of the database has been copied."""
+    total = (data / opening.DATABASE_NAME).stat().st_size
+    copy = data / backup.FOLDER_NAME / opening.DATABASE_NAME
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(0.2)
+                with contextlib.suppress(OSError):
+                    bar.update(copy.stat().st_size - bar.n)
+
+        looking = asyncio.create_task(look())
+        try:
+            yield
+        finally:
+            looking.cancel()

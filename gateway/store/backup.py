@@ -1,0 +1,137 @@
+"""A data folder's back-up: written beside a running router, checked, put back.
+
+A back-up is a folder with router.db, router_mappings.json, tenants.json if there is one, and
+SHA256SUMS, as `sha256sum -c` reads it. The database is copied first, so that the mappings file
+holds every lock that the database knows of.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+
+from gateway.errors import NoBackUp, StartRefused
+from gateway.store import mappings, opening
+
+FOLDER_NAME = "backup.new"  # in the data folder: what a router wrote last, until it is fetched
+SUMS_NAME = "SHA256SUMS"
+_TENANTS_NAME = "tenants.json"
+_FILES = (opening.DATABASE_NAME, mappings.FILE_NAME, _TENANTS_NAME)
+_BESIDE = (f"{opening.DATABASE_NAME}-wal", f"{opening.DATABASE_NAME}-shm")
+_AT_ONCE = 1_048_576
+
+
+def write(folder: Path, *, least_free: int = 0) -> Path:
+    """Copy what is in the data folder into FOLDER_NAME there, durable; where.
+
+    A snapshot of the database by a connection that only reads: the router writes on meanwhile, and
+    its WAL grows for as long. Raise NoBackUp if the disk has no room for it.
+    """
+    target, database = folder / FOLDER_NAME, folder / opening.DATABASE_NAME
+    try:
+        shutil.rmtree(target, ignore_errors=True)
+        size = database.stat().st_size
+        if (free := shutil.disk_usage(folder).free) < size + least_free:
+            raise NoBackUp(
+                f"{folder}: {free >> 20} MB free on its disk, {size + least_free >> 20} MB are"
+                " needed for a copy of router.db and to go on"
+            )
+        target.mkdir()
+        _copy_database(database, target / opening.DATABASE_NAME)
+        for name in (mappings.FILE_NAME, _TENANTS_NAME):
+            with contextlib.suppress(FileNotFoundError):
+                copy(folder / name, target / name)
+        sums = "".join(
+            f"{checksum(target / name)}  {name}\n" for name in _FILES if (target / name).exists()
+        )
+        mappings.replace_file(target / SUMS_NAME, sums.encode())
+        mappings.sync_directory(folder)
+    except (sqlite3.Error, OSError) as exc:
+        shutil.rmtree(target, ignore_errors=True)
+        raise NoBackUp(f"{target}: cannot be written ({exc})") from exc
+    return target
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    with (
+        contextlib.closing(sqlite3.connect(source.resolve())) as reading,
+        contextlib.closing(sqlite3.connect(target)) as writing,
+    ):
+        reading.execute("PRAGMA query_only = ON")
+        reading.backup(writing)  # in one step: between steps a change would begin it anew
+    _sync(target)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Durable; target is whole or not there."""
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.copyfile(source, temporary)
+    _sync(temporary)
+    os.replace(temporary, target)
+    mappings.sync_directory(target.parent)
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check(folder: Path) -> dict[str, str]:
+    """The files of a back-up and their checksums; StartRefused if it is damaged, or none."""
+    try:
+        lines = (folder / SUMS_NAME).read_text("utf-8").splitlines()
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        wrong = [name for name, digest in sums.items() if checksum(folder / name) != digest]
+    except (OSError, ValueError) as exc:
+        raise StartRefused(f"{folder}: is no back-up, or not whole ({exc})") from exc
+    if wrong or not {opening.DATABASE_NAME} <= set(sums) <= set(_FILES):
+        raise StartRefused(f"{folder}: damaged: {', '.join(wrong) or SUMS_NAME}: take another one")
+    return sums
+
+
+def restore(backup: Path, folder: Path) -> Path | None:
+    """Put a back-up into the data folder; where what was there is now, None if nothing was.
+
+    Raise StartRefused if a router uses the folder or the back-up is damaged. If this dies half-way
+    no router starts on the folder until it is done again.
+    """
+    sums = check(backup)
+    with opening.take_folder(folder):
+        try:
+            opening.set_mark(folder, opening.UNFINISHED)
+            aside = _put_aside(folder, _FILES if _TENANTS_NAME in sums else _FILES[:2])
+            for name in sums:
+                copy(backup / name, folder / name)
+            check_again = {name: checksum(folder / name) for name in sums}
+            if check_again != sums:
+                raise StartRefused(f"{folder}: the copy differs from {backup}: is the disk well?")
+            (folder / opening.MARK_NAME).unlink()
+            mappings.sync_directory(folder)
+        except OSError as exc:
+            raise StartRefused(f"{folder}: cannot be written ({exc}): run it again") from exc
+    return aside
+
+
+def _put_aside(folder: Path, names: tuple[str, ...]) -> Path | None:
+    there = [name for name in (*names, *_BESIDE) if (folder / name).exists()]
+    if not there:
+        return None
+    stem = folder / time.strftime("before-restore-%Y%m%d-%H%M%S", time.gmtime())
+    aside, number = stem, 1
+    while aside.exists():
+        number += 1
+        aside = stem.with_name(f"{stem.name}-{number}")
+    aside.mkdir()
+    for name in there:
+        os.replace(folder / name, aside / name)
+    mappings.sync_directory(aside)
+    mappings.sync_directory(folder)
+    return aside
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,121 @@
+"""backup and restore as an operator runs them, beside a router under load and a kill -9."""
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from tests.conftest import FakeBackend, wait_until
+from tests.e2e.router import ROOT, Router
+from tests.messages import webhook
+
+KEYS = {"admin_api_key": "a" * 32}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(one.name for one in folder.iterdir())
+
+
+async def test_after_the_loss_of_a_disk_all_of_the_back_up_is_there_and_delivered(
+    tmp_path: Path, backend: FakeBackend
+) -> None:
+    backend.answer = lambda _: 500
+    router = Router(tmp_path, backend_api_url=backend.url, **KEYS).start()
+
+    async def post(text: str, who: str) -> bytes:
+        body = webhook(text, who, sent=time.time())
+        assert (await asyncio.to_thread(router.post, body)).status_code == 200
+        return body
+
+    before = [await post(f"start_realty_2 {n}", f"97150{n:07}") for n in range(30)]
+    kept = tmp_path / "kept"
+    saved = await asyncio.to_thread(router.run, "backup", str(kept))
+    assert saved.returncode == 0, saved.stderr
+    assert "router.db, router_mappings.json" in saved.stdout
+    (first,) = names(kept)
+    assert await asyncio.to_thread(sums_of, kept / first) == 0
+    await post("start_realty_3", "971509999999")
+    refused = await asyncio.to_thread(router.run, "restore", str(kept))
+    assert refused.returncode == 1
+    assert "another router uses this folder" in refused.stderr
+    router.kill()
+    for file in (tmp_path / "data").iterdir():
+        file.unlink()  # the disk is lost
+    back = await asyncio.to_thread(router.run, "restore", str(kept))
+    assert back.returncode == 0, back.stderr
+    assert f"restored from {kept / first}" in back.stdout
+    backend.received.clear()
+    backend.answer = lambda _: 200
+    await asyncio.to_thread(router.start)
+    await wait_until(lambda: set(before) <= set(backend.bodies), seconds=30)
+    assert {one.tenant for one in backend.received} == {2}
+    again = (await asyncio.to_thread(router.post, before[0])).json()
+    assert again["status"] == "duplicate"
+    router.stop()
+
+
+async def test_the_newest_are_kept_and_without_a_router_it_works_as_well(tmp_path: Path) -> None:
+    router = Router(tmp_path).start()
+    kept = tmp_path / "kept"
+    made = []
+    for _ in range(4):
+        done = await asyncio.to_thread(router.run, "backup", str(kept), "--keep", "2")
+        assert done.returncode == 0, done.stderr
+        made.append(done.stdout.split(":")[0].rpartition("/")[2])
+    assert names(kept) == sorted(made)[-2:]
+    router.stop()
+    done = await asyncio.to_thread(router.run, "backup", str(kept), "--keep", "2")
+    assert done.returncode == 0, done.stderr
+    assert len(names(kept)) == 2
+    assert "backup.new" not in names(tmp_path / "data")
+
+
+async def test_a_back_up_or_restore_that_is_killed_leaves_no_half_one(tmp_path: Path) -> None:
+    router = Router(tmp_path)
+    router.start()
+    body = "x" * 200_000
+    for number in range(60):
+        text = f"start_realty_2 {body}"
+        sent = webhook(text, f"97150{number:07}", sent=time.time())
+        assert router.post(sent).status_code == 200
+    kept = tmp_path / "kept"
+    whole = await asyncio.to_thread(router.run, "backup", str(kept))
+    assert whole.returncode == 0, whole.stderr
+    (good,) = names(kept)
+    for number in range(6):
+        await _killed(router, 0.25 + number * 0.1, "backup", str(kept))
+        found = [one for one in names(kept) if not one.endswith(".partial")]
+        for one in found:
+            assert await asyncio.to_thread(sums_of, kept / one) == 0
+    router.stop()
+    for number in range(6):
+        await _killed(router, 0.25 + number * 0.1, "restore", str(kept / good))
+        # Whatever it was doing: done again, it is whole.
+        back = await asyncio.to_thread(router.run, "restore", str(kept / good))
+        assert back.returncode == 0, back.stderr
+    router.start()
+    health = await asyncio.to_thread(httpx.get, f"{router.url}/health")
+    assert health.json()["total_locked_users"] == 60
+    router.stop()
+
+
+def sums_of(folder: Path) -> int:
+    """What an operator without our program sees of it."""
+    command = ["sha256sum", "--quiet", "-c", "SHA256SUMS"]
+    return subprocess.run(command, cwd=folder, check=False).returncode
+
+
+async def _killed(router: Router, after: float, *arguments: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(ROOT / "whatsapp_router.py"), *arguments,
+        cwd=router.folder, env=router.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    await asyncio.sleep(after)
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGKILL)
+    await process.wait()
