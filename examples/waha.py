@@ -33,6 +33,9 @@ class StandIn:
     patience: float = 15.0  # before it says that a session is not WORKING
     odd_answer: Callable[[], web.Response] | None = None  # in place of every other
     url: str = ""
+    messages: list[dict[str, Any]] = field(default_factory=list)  # payloads that it has, any order
+    can_tell: bool = True  # False: as WEBJS, which has no such list
+    listed: int = 0  # how often they were asked for
     asked: list[tuple[str, str]] = field(default_factory=list)  # session, LID
     sent: list[dict[str, Any]] = field(default_factory=list)
     restarts: list[str] = field(default_factory=list)  # sessions that were stopped and started
@@ -55,6 +58,20 @@ class StandIn:
         self.sent.append(body)
         print(f"to {body['chatId']} by session {body['session']}:\n{body['text']}", flush=True)
         return web.json_response({"id": f"true_{body['chatId']}_3EB0"}, status=201)
+
+    async def all_messages(self, request: web.Request) -> web.StreamResponse:
+        """Newest first, of all chats."""
+        self.listed += 1
+        if refusal := await self._refusal(request, request.match_info["session"]):
+            return refusal
+        if not self.can_tell:
+            return _error(501, "Not implemented by the engine")
+        query = request.query
+        since = int(query.get("filter.timestamp.gte", 0))
+        found = [one for one in self.messages if one["timestamp"] >= since and not one["fromMe"]]
+        found.sort(key=lambda one: -one["timestamp"])
+        begin = int(query.get("offset", 0))
+        return web.json_response(found[begin : begin + int(query.get("limit", 10))])
 
     async def ping(self, _: web.Request) -> web.Response:
         return web.json_response({"message": "pong"})
@@ -103,6 +120,7 @@ class StandIn:
         """Listen on a free port, or this one; whoever starts it cleans the runner up."""
         app = web.Application()
         app.router.add_get("/api/{session}/lids/{lid}", self.phone_of)
+        app.router.add_get("/api/{session}/chats/all/messages", self.all_messages)
         app.router.add_post("/api/sendText", self.send_text)
         app.router.add_get("/ping", self.ping)
         app.router.add_get("/api/sessions/{session}", self.session)

@@ -18,6 +18,7 @@ from gateway import VERSION, backend
 from gateway.api import admin, answers, health
 from gateway.api.access import Access
 from gateway.api.explain import explain_router
+from gateway.api.recovery import recovery_router
 from gateway.api.refusals import Refusals
 from gateway.api.tenants import links_router, tenants_router
 from gateway.api.users import users_router
@@ -30,6 +31,7 @@ from gateway.lids import Lids
 from gateway.metrics import Metrics
 from gateway.model import Address
 from gateway.pulse import Pulse
+from gateway.recovery import Recovery
 from gateway.sessions import Sessions
 from gateway.settings import EVENTS_OF_NOBODY, Settings, split
 from gateway.shapes import Shapes
@@ -150,11 +152,15 @@ def create_app(
         app.include_router(admin.letters_router(store, settings.waha_session), dependencies=guard)
         explain = explain_router(ingest, access, settings.max_body_bytes)
         app.include_router(explain, dependencies=guard)
+        recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
+        recover = recovery_router(recovery, home_session=settings.waha_session)
+        app.include_router(recover, dependencies=guard)
         pulse.start()
         await lids.start()
         await helper.start()
         tenants.start()
         courier.start()
+        await recovery.start()
         users, homes = store.totals()
         log.info(
             "Gateway %s on %s:%s: %s users locked to %s tenants, backend %s",
@@ -171,7 +177,7 @@ def create_app(
         try:
             yield
         finally:
-            await asyncio.gather(courier.stop(GRACE_SECONDS), helper.stop())
+            await asyncio.gather(courier.stop(GRACE_SECONDS), helper.stop(), recovery.stop())
             await lids.stop()
             tenants.stop()
             pulse.stop()

@@ -23,7 +23,7 @@ from gateway.gate import Sign
 from gateway.lids import Lids
 from gateway.log import shown
 from gateway.metrics import Metrics
-from gateway.model import Again, Among, Dead, Delivery, Done, Outcome, PutBack, is_lid
+from gateway.model import Again, Among, Dead, Delivery, Done, Outcome, PutBack, is_lid, request_id
 from gateway.store import Store
 from gateway.targets import Target, Targets
 
@@ -246,6 +246,7 @@ class Courier:
                 "user": shown(delivery.user),
                 "tenant": delivery.tenant,
                 "attempt": delivery.attempt,
+                "request_id": request_id(delivery.headers),
             },
         )
         return Done()
@@ -284,6 +285,7 @@ class Courier:
                 "user": shown(delivery.user),
                 "tenant": delivery.tenant,
                 "attempt": delivery.attempt,
+                "request_id": request_id(delivery.headers),
             },
         )
         return Again(wait, str(exc), own_fault=own_fault, tried_at=now, age=age)
@@ -299,6 +301,7 @@ class Courier:
                 "user": shown(delivery.user),
                 "tenant": delivery.tenant,
                 "attempt": delivery.attempt,
+                "request_id": request_id(delivery.headers),
             },
         )
         return Dead(reason, self._clock(), exc.status, exc.answer)

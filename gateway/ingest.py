@@ -5,7 +5,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway import explanation, routing
 from gateway.errors import StoreUnavailable
@@ -22,6 +22,7 @@ from gateway.model import (
     LockPolicy,
     Note,
     is_lid,
+    request_id,
 )
 from gateway.sessions import Sessions
 from gateway.shapes import Shapes
@@ -93,11 +94,24 @@ class Ingest:
             log.debug("ignored: %s", reason, extra={"event": "webhook.ignored", "reason": reason})
             return Ignored(reason)
         accepted = await self._store.accept(message, self._decide(message))
-        _tell(accepted)
+        self._sessions.accepted(message)
+        _tell(accepted, message)
         if is_lid(accepted.user):
             self._lids.ask(accepted.user)
         if accepted.help_waits:
             self._helper.queue(accepted.user, message.arrived)
+        return accepted
+
+    async def recover(self, body: bytes) -> Accepted | Ignored:
+        """As receive(), of a message that WAHA was asked for: the backend gets it with
+        `X-Recovered: true`, and nobody is asked for a link because of it."""
+        message = self._parse(body, {"content-type": "application/json"})
+        message = replace(message, headers=(*message.headers, ("x-recovered", "true")))
+        if reason := routing.reason_to_ignore(message, self._rules.forward_events):
+            return Ignored(reason)
+        accepted = await self._store.accept(message, self._decide(message, may_help=False))
+        self._sessions.accepted(message)
+        _tell(accepted, message)
         return accepted
 
     async def explain(self, body: bytes, headers: Mapping[str, str]) -> Explained:
@@ -130,7 +144,7 @@ class Ingest:
             own_ids=self._sessions.own_ids,
         )
 
-    def _decide(self, message: InboundMessage) -> Decide:
+    def _decide(self, message: InboundMessage, *, may_help: bool = True) -> Decide:
         rules = self._rules
         return functools.partial(
             routing.decide,
@@ -138,14 +152,19 @@ class Ingest:
             policy=rules.policy,
             prefix=rules.prefix,
             may_lock=self._tenants.may_lock,
-            may_help=self._helper.why_not(message) is None,
+            may_help=may_help and self._helper.why_not(message) is None,
         )
 
 
-def _tell(accepted: Accepted) -> None:
+def _tell(accepted: Accepted, message: InboundMessage) -> None:
     user, decision = shown(accepted.user), accepted.decision
+    request = request_id(message.headers)
     if decision is None:
-        log.debug("seen before: %s", user, extra={"event": "webhook.duplicate", "user": user})
+        log.debug(
+            "seen before: %s",
+            user,
+            extra={"event": "webhook.duplicate", "user": user, "request_id": request},
+        )
     elif isinstance(decision, Bind):
         log.info(
             "🔒 LOCKED: User %s → Tenant %s",
@@ -156,10 +175,11 @@ def _tell(accepted: Accepted) -> None:
                 "user": user,
                 "tenant": decision.tenant,
                 "previous": decision.previous,
+                "request_id": request,
             },
         )
     elif isinstance(decision, AskForLink):
-        facts = {"event": "user.unknown", "user": user}
+        facts = {"event": "user.unknown", "user": user, "request_id": request}
         if decision.link and decision.link.note is Note.REFUSED:
             log.warning(
                 "%s has no lock; the link is of tenant %s, which is unknown or inactive",
@@ -179,5 +199,10 @@ def _tell(accepted: Accepted) -> None:
             "🔀 Routing %s → Tenant %s (existing session)",
             user,
             decision.tenant,
-            extra={"event": "message.routed", "user": user, "tenant": decision.tenant},
+            extra={
+                "event": "message.routed",
+                "user": user,
+                "tenant": decision.tenant,
+                "request_id": request,
+            },
         )

@@ -169,6 +169,11 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._recovered = self._counter(
+            "gateway_recovered_messages",
+            "Messages that WAHA was asked for, by what became of them",
+            "outcome",
+        )
         self._stall = Gauge(
             "gateway_event_loop_longest_stall_seconds",
             "The longest time of the last minute or two in which no webhook could be answered",
@@ -265,6 +270,10 @@ class Metrics:
     def help(self, outcome: str) -> None:
         """outcome: queued, sent, perhaps, not_needed, refused, failed or too_late."""
         self._help.labels(outcome).inc()
+
+    def recovered(self, outcome: str) -> None:
+        """outcome: routed, duplicate, unknown_user or ignored."""
+        self._recovered.labels(outcome).inc()
 
     def series(self) -> list[tuple[str, str]]:
         """Name, as it is scraped, and labels of each, in the order of their declaration."""

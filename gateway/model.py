@@ -1,6 +1,6 @@
 """The nouns that travel through the gateway. Values only: no network, no disk, no clock."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, NewType
@@ -403,6 +403,11 @@ class Health:
     mappings_behind: str | None  # why the mappings file lacks changes that are durable elsewhere
     mappings_lag: float = 0.0  # seconds for which it has lacked one
     has_file: bool = True  # False: there is no mappings file
+
+
+def request_id(headers: Iterable[tuple[str, str]]) -> str | None:
+    """WAHA's X-Webhook-Request-Id, the same at each of its repeats; None if it sent none."""
+    return next((value for name, value in headers if name == "x-webhook-request-id"), None)
 
 
 def scoped(session: str, user: str, home_session: str) -> UserId:

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.metrics import Metrics
@@ -20,6 +21,7 @@ class Session:
     status: str | None = None
     status_at: float = 0.0  # WAHA's clock
     last_event: float = 0.0  # our clock
+    last_message: float = 0.0  # when the newest that was accepted was sent; WAHA's clock
     own_ids: frozenset[str] = frozenset()
 
     @property
@@ -33,6 +35,8 @@ class Sessions:
         self.own_ids: frozenset[str] = frozenset()
         self._known: dict[str, Session] = {}
         self._metrics = metrics
+        # Called with name, status before, status now, when it has changed.
+        self.changed: Callable[[str, str | None, str], None] = lambda _name, _before, _now: None
 
     def hear(self, message: InboundMessage) -> None:
         """Note what an event tells of its session."""
@@ -64,7 +68,8 @@ class Sessions:
         if status == known.status:
             return
         self._metrics.session_status(name, known.status, status)
-        known.status = status
+        before, known.status = known.status, status
+        self.changed(name, before, status)
         level = logging.WARNING if known.in_trouble else logging.INFO
         log.log(
             level,
@@ -73,6 +78,12 @@ class Sessions:
             status,
             extra={"event": "waha.session", "session": name, "status": status},
         )
+
+    def accepted(self, message: InboundMessage) -> None:
+        """A person's message is durable here."""
+        known = self._known.get(message.session)
+        if known and message.event in MESSAGE_EVENTS and not message.own:
+            known.last_message = max(known.last_message, float(message.sent.second))
 
     def can_send(self, name: str) -> bool:
         """False while the session is known not to be WORKING."""

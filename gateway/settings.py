@@ -269,6 +269,12 @@ class Settings(BaseSettings):
     hold_seconds: float = Field(
         900, ge=0, description="how long a message without a lock waits for its link; 0: not at all"
     )
+    recover_hours: float = Field(
+        24,
+        ge=0,
+        le=24 * 30,
+        description="how far back WAHA is asked for messages that never came; 0: not at all",
+    )
     max_in_flight: int = Field(256, ge=1, le=10_000, description="messages at the backend at once")
     max_in_flight_per_tenant: int = Field(
         32, ge=1, le=10_000, description="of one tenant, once half of MAX_IN_FLIGHT is in use"

@@ -16,6 +16,7 @@ ROWS = [
     {"lids"},
     {"help"},
     {"ingest", "delivery"},
+    {"recovery"},
     {"api"},
     {"app", "wire"},
     {"commands"},

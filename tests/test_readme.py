@@ -146,7 +146,7 @@ def test_the_walk_through_of_several_routers_gives_the_answers_it_shows(tmp_path
 
 def test_the_walk_through_with_a_waha_gives_the_answers_it_shows(tmp_path: Path) -> None:
     steps = walk_through("walk-through with a WAHA")
-    assert len(steps) == 11
+    assert len(steps) == 12
     (stand_in,) = re.findall(r"^\.venv/bin/python (examples/waha\.py .*)$", README, re.MULTILINE)
     port, told = free_port(), tmp_path / "waha.log"
     with told.open("wb") as log:
@@ -183,6 +183,13 @@ def test_the_metrics_table_is_the_registry() -> None:
     first = "\n".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))
     shown = re.findall(r"`([a-z_]+)(?:\{([a-z,]+)\})?`", first)
     assert sorted(shown) == sorted(Metrics().series())
+
+
+def test_the_table_of_log_events_is_what_the_code_says() -> None:
+    table = README.split("### Logs")[1].split("### Explain")[0].partition("|---|")[2]
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "gateway").rglob("*.py"))
+    said = set(re.findall(r'"event": "([a-z_]+(?:\.[a-z_]+)*)"', source)) - {"message"}
+    assert set(re.findall(r"`([a-z]+(?:\.[a-z_]+)?)`", table)) == said
 
 
 @pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md"])

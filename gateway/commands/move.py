@@ -13,6 +13,7 @@ _TOLD = {
     "history": "lines of the history",
     "help": "help messages",
     "tenant": "delivered so far",
+    "heard": "WAHA sessions' last messages",
     "dead_letter": "dead letters",
     "held": "held messages",
     "delivery": "waiting messages",

@@ -219,6 +219,13 @@ class Store(Protocol):
         other means.
         """
 
+    async def note_heard(self, times: Mapping[str, float]) -> None:
+        """Up to when messages of each WAHA session were accepted, Unix seconds; an earlier time
+        than the one that is known changes nothing. Durable."""
+
+    async def heard(self) -> dict[str, float]:
+        """What note_heard() was told."""
+
     def health(self) -> Health: ...
 
     async def close(self) -> None:

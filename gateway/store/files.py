@@ -16,7 +16,7 @@ import shutil
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -868,6 +868,20 @@ class FileStore:
                 f"MAX_BACKLOG_PER_TENANT={limits.max_backlog_per_tenant}"
             )
         return None
+
+    async def note_heard(self, times: Mapping[str, float]) -> None:
+        def note(tx: Tx) -> None:
+            tx.executemany(
+                "INSERT INTO heard VALUES (?, ?) ON CONFLICT (session) DO UPDATE SET"
+                " at = excluded.at WHERE at < excluded.at",
+                list(times.items()),
+            )
+
+        await self._journal.run(note)
+
+    async def heard(self) -> dict[str, float]:
+        query = "SELECT session, at FROM heard"
+        return dict(await self._journal.run(lambda tx: tx.execute(query).fetchall()))
 
     async def back_up(self) -> Path:
         if self._backing_up:

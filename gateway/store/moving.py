@@ -28,6 +28,7 @@ TABLES = (
     "history",
     "help",
     "tenant",
+    "heard",
     "dead_letter",
     "held",
     "delivery",

@@ -21,6 +21,7 @@ _COLUMNS = {
     "history": "id, at, user, kind, from_tenant, to_tenant, changed_second, changed_fraction,"
     " message_id, why",
     "help": "user, queued_at, sent_at",
+    "heard": "session, at",
     "tenant": "id, delivered, first_seen, last_seen",
     "dead_letter": "id, tenant, user, alias, event_time, arrived, idempotency_key, message_id,"
     " headers, attempts, died_at, reason, status, answer, body",

@@ -122,7 +122,12 @@ class RedisContents:
         found: Counter[str] = Counter()
         for session in self._numbers:
             key = f"gw:{{{session}}}:"
-            for table, name in (("lock", "lock"), ("alias", "phone"), ("help", "help")):
+            for table, name in (
+                ("lock", "lock"),
+                ("alias", "phone"),
+                ("help", "help"),
+                ("heard", "heard"),
+            ):
                 found[table] += await self._client.hlen(key + name)
             for table, name in (("dead_letter", "letters"), ("delivery", "ids")):
                 found[table] += await self._client.zcard(key + name)
@@ -157,6 +162,10 @@ class RedisContents:
             times = await self._client.hmget(key + "sighted", [lid for lid, _ in some])
             for (lid, phone), sighted in zip(some, times, strict=True):
                 yield {"lid": lid, "phone": phone, "sighted": float(sighted)}
+
+    async def _heard(self, key: str) -> AsyncIterator[Row]:
+        async for session, at in self._pairs(key + "heard"):
+            yield {"session": session, "at": float(at)}
 
     async def _help(self, key: str) -> AsyncIterator[Row]:
         async for user, told in self._pairs(key + "help"):
@@ -343,6 +352,7 @@ _READERS = {
     "alias": RedisContents._aliases,
     "history": RedisContents._histories,
     "help": RedisContents._help,
+    "heard": RedisContents._heard,
     "tenant": RedisContents._tenants,
     "dead_letter": RedisContents._letters,
     "held": RedisContents._held,

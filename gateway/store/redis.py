@@ -16,7 +16,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -722,6 +722,13 @@ class RedisStore:
         await self._scripts.run(session_of(user), "undo_help", user=user, again=again)
 
     # the whole
+
+    async def note_heard(self, times: Mapping[str, float]) -> None:
+        await self._scripts.run(HOME, "note_heard", times={s: repr(at) for s, at in times.items()})
+
+    async def heard(self) -> dict[str, float]:
+        found = await self._scripts.run(HOME, "heard")
+        return {session.decode(): float(at) for session, at in _pairs(found)}
 
     async def back_up(self) -> Path:
         raise NoBackUp("the store is a Redis: back that up, by its append-only file")

@@ -113,6 +113,9 @@ CREATE TABLE IF NOT EXISTS help (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS help_sent ON help (sent_at);
 
+-- Up to when messages of each WAHA session were accepted: from there on WAHA is asked for more.
+CREATE TABLE IF NOT EXISTS heard (session TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+
 -- Keys of events accepted. Three tables that take turns, see seen.SeenKeys. phone and lid are
 -- hashes of the person's ids, 0 if unknown then, so that no number stands here. routed: it went to
 -- a tenant.

@@ -17,6 +17,7 @@ from gateway.waha import events
 TIMEOUT_SECONDS = 20.0  # WAHA takes up to 15 s to say that a session is not WORKING
 _CONNECT_SECONDS = 5.0
 _ANSWER_BYTES = 1_048_576
+_MESSAGES_BYTES = 67_108_864  # of a hundred messages with their previews
 _CONNECTIONS = 32
 _REFUSALS = frozenset({400, 401, 403, 404, 405, 501})  # the same call would get the same answer
 _NOT_DONE = frozenset({422, 429, 503})  # other 5xx: an engine may have failed after it sent
@@ -62,6 +63,21 @@ class Waha:
             raise WahaRefused(f"{self._url}/sessions/{name}: what it answers is no session", 200)
         return answer
 
+    async def messages(
+        self, session: str, *, since: int, limit: int, offset: int
+    ) -> list[dict[str, Any]]:
+        """Up to limit incoming messages of all chats that were sent at `since` (Unix seconds) or
+        later, from the offset-th on, as a `message` event's payload has them; in no known order.
+
+        Raise WahaRefused where the engine cannot tell (WEBJS; NOWEB without its store).
+        """
+        path = f"/{session}/chats/all/messages?limit={limit}&offset={offset}&downloadMedia=false"
+        path += f"&filter.timestamp.gte={since}&filter.fromMe=false"
+        answer = await self._call("GET", path, most=_MESSAGES_BYTES)
+        if not isinstance(answer, list):
+            raise WahaRefused(f"{self._url}{path}: what it answers is no list", 200)
+        return [one for one in answer if isinstance(one, dict)]
+
     async def set_config(self, session: str, config: dict[str, Any]) -> None:
         """Replace the session's whole config. WAHA stops and starts a running session for it."""
         await self._call("PUT", f"/sessions/{session}", {"name": session, "config": config})
@@ -69,14 +85,16 @@ class Waha:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _call(self, method: str, path: str, body: Any = None) -> Any:
+    async def _call(
+        self, method: str, path: str, body: Any = None, *, most: int = _ANSWER_BYTES
+    ) -> Any:
         url = self._url + path
         try:
             async with (
                 asyncio.timeout(TIMEOUT_SECONDS),
                 self._client.stream(method, url, json=body) as response,
             ):
-                status, answer = response.status_code, await _beginning(response)
+                status, answer = response.status_code, await _beginning(response, most)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
             raise WahaUnavailable(
                 f"{url}: no connection ({str(exc) or type(exc).__name__})"
@@ -91,11 +109,11 @@ class Waha:
             return None
 
 
-async def _beginning(response: httpx.Response) -> bytes:
+async def _beginning(response: httpx.Response, most: int) -> bytes:
     read = bytearray()
     async for chunk in response.aiter_bytes():
         read += chunk
-        if len(read) > _ANSWER_BYTES:
+        if len(read) > most:
             break
     return bytes(read)
 

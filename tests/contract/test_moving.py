@@ -85,6 +85,7 @@ async def live(store: Store, seed: int, steps: int = 200) -> None:
                 await store.learn(
                     Sighting(user(prefix + lid), user(prefix + phone), now - 90 + step / 2, None)
                 )
+    await store.note_heard({"default": now, "sales": now - 5})
     for user_, _ in (await store.help_waits())[:3]:
         await store.begin_help(user_)
 
@@ -111,6 +112,7 @@ async def seen_by_operators(store: Store) -> dict[str, Any]:
     found["help"] = await store.help_waits()
     found["tenants"] = await store.tenant_totals()
     found["backlog"] = await store.backlog()
+    found["heard"] = await store.heard()
     found["lids"] = sorted(await store.held_lids())
     return found
 

@@ -367,3 +367,14 @@ async def test_only_the_backoffs_of_the_tenants_asked_for_end(store: Store) -> N
     assert [one[0] for one in await claimed(store)] == [3]
     await store.all_due(Among(frozenset({tenant(3)})))
     assert [one[0] for one in await claimed(store)] == [2]
+
+
+async def test_up_to_when_a_session_was_heard_only_grows_and_outlives_a_restart(
+    reopen: Reopen,
+) -> None:
+    store = await reopen()
+    assert await store.heard() == {}
+    await store.note_heard({"default": 100.5, "sales": 7.0})
+    await store.note_heard({"default": 90.0, "rent": 1.0})
+    again = await reopen()
+    assert await again.heard() == {"default": 100.5, "sales": 7.0, "rent": 1.0}

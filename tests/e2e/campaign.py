@@ -217,9 +217,10 @@ class Campaign:
         return json.dumps(envelope).encode()
 
     async def settled(self) -> None:
-        """All that was acknowledged has arrived, or nothing more does for longer than a lease."""
+        """All that was acknowledged has arrived, or nothing more does for several leases: a Redis
+        with a large file takes its time to come back."""
         quiet, before = 0, -1
-        while quiet < 250:
+        while quiet < 900:
             missing = self.missing()
             if not missing:
                 return
@@ -227,6 +228,22 @@ class Campaign:
             quiet = quiet + 1 if arrived == before else 0
             before = arrived
             await asyncio.sleep(0.1)
+        self.tell_of(self.missing())
+
+    def tell_of(self, missing: list[Message]) -> None:
+        """Where each is: it waits, or is gone."""
+        if self.redis is None:
+            return
+        with self.redis.client() as client:
+            waiting = {
+                json.loads(client.hget(key, "body"))["payload"]["body"].split("#")[1]: key
+                for key in client.scan_iter("gw:*:d:*")
+            }
+            flying = client.hgetall("gw:{~}:fly")
+        self.show(f"{len(waiting)} wait in Redis, in flight are {flying}")
+        for one in missing:
+            place = waiting.get(str(one.number), "nowhere")
+            self.show(f"#{one.number} of user {one.user}, tenant {one.tenant}: {place!r}")
 
     def missing(self) -> list[Message]:
         return [

@@ -294,3 +294,19 @@ def test_the_app_is_served_by_uvicorns_own_command_too(tmp_path: Path) -> None:
     finally:
         process.terminate()
         process.wait(30)
+
+
+async def test_a_request_can_be_followed_through_the_log_to_the_backend(
+    tmp_path: Path, backend: FakeBackend
+) -> None:
+    how = {"log_format": "json", "backend_api_url": backend.url}
+    with running(tmp_path, **how) as router:
+        body = webhook("start_realty_2", sent=time.time())
+        answer = await asyncio.to_thread(router.post, body, X_Webhook_Request_Id="3b2ozlbl")
+        assert answer.status_code == 200
+        await wait_until(lambda: backend.received)
+        await wait_until(lambda: "delivery.done" in router.log.read_text("utf-8"))
+    assert backend.received[0].headers["X-Webhook-Request-Id"] == "3b2ozlbl"
+    lines = [json.loads(line) for line in router.log.read_text("utf-8").splitlines()]
+    of_it = [line["event"] for line in lines if line.get("request_id") == "3b2ozlbl"]
+    assert of_it == ["lock.changed", "delivery.done"]

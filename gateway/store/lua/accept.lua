@@ -169,7 +169,6 @@ local function accept(args, body)
     local why = full(args, to)
     if why then return {'full', why} end
   end
-  if message.seen then add_seen(message, ids, args.decision.delivers) end
   if args.decision.kind then
     local binds = args.decision.binds
     if binds then set_lock(user, to) end
@@ -188,6 +187,8 @@ local function accept(args, body)
   end
   if args.decision.binds then released = release_held(user, alias, to, message.sent) end
   local helps = args.decision.help and keep_help(user, args)
+  -- Last: if an operation fails half-way its copy must not count as seen.
+  if message.seen then add_seen(message, ids, args.decision.delivers) end
   return {'accepted', user, helps and '1' or '0', tostring(released)}
 end
 

@@ -35,6 +35,8 @@ function bring.help(row)
   if row.sent_at == '' then zadd('help_waits', row.queued_at, row.user) end
 end
 
+function bring.heard(row) hset('heard', row.session, row.at) end
+
 function bring.held(row, body)
   row.sent = {row.sent_second, row.sent_fraction}
   keep_held(row.user, row, body, math.huge)

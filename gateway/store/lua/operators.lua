@@ -212,3 +212,14 @@ function ops.erase(args)
   end
   return {ids, n.locks, n.waiting, n.held, n.letters, n.aliases, n.help, n.history}
 end
+
+-- heard: WAHA session -> up to when its messages were accepted. In the home session's keys alone.
+
+function ops.note_heard(args)
+  for session, at in pairs(args.times) do
+    if tonumber(hget('heard', session) or 0) < tonumber(at) then hset('heard', session, at) end
+  end
+  return {}
+end
+
+function ops.heard() return redis.call('HGETALL', P .. 'heard') end

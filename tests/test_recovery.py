@@ -1,0 +1,159 @@
+"""What WAHA has and the router has not: asked for, once, in order, by the ordinary rules."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from examples.waha import StandIn
+from tests.conftest import FakeBackend, Received, wait_until
+from tests.e2e.router import Router
+from tests.messages import ALI, OMAR, SARA, webhook
+
+NOW = time.time()
+
+
+def payload(text: str, who: str = ALI, *, sent: float, bare_id: str | None = None) -> Any:
+    """What WAHA has of a message."""
+    return json.loads(webhook(text, who, sent=sent, bare_id=bare_id))["payload"]
+
+
+def texts(received: list[Received]) -> list[str]:
+    return [json.loads(one.body)["payload"]["body"] for one in received]
+
+
+async def start(router: Router) -> None:
+    await asyncio.to_thread(router.start)
+
+
+async def stop(router: Router) -> None:
+    await asyncio.to_thread(router.stop)
+
+
+async def post(router: Router, body: bytes) -> str:
+    answer = await asyncio.to_thread(router.post, body)
+    return str(answer.json()["status"])
+
+
+async def recover(router: Router, session: str | None = None, **body: float) -> httpx.Response:
+    query = {"session": session} if session else {}
+    return await asyncio.to_thread(
+        httpx.post, f"{router.url}/router/recover", json=body, params=query, timeout=60
+    )
+
+
+async def test_what_came_while_the_router_was_away_is_fetched_at_its_start(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend
+) -> None:
+    router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
+    await start(router)
+    link = webhook("start_realty_2", sent=NOW - 500, bare_id="SEEN")
+    assert await post(router, link) == "routed"
+    await wait_until(lambda: len(backend.received) == 1)
+    await stop(router)
+    assert waha.listed == 0, "nothing is recovered at a first start"
+    waha.messages = [
+        payload("second", sent=NOW - 300),
+        payload("first", sent=NOW - 400),
+        payload("start_realty_2", sent=NOW - 500, bare_id="SEEN"),
+        payload("start_realty_9", sent=NOW - 600),  # older than the lock
+        payload("hello", SARA, sent=NOW - 200),  # no lock, and no help for it
+        payload("start_realty_5", OMAR, sent=NOW - 250),
+        payload("in a group", "120363040000000001@g.us", sent=NOW - 240),
+    ]
+    await start(router)
+    await wait_until(lambda: len(backend.received) == 4, seconds=20)
+    assert [text for text in texts(backend.received) if text != "start_realty_5"] == [
+        "start_realty_2", "first", "second",
+    ]  # fmt: skip
+    assert {(one.user, one.tenant) for one in backend.received} == {(ALI, 2), (OMAR, 5)}
+    assert [one.headers.get("X-Recovered") for one in backend.received] == [
+        None, "true", "true", "true",
+    ]  # fmt: skip
+    await stop(router)
+    assert "🩹 Asked WAHA for messages of session default" in router.log.read_text("utf-8")
+    assert not waha.sent, "nobody is asked for a link because of it"
+
+
+async def test_what_came_while_a_session_did_not_work_is_fetched_once_it_does(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend
+) -> None:
+    router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
+    await start(router)
+
+    async def status(name: str, at: float) -> None:
+        body = json.loads(webhook(None, sent=at, event="session.status"))
+        body["payload"] = {"name": "default", "status": name}
+        assert await post(router, json.dumps(body).encode()) == "ignored"
+
+    assert await post(router, webhook("start_realty_2", sent=NOW - 100)) == "routed"
+    await status("FAILED", NOW - 90)
+    waha.messages = [payload("missed", sent=NOW - 50)]
+    assert await post(router, webhook("after it", sent=NOW - 10)) == "routed"
+    await wait_until(lambda: "missed" in texts(backend.received), seconds=20)
+    waha.messages.append(payload("missed too", sent=NOW - 8))
+    await status("FAILED", NOW - 9)
+    await status("WORKING", NOW - 5)
+    await wait_until(lambda: "missed too" in texts(backend.received), seconds=20)
+    assert len(backend.received) == 4
+    await stop(router)
+
+
+async def test_on_demand_hundreds_come_oldest_first(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend
+) -> None:
+    router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
+    await start(router)
+    refused = await recover(router)
+    assert refused.status_code == 409
+    assert "nothing was ever heard of session default" in refused.json()["detail"]
+    waha.messages = [payload("start_realty_2", sent=NOW - 2000)] + [
+        payload(f"{number}", sent=NOW - 1000 + number) for number in range(250)
+    ]
+    first = (await recover(router, hours=1)).json()
+    assert first == {
+        "status": "recovered", "routed": 251, "unknown_user": 0, "duplicate": 0, "ignored": 0,
+    }  # fmt: skip
+    again = (await recover(router, hours=1)).json()
+    assert (again["routed"], again["duplicate"]) == (0, 251)
+    await wait_until(lambda: len(backend.received) == 251, seconds=30)
+    assert texts(backend.received) == ["start_realty_2", *map(str, range(250))]
+    metrics = (await asyncio.to_thread(httpx.get, f"{router.url}/metrics")).text
+    assert 'gateway_recovered_messages_total{outcome="routed"} 251.0' in metrics
+    await stop(router)
+
+
+async def test_where_waha_cannot_tell_nothing_else_is_harmed(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend
+) -> None:
+    router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
+    await start(router)
+    assert await post(router, webhook("start_realty_2", sent=NOW)) == "routed"
+    await stop(router)
+    waha.can_tell = False
+    await start(router)
+    await wait_until(lambda: waha.listed == 1)
+    refused = await recover(router, hours=1)
+    assert refused.status_code == 409
+    assert "501" in refused.json()["detail"]
+    assert await post(router, webhook("hello", sent=NOW)) == "routed"
+    await stop(router)
+    log = router.log.read_text("utf-8")
+    assert "WAHA cannot tell what came while nobody listened" in log
+    assert "Traceback" not in log
+
+
+async def test_switched_off_it_asks_for_nothing(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend
+) -> None:
+    off = {"recover_hours": "0"}
+    router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url, **off)
+    for _ in range(2):
+        await start(router)
+        assert await post(router, webhook("start_realty_2", sent=NOW)) == "routed"
+        assert (await recover(router, hours=1)).status_code == 409
+        await stop(router)
+    assert waha.listed == 0
