@@ -9,14 +9,15 @@ BIN := $(VENV)/bin
 run: $(VENV)/run.stamp
 	$(BIN)/python whatsapp_router.py
 
+# Two at once: most of the time the tests wait, for disks and processes.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python examples/demo.py

@@ -177,6 +177,8 @@ def test_the_documents_are_served(client: TestClient) -> None:
         "/router/link/{number}",
         "/router/link/{number}/qr.{kind}",
         "/router/pending",
+        "/router/backup",
+        "/router/recover",
         "/router/explain",
         "/router/dead-letters",
         "/router/dead-letters/replay",

@@ -1,5 +1,6 @@
 """Stores of each kind."""
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -17,10 +18,11 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a store of each kind lives; the same url opened again is the same store."""
     if request.param == "file":
         return f"file:{tmp_path / 'data'}"
-    socket = request.getfixturevalue("redis_socket")
-    with redis.Redis(unix_socket_path=socket) as client:
-        client.flushall()
-    return f"unix:{socket}"
+    # With REDIS_URL that server is used, and its database emptied.
+    url = os.environ.get("REDIS_URL") or f"unix://{request.getfixturevalue('redis_socket')}"
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
 
 
 @pytest.fixture
