@@ -112,6 +112,8 @@ class Ingest:
         accepted = await self._store.accept(message, self._decide(message, may_help=False))
         self._sessions.accepted(message)
         _tell(accepted, message)
+        if is_lid(accepted.user):
+            self._lids.ask(accepted.user)
         return accepted
 
     async def explain(self, body: bytes, headers: Mapping[str, str]) -> Explained:

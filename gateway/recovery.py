@@ -7,6 +7,7 @@ oldest first: what was seen is a duplicate, and an old link acts only as any old
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import time
@@ -22,10 +23,12 @@ from gateway.metrics import Metrics
 from gateway.model import Accepted, AskForLink
 from gateway.sessions import Sessions
 from gateway.store import Store
+from gateway.waha import events
 from gateway.waha.client import Waha
 
 _MARGIN_SECONDS = 60  # before the last one that came: WAHA knows no order
 _PAGE = 100
+_MOST_BYTES = 134_217_728  # of them; what is older than these is not asked for
 _MOST = 50_000  # messages of one session at once: an engine that ignores the filter must not flood
 _NOTE_SECONDS = 5.0  # between notes of what was heard; a crash recovers so much more
 _AGAIN_SECONDS, _TRIES = 30.0, 20  # while WAHA does not answer
@@ -68,7 +71,8 @@ class Recovery:
         self._sessions.changed = self._status_changed
         if self.hours:
             for session, at in self._noted.items():
-                self._spawn(self._until_answered(session, at))
+                self._gaps[session] = at
+                self._spawn(self._until_answered(session))
         self._spawn(self._keep_noting())
 
     async def stop(self) -> None:
@@ -90,9 +94,10 @@ class Recovery:
     async def recover(self, session: str, since: float) -> Outcomes:
         """Take in what was sent after since (Unix seconds), as far back as hours allow; how many
         messages were routed, duplicate, unknown_user or ignored. Raise WahaError."""
-        earliest = self._clock() - self.hours * 3600
-        begin = int(max(since - _MARGIN_SECONDS, earliest, 0.0))
+        now = self._clock()
+        begin = int(max(min(since, now) - _MARGIN_SECONDS, now - self.hours * 3600, 0.0))
         async with self._turns.setdefault(session, asyncio.Lock()):
+            await self._learn_own_number(session)
             messages = await self._asked(session, begin)
             outcomes = Outcomes()
             for message in messages:
@@ -112,10 +117,15 @@ class Recovery:
     async def _asked(self, session: str, since: int) -> list[dict[str, Any]]:
         """Oldest first, each once."""
         found: dict[str, dict[str, Any]] = {}
-        offset = 0
-        while len(found) < _MOST:
+        offset = size = 0
+        while len(found) < _MOST and size < _MOST_BYTES:
             page = await self._waha.messages(session, since=since, limit=_PAGE, offset=offset)
-            fresh = {str(one.get("id")): one for one in page if _sent(one) >= since}
+            try:
+                size += len(json.dumps(page))
+            except RecursionError as exc:
+                raise WahaRefused(f"messages of session {session}: nested too deep", 200) from exc
+            told = map(_with_id, page)
+            fresh = {one["id"]: one for one in told if _sent(one) >= since}
             if not fresh.keys() - found.keys():
                 break  # nothing more, or an engine that knows no offset
             # Newest first, as WAHA gives them: those of one second keep their order when turned.
@@ -136,12 +146,18 @@ class Recovery:
             except StoreUnavailable:
                 await asyncio.sleep(_STORE_SECONDS)
 
-    async def _until_answered(self, session: str, since: float) -> None:
+    async def _until_answered(self, session: str) -> None:
+        """Close the session's gap; it stays open where WAHA does not answer for long."""
         for _ in range(_TRIES):
+            since = self._gaps.get(session)
+            if since is None:
+                return
             try:
                 await self.recover(session, since)
+                self._close_gap(session, since)
                 return
             except WahaRefused as exc:
+                self._close_gap(session, since)
                 log.info(
                     "WAHA cannot tell what came while nobody listened (%s)",
                     exc,
@@ -150,6 +166,9 @@ class Recovery:
                 return
             except WahaError as exc:
                 log.debug("%s", exc, extra={"event": "recovery.failed", "session": session})
+            except Exception:  # whatever WAHA answers
+                log.exception("a recovery stumbled", extra={"event": "recovery.error"})
+                return
             await asyncio.sleep(_AGAIN_SECONDS)
         log.warning(
             "WAHA did not answer which messages of session %s came while nobody listened",
@@ -157,12 +176,26 @@ class Recovery:
             extra={"event": "recovery.failed", "session": session},
         )
 
+    def _close_gap(self, session: str, since: float) -> None:
+        if self._gaps.get(session) == since:  # else it has broken off once more
+            del self._gaps[session]
+
+    async def _learn_own_number(self, session: str) -> None:
+        """No event has told it yet, and it is no user."""
+        found: dict[str, Any] = {}
+        with contextlib.suppress(WahaRefused):  # it may tell of messages all the same
+            found = await self._waha.session(session)
+        me = found.get("me")
+        shown = me if isinstance(me, dict) else {}
+        ids = [one for name in ("id", "lid") if (one := events.person(shown.get(name)))]
+        self._sessions.own(frozenset(ids))
+
     def _status_changed(self, session: str, before: str | None, now: str) -> None:
         if now != "WORKING":
             if (heard := self.last_heard(session)) is not None:
                 self._gaps.setdefault(session, heard)
-        elif (since := self._gaps.pop(session, None)) is not None and self.hours:
-            self._spawn(self._until_answered(session, since))
+        elif session in self._gaps and self.hours:
+            self._spawn(self._until_answered(session))
 
     async def _keep_noting(self) -> None:
         while True:
@@ -174,7 +207,8 @@ class Recovery:
         news = {
             name: session.last_message
             for name, session in self._sessions.all().items()
-            if session.last_message > self._noted.get(name, 0.0)
+            # While there is a gap what is behind it must not hide it from the next start.
+            if session.last_message > self._noted.get(name, 0.0) and name not in self._gaps
         }
         if news:
             await self._store.note_heard(news)
@@ -187,8 +221,19 @@ class Recovery:
 
 
 def _sent(payload: dict[str, Any]) -> float:
-    sent = payload.get("timestamp")
-    return float(sent) if isinstance(sent, int | float) and not isinstance(sent, bool) else 0.0
+    """Unix seconds; 0 if it does not say."""
+    return events.seconds(payload.get("timestamp")) or 0.0
+
+
+def _with_id(payload: dict[str, Any]) -> dict[str, Any]:
+    """WEBJS has objects for ids; a message without one is told from others by what it holds."""
+    id_ = payload.get("id")
+    if isinstance(id_, dict):
+        id_ = id_.get("_serialized")
+    if isinstance(id_, str) and id_:
+        return payload | {"id": id_}
+    packed = json.dumps(payload, sort_keys=True).encode()
+    return payload | {"id": hashlib.sha256(packed).hexdigest()[:32]}
 
 
 def _webhook(session: str, payload: dict[str, Any]) -> bytes:

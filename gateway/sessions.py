@@ -33,6 +33,7 @@ class Sessions:
     def __init__(self, metrics: Metrics) -> None:
         # Phones and LIDs of all sessions' own numbers: to each other they are no users either.
         self.own_ids: frozenset[str] = frozenset()
+        self._told: frozenset[str] = frozenset()  # by WAHA, when it was asked
         self._known: dict[str, Session] = {}
         self._metrics = metrics
         # Called with name, status before, status now, when it has changed.
@@ -52,7 +53,7 @@ class Sessions:
         # Fewer of the same: this event names the phone only.
         if not message.own_ids <= known.own_ids:
             known.own_ids = message.own_ids
-            self.own_ids = frozenset().union(*(one.own_ids for one in self._known.values()))
+            self.own_ids = self._told.union(*(one.own_ids for one in self._known.values()))
         # WAHA knows no order: what was raised before the status we know is no news.
         # No time of WAHA's may rule the future, though.
         told_at = min(message.event_time, message.arrived)
@@ -78,6 +79,11 @@ class Sessions:
             status,
             extra={"event": "waha.session", "session": name, "status": status},
         )
+
+    def own(self, ids: frozenset[str]) -> None:
+        """ids: a session's own, as WAHA tells them."""
+        self._told |= ids
+        self.own_ids |= ids
 
     def accepted(self, message: InboundMessage) -> None:
         """A person's message is durable here."""

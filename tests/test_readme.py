@@ -185,6 +185,12 @@ def test_the_metrics_table_is_the_registry() -> None:
     assert sorted(shown) == sorted(Metrics().series())
 
 
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"])
+def test_nothing_is_left_to_be_filled_in(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    assert not re.search(r"\b(?:TODO|TBD|FIXME|XXX|[A-Z]+_(?:TIMES|RESULT))\b", text)
+
+
 def test_the_table_of_log_events_is_what_the_code_says() -> None:
     table = README.split("### Logs")[1].split("### Explain")[0].partition("|---|")[2]
     source = "".join(path.read_text("utf-8") for path in (ROOT / "gateway").rglob("*.py"))

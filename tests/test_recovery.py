@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from aiohttp import web
 
 from examples.waha import StandIn
 from tests.conftest import FakeBackend, Received, wait_until
@@ -144,6 +145,68 @@ async def test_where_waha_cannot_tell_nothing_else_is_harmed(
     log = router.log.read_text("utf-8")
     assert "WAHA cannot tell what came while nobody listened" in log
     assert "Traceback" not in log
+
+
+async def test_a_gap_that_waha_did_not_tell_of_outlives_a_restart(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend
+) -> None:
+    """What came behind it must not hide it."""
+    router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
+    await start(router)
+    assert await post(router, webhook("start_realty_2", sent=NOW - 900)) == "routed"
+    await stop(router)
+    waha.messages = [payload("missed", sent=NOW - 500)]
+    waha.odd_answer = lambda: web.Response(status=503)
+    await start(router)
+    assert await post(router, webhook("live", sent=NOW)) == "routed"
+    await wait_until(lambda: len(backend.received) == 2)
+    await stop(router)  # which notes what was heard
+    waha.odd_answer = None
+    await start(router)
+    await wait_until(lambda: "missed" in texts(backend.received), seconds=20)
+    await stop(router)
+
+
+async def test_whatever_a_message_lacks_each_is_taken_in_once(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend
+) -> None:
+    router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
+    await start(router)
+    link = webhook("start_realty_2", sent=NOW - 900, bare_id="A1")
+    assert await post(router, link) == "routed"
+    known = payload("start_realty_2", sent=NOW - 900, bare_id="A1")
+    known["id"] = {"_serialized": known["id"], "fromMe": False}
+    nameless = [payload(text, sent=NOW - 100 + n) for n, text in enumerate(("one", "two", "three"))]
+    for one in nameless:
+        del one["id"]
+    own = payload("start_realty_7", "971557357753", sent=NOW - 50)
+    odd = [payload("odd", sent=NOW - 10) for _ in range(4)]
+    odd[0]["timestamp"], odd[1]["timestamp"] = 10**400, None
+    odd[2]["timestamp"], odd[3]["timestamp"] = "soon", {"low": 1}
+    shown = json.dumps([*nameless, known, own, *odd])
+    waha.odd_answer = lambda: web.Response(text=shown, content_type="application/json")
+    first = (await recover(router, hours=1)).json()
+    assert (first["routed"], first["duplicate"], first["ignored"]) == (3, 1, 1)
+    again = (await recover(router, hours=1)).json()
+    assert (again["routed"], again["duplicate"]) == (0, 4)
+    await wait_until(lambda: len(backend.received) == 4)
+    assert texts(backend.received)[1:] == ["one", "two", "three"]
+    await stop(router)
+
+
+async def test_the_own_number_is_asked_for_before_any_event_told_it(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend
+) -> None:
+    how = {
+        "waha_api_url": waha.url,
+        "backend_api_url": backend.url,
+        "gateway_phone": "971500000000",
+    }
+    router = Router(tmp_path, **how)
+    await start(router)
+    waha.messages = [payload("start_realty_7", "971557357753", sent=NOW - 50)]  # its `me`
+    assert (await recover(router, hours=1)).json()["ignored"] == 1
+    await stop(router)
 
 
 async def test_switched_off_it_asks_for_nothing(

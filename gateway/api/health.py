@@ -1,5 +1,6 @@
 """/health for load balancers, /ready for people."""
 
+import asyncio
 import itertools
 import shutil
 import time
@@ -82,7 +83,8 @@ def ready_router(
     async def metrics_() -> Response:
         """For Prometheus."""
         metrics.show(await _figures(store, courier, settings))
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
+        # In a thread: with hundreds of sessions it takes a while.
+        return Response(await asyncio.to_thread(metrics.text), media_type=CONTENT_TYPE)
 
     return api
 

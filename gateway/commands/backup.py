@@ -33,7 +33,7 @@ async def back_up(settings: Settings, data: Path, into: Path, *, keep: int) -> i
         target = _fresh(into)
         partial = target.with_name(f"{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial.mkdir(mode=0o700)  # tenants.json holds secrets
         sums = backup.check(written)
         for name in (*sums, backup.SUMS_NAME):
             backup.copy(written / name, partial / name)
@@ -41,11 +41,15 @@ async def back_up(settings: Settings, data: Path, into: Path, *, keep: int) -> i
         partial.rename(target)
         mappings.sync_directory(into)
         shutil.rmtree(written)
-        old = sorted(one for one in into.iterdir() if _NAME.fullmatch(one.name))[:-keep]
+        others = {one for one in into.iterdir() if _NAME.fullmatch(one.name)} - {target}
+        old = sorted(others)[: max(0, len(others) - keep + 1)]  # by name; never the new one
         for one in old:
             shutil.rmtree(one)
     except OSError as exc:
         raise StartRefused(f"{into}: cannot be written ({exc})") from exc
+    finally:
+        for one in into.glob("router-*.partial"):
+            shutil.rmtree(one, ignore_errors=True)
     print(f"{target}: {', '.join(sums)}")
     if old:
         print(f"deleted: {', '.join(one.name for one in old)}")
@@ -81,6 +85,10 @@ async def _written(settings: Settings, data: Path) -> Path:
     except StartRefused:  # a router runs on it
         return await _asked_of_the_router(settings, data)
     with mutex:
+        if (mark := opening.mark_of(data)) and mark != opening.ARRIVED:
+            raise StartRefused(
+                f"{data}: is not whole, or has moved away ({mark}): see router.moved"
+            )
         if not (data / opening.DATABASE_NAME).exists():
             raise StartRefused(f"{data}: there is nothing to back up")
         try:

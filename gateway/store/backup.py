@@ -39,10 +39,10 @@ def write(folder: Path, *, least_free: int = 0) -> Path:
                 f"{folder}: {free >> 20} MB free on its disk, {size + least_free >> 20} MB are"
                 " needed for a copy of router.db and to go on"
             )
-        target.mkdir()
+        target.mkdir(mode=0o700)
         _copy_database(database, target / opening.DATABASE_NAME)
         for name in (mappings.FILE_NAME, _TENANTS_NAME):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # there may be no lock yet, and no tenants
                 copy(folder / name, target / name)
         sums = "".join(
             f"{checksum(target / name)}  {name}\n" for name in _FILES if (target / name).exists()
@@ -69,6 +69,7 @@ def copy(source: Path, target: Path) -> None:
     """Durable; target is whole or not there."""
     temporary = target.with_name(target.name + ".tmp")
     shutil.copyfile(source, temporary)
+    shutil.copymode(source, temporary)
     _sync(temporary)
     os.replace(temporary, target)
     mappings.sync_directory(target.parent)

@@ -93,8 +93,8 @@ def parse(
         else:
             phone = phone or other
 
-    raised_at = _seconds(envelope.get("timestamp"))
-    sent_at = _seconds(payload.get("timestamp"))
+    raised_at = seconds(envelope.get("timestamp"))
+    sent_at = seconds(payload.get("timestamp"))
     bare_id = parts[3] if parts else message_id
     digest, twins = _seen_key(event, session, own, bare_id, envelope, headers)
     return InboundMessage(
@@ -262,7 +262,7 @@ def _odd_part(
     return None
 
 
-def _seconds(value: Any) -> float | None:
+def seconds(value: Any) -> float | None:
     """A Unix time in seconds or milliseconds → seconds; None unless within 2000-2100."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

@@ -74,6 +74,7 @@ class Campaign:
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
         self.latest: dict[int, float] = {}
+        self.locked: set[int] = set()  # users of whom a message was routed
 
     async def run(self) -> dict[str, int]:
         """The counts of the checker; all but acked, kills and doubles should be 0."""
@@ -182,6 +183,7 @@ class Campaign:
         if self.scenario == "delays":
             await asyncio.sleep(self.dice.uniform(0, 1))
         body = self.body(message)
+        may_be_held = message.user not in self.locked and "start_realty" not in message.text
         while True:
             url = f"{self.dice.choice(self.routers).url}/webhook/waha"
             try:
@@ -191,7 +193,11 @@ class Campaign:
                         message.acked = time.time()
                         message.tenant = said.get("tenant_id")
                         assert said["status"] != "ignored", said
-                        if said["status"] == "unknown_user":
+                        if said["status"] == "routed":
+                            self.locked.add(message.user)
+                        if said["status"] == "unknown_user" or (
+                            said["status"] == "duplicate" and may_be_held
+                        ):
                             message.acked = None  # it overtook its link and is held: not promised
                         return
                     assert answer.status == 503, await answer.text()

@@ -75,6 +75,31 @@ async def test_the_newest_are_kept_and_without_a_router_it_works_as_well(tmp_pat
     assert "backup.new" not in names(tmp_path / "data")
 
 
+async def test_no_back_up_of_half_a_folder_and_the_new_one_is_never_deleted(
+    tmp_path: Path,
+) -> None:
+    router = Router(tmp_path)
+    router.start()
+    assert router.post(webhook("start_realty_2", sent=time.time())).status_code == 200
+    tenants = tmp_path / "data" / "tenants.json"
+    tenants.write_text("{}")
+    tenants.chmod(0o600)
+    router.stop()
+    kept = tmp_path / "kept"
+    (kept / "router-20990101-000000").mkdir(parents=True)  # written by a clock that was ahead
+    (kept / "router-20260101-000000.partial").mkdir()
+    done = await asyncio.to_thread(router.run, "backup", str(kept), "--keep", "1")
+    assert done.returncode == 0, done.stderr
+    (good,) = names(kept)
+    assert good != "router-20990101-000000"
+    assert (kept / good / "tenants.json").stat().st_mode & 0o077 == 0, "it holds secrets"
+    (tmp_path / "data" / "router.moved").write_text("unfinished\n")  # a restore died
+    refused = await asyncio.to_thread(router.run, "backup", str(kept), "--keep", "1")
+    assert refused.returncode == 1
+    assert "is not whole" in refused.stderr
+    assert names(kept) == [good]
+
+
 async def test_a_back_up_or_restore_that_is_killed_leaves_no_half_one(tmp_path: Path) -> None:
     router = Router(tmp_path)
     router.start()
