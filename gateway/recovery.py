@@ -32,6 +32,7 @@ _MOST_BYTES = 134_217_728  # of them; what is older than these is not asked for
 _MOST = 50_000  # messages of one session at once: an engine that ignores the filter must not flood
 _NOTE_SECONDS = 5.0  # between notes of what was heard; a crash recovers so much more
 _AGAIN_SECONDS, _TRIES = 30.0, 20  # while WAHA does not answer
+_CANNOT_TELL = (200, 400, 501)  # what an engine, or NOWEB without its store, says of the list
 _STORE_SECONDS = 5.0  # between tries while the store refuses
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,8 @@ class Recovery:
                 self._close_gap(session, since)
                 return
             except WahaRefused as exc:
-                self._close_gap(session, since)
+                if exc.status in _CANNOT_TELL:  # else a person can mend it, as a wrong key
+                    self._close_gap(session, since)
                 log.info(
                     "WAHA cannot tell what came while nobody listened (%s)",
                     exc,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from aiohttp import web
 
 from examples.waha import StandIn
@@ -147,8 +148,9 @@ async def test_where_waha_cannot_tell_nothing_else_is_harmed(
     assert "Traceback" not in log
 
 
+@pytest.mark.parametrize("status", [401, 503])
 async def test_a_gap_that_waha_did_not_tell_of_outlives_a_restart(
-    tmp_path: Path, waha: StandIn, backend: FakeBackend
+    tmp_path: Path, waha: StandIn, backend: FakeBackend, status: int
 ) -> None:
     """What came behind it must not hide it."""
     router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
@@ -156,7 +158,7 @@ async def test_a_gap_that_waha_did_not_tell_of_outlives_a_restart(
     assert await post(router, webhook("start_realty_2", sent=NOW - 900)) == "routed"
     await stop(router)
     waha.messages = [payload("missed", sent=NOW - 500)]
-    waha.odd_answer = lambda: web.Response(status=503)
+    waha.odd_answer = lambda: web.Response(status=status)
     await start(router)
     assert await post(router, webhook("live", sent=NOW)) == "routed"
     await wait_until(lambda: len(backend.received) == 2)

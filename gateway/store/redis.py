@@ -1,6 +1,6 @@
 """The store for more than one router: everything in Redis (6.2 or newer), changed by scripts.
 
-Each operation is one script, so it happens whole or not at all, and all keys of one WAHA session
+Each operation is one step of a script, which nothing interrupts, and all keys of one WAHA session
 carry its hash tag, so that it touches one slot of a cluster. What each key holds is told at the
 head of the files in lua/. A 200 is as durable as Redis' `appendfsync`.
 
@@ -166,7 +166,7 @@ class RedisStore:
             try:
                 await work()
             except StoreUnavailable:
-                pass  # _call() has said so, and the next look may be luckier
+                pass  # the call has said so, and the next look may be luckier
             except Exception:
                 log.exception("the watch stumbled", extra={"event": "store.error"})
 
