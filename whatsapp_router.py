@@ -5,6 +5,10 @@ python whatsapp_router.py say 971501234567 start_realty_2   posts a message as W
 python whatsapp_router.py link 2 --qr card.svg              shows a tenant's link, draws its QR code
 python whatsapp_router.py connect-waha                      sets up the webhook in WAHA
 python whatsapp_router.py doctor                            looks for what is wrong
+python whatsapp_router.py recover                           asks WAHA for what never came
+python whatsapp_router.py replay --all                      delivers dead letters again
+python whatsapp_router.py backup DIR, restore DIR           copies all, and brings it back
+python whatsapp_router.py move --from … --to …              carries all to another store
 python whatsapp_router.py rebuild                           writes a lost mappings file anew
 """
 

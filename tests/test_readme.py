@@ -146,7 +146,7 @@ def test_the_walk_through_of_several_routers_gives_the_answers_it_shows(tmp_path
 
 def test_the_walk_through_with_a_waha_gives_the_answers_it_shows(tmp_path: Path) -> None:
     steps = walk_through("walk-through with a WAHA")
-    assert len(steps) == 12
+    assert len(steps) == 13
     (stand_in,) = re.findall(r"^\.venv/bin/python (examples/waha\.py .*)$", README, re.MULTILINE)
     port, told = free_port(), tmp_path / "waha.log"
     with told.open("wb") as log:

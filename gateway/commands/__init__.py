@@ -1,29 +1,26 @@
-"""The command line: serve, say, link, connect-waha, doctor, backup, restore, move, rebuild."""
+"""The command line: serve, say, link, connect-waha, doctor, recover, replay, backup, restore, move,
+rebuild."""
 
 import argparse
 import asyncio
-import json
 import re
-import secrets
 import sys
-import time
 from pathlib import Path
 
-import httpx
 from fastapi import FastAPI
 
-from gateway import deeplink, qr, spelling
+from gateway import qr
 from gateway.commands.backup import back_up, put_back
 from gateway.commands.connect import connect
 from gateway.commands.doctor import examine
+from gateway.commands.link import link
 from gateway.commands.move import move_house
+from gateway.commands.orders import recover, replay
+from gateway.commands.say import say
 from gateway.commands.serve import serve
-from gateway.errors import StartRefused, TooLongForQr
-from gateway.model import LARGEST_TENANT, TenantId
-from gateway.settings import Settings, split
+from gateway.errors import StartRefused
+from gateway.settings import Settings
 from gateway.store import moving, opening
-from gateway.tenants import FILE_NAME, Tenants
-from gateway.waha import signature
 
 
 def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
@@ -34,17 +31,19 @@ def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
     try:
         match options.command:
             case "say":
-                return _say(settings, options.phone, " ".join(options.text), options.session)
+                return say(settings, options.phone, " ".join(options.text), options.session)
             case "link":
-                return _link(settings, options)
+                return link(settings, options)
             case "connect-waha":
                 session = options.session or settings.waha_session
-                if not re.fullmatch("[A-Za-z0-9_-]{1,64}", session):
-                    print(f"--session {session!a}: 1-64 of A-Z a-z 0-9 _ -", file=sys.stderr)
-                    return 2
                 return asyncio.run(connect(settings, options.url, session=session, yes=options.yes))
             case "doctor":
                 return asyncio.run(examine(settings, options.url))
+            case "recover":
+                work = recover(settings, session=options.session, hours=options.hours)
+                return asyncio.run(work)
+            case "replay":
+                return asyncio.run(replay(settings, tenant=options.tenant, user=options.user))
             case "move":
                 if options.reopen:
                     asyncio.run(moving.reopen(options.reopen))
@@ -85,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     say = commands.add_parser("say", help="post a message to the running router, as WAHA would")
     say.add_argument("phone", help="who says it: digits, or …@lid")
     say.add_argument("text", nargs="+", help="what is said, such as start_realty_2")
-    say.add_argument("--session", help="the WAHA session it comes in on (WAHA_SESSION)")
+    say.add_argument(
+        "--session", type=_session, help="the WAHA session it comes in on (WAHA_SESSION)"
+    )
     link = commands.add_parser("link", help="show a tenant's link, and draw its QR code")
     link.add_argument("tenant", type=int, help="the tenant's number")
     link.add_argument("--text", default="", help="what stands behind the link, on a new line")
@@ -101,8 +102,16 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=told)
         command.add_argument("--url", help="how WAHA reaches this router's /webhook/waha")
         if name == "connect-waha":
-            command.add_argument("--session", help="the WAHA session (WAHA_SESSION)")
+            command.add_argument("--session", type=_session, help="the WAHA session (WAHA_SESSION)")
             command.add_argument("--yes", action="store_true", help="do not ask")
+    ask = commands.add_parser("recover", help="let the router ask WAHA for what never came")
+    ask.add_argument("--hours", type=float, help="how far back (since the last message that came)")
+    ask.add_argument("--session", type=_session, help="the WAHA session (WAHA_SESSION)")
+    again = commands.add_parser("replay", help="let the router deliver dead letters again")
+    which = again.add_mutually_exclusive_group(required=True)
+    which.add_argument("--tenant", type=int, help="of this tenant")
+    which.add_argument("--user", help="of this user")
+    which.add_argument("--all", action="store_true", help="every one")
     move = commands.add_parser(
         "move", help="carry all from one store to another; stop routers first"
     )
@@ -118,94 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say(settings: Settings, phone: str, text: str, session: str | None) -> int:
-    """Compose a webhook as WAHA does, sign it, post it to the running router, show the answer."""
-    user = spelling.person(phone)
-    if user is None:
-        print(f"{phone!r} is no user: digits in any usual spelling, or …@lid", file=sys.stderr)
-        return 2
-    body = compose(user, text, session=session or settings.waha_session, now=time.time())
-    headers = [("Content-Type", "application/json"), ("User-Agent", "say")]
-    if keys := split(settings.webhook_hmac_key):
-        headers.append(("X-Webhook-Hmac", signature.sign(body, keys[0].encode())))
-        headers.append(("X-Webhook-Hmac-Algorithm", signature.ALGORITHM))
-    elif key := settings.waha_api_key.get_secret_value():
-        headers.append(("X-Api-Key", key))
-    url = f"{settings.local_url}/webhook/waha"
-    try:
-        answer = httpx.post(
-            url,
-            content=body,
-            headers=[(name.encode(), value.encode()) for name, value in headers],
-            timeout=30,
-            trust_env=False,
-        )
-    except httpx.HTTPError as exc:
-        print(f"{url}: {exc}: is the router running?", file=sys.stderr)
-        return 1
-    print(answer.text)
-    return 0 if answer.is_success else 1
-
-
-def _link(settings: Settings, options: argparse.Namespace) -> int:
-    if not 1 <= options.tenant <= LARGEST_TENANT:
-        print(f"{options.tenant} is no tenant: a number of 1-{LARGEST_TENANT}", file=sys.stderr)
-        return 2
-    number = TenantId(options.tenant)
-    tenant = Tenants(settings.data_dir / FILE_NAME).get(number)
-    if tenant is None:
-        print(f"tenant {number} is not in {FILE_NAME}", file=sys.stderr)
-        return 1
-    if not tenant.active:
-        print(f"tenant {number} is not active: the link locks nobody", file=sys.stderr)
-    try:
-        options.text.encode()
-    except UnicodeEncodeError:
-        print("--text: is not UTF-8", file=sys.stderr)
-        return 2
-    text = deeplink.text_of(number, prefix=settings.deep_link_prefix, note=options.text)
-    address = deeplink.address(text, phone=tenant.gateway_phone or settings.gateway_phone)
-    if options.qr:
-        draw = {".svg": qr.svg, ".png": qr.png}.get(options.qr.suffix.lower())
-        if draw is None or not (32 <= options.size <= 4096 and 0 <= options.margin <= 50):
-            print(
-                f"{options.qr}: a name that ends with .svg or .png, --size 32-4096, --margin 0-50",
-                file=sys.stderr,
-            )
-            return 2
-        try:
-            options.qr.write_bytes(draw(address, size=options.size, margin=options.margin))
-        except (TooLongForQr, OSError) as exc:
-            print(f"{options.qr}: {exc}", file=sys.stderr)
-            return 1
-    print(address)
-    return 0
-
-
-def compose(user: str, text: str, *, session: str, now: float) -> bytes:
-    """The body of a `message` event, as the NOWEB engine writes it. user: digits or a chat id."""
-    chat = user if "@" in user else f"{user}@c.us"
-    bare_id = secrets.token_hex(16).upper()
-    envelope = {
-        "id": f"evt_{secrets.token_hex(13)}",
-        "timestamp": int(now * 1000),
-        "event": "message",
-        "session": session,
-        "metadata": {},
-        "me": None,
-        "payload": {
-            "id": f"false_{chat}_{bare_id}",
-            "timestamp": int(now),
-            "from": chat,
-            "fromMe": False,
-            "source": "app",
-            "body": text,
-            "hasMedia": False,
-            "media": None,
-        },
-        "engine": "NOWEB",
-        "environment": {"version": "say", "engine": "NOWEB", "tier": "CORE"},
-    }
-    return json.dumps(envelope, ensure_ascii=False, separators=(",", ":")).encode(
-        "utf-8", "replace"
-    )
+def _session(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_-]{1,64}", text):
+        raise argparse.ArgumentTypeError(f"{text!a}: must be 1-64 of A-Z a-z 0-9 _ -")
+    return text

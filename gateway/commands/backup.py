@@ -8,14 +8,13 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 from tqdm import tqdm
 
+from gateway.commands.orders import order
 from gateway.errors import NoBackUp, StartRefused
-from gateway.settings import Settings, split
+from gateway.settings import Settings
 from gateway.store import backup, mappings, opening
 
-_SECONDS = 3600.0  # for a large database on a slow disk
 _NAME = re.compile(r"router-[0-9]{8}-[0-9]{6}(?:-[0-9]+)?")
 
 
@@ -98,27 +97,15 @@ async def _written(settings: Settings, data: Path) -> Path:
 
 
 async def _asked_of_the_router(settings: Settings, data: Path) -> Path:
-    url, keys = f"{settings.local_url}/router/backup", split(settings.admin_api_key)
-    try:
-        async with (
-            httpx.AsyncClient(trust_env=False, timeout=_SECONDS) as client,
-            _progress(data),
-        ):
-            answer = await client.post(url, headers={"X-Api-Key": keys[0]} if keys else {})
-    except httpx.HTTPError as exc:
-        raise StartRefused(
-            f"{url}: {exc}: a router uses {data}, but it is not to be reached there"
-        ) from exc
-    if not answer.is_success:
-        raise StartRefused(f"{url}: {answer.status_code} {answer.text}")
-    place = Path(answer.json()["folder"])
+    answer = await order(settings, "/router/backup", progress=_copied(data))
+    place = Path(answer["folder"])
     if not place.exists():
         raise StartRefused(f"{place}: not to be seen from here: run this where the router runs")
     return place
 
 
 @contextlib.asynccontextmanager
-async def _progress(data: Path) -> AsyncIterator[None]:
+async def _copied(data: Path) -> AsyncIterator[None]:
     """On a terminal, how much of the database has been copied."""
     total = (data / opening.DATABASE_NAME).stat().st_size
     copy = data / backup.FOLDER_NAME / opening.DATABASE_NAME

@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import os
+import pty
 import subprocess
+import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +16,8 @@ import pytest
 
 from examples.waha import StandIn
 from gateway import qr
-from tests.conftest import FakeBackend
-from tests.e2e.router import Router, running
+from tests.conftest import FakeBackend, wait_until
+from tests.e2e.router import ROOT, Router, running
 from tests.messages import webhook
 
 KEYS = {"webhook_hmac_key": "h" * 32, "admin_api_key": "a" * 32, "waha_api_key": "k" * 32}
@@ -140,3 +144,64 @@ def test_a_move_that_is_killed_moved_all_or_none(tmp_path: Path, delay: float) -
             time.sleep(0.05)
             file = json.loads((tmp_path / "data" / "router_mappings.json").read_text())
         assert (len(file), set(file.values())) == (users, {home})
+
+
+def at_a_terminal(router: Router, *arguments: str) -> str:
+    """What a person sees: the process writes to a terminal, not into a pipe."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, 80))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "whatsapp_router.py"), *arguments],
+        cwd=router.folder,
+        env=router.env,
+        stdout=its,
+        stderr=its,
+    )
+    os.close(its)
+    shown = b""
+    try:
+        while some := os.read(ours, 65_536):
+            shown += some
+    except OSError:
+        pass  # Linux says so when the other side has ended
+    finally:
+        os.close(ours)
+    assert process.wait(30) == 0, shown
+    return shown.decode()
+
+
+async def test_recovering_and_replaying_show_how_far_they_are(
+    router: Router, waha: StandIn, backend: FakeBackend
+) -> None:
+    backend.answer = lambda _: 422
+    await asyncio.to_thread(router.start)
+    now = time.time()
+    waha.delay = 0.5  # of each page: there is something to look at
+    waha.messages = [
+        json.loads(webhook(f"start_realty_2 {number}", sent=now - number))["payload"]
+        for number in range(1, 251)
+    ]
+    shown = await asyncio.to_thread(at_a_terminal, router, "recover", "--hours", "1")
+    assert shown.endswith("250 routed, 0 unknown_user, 0 duplicate, 0 ignored\r\n")
+    assert " messages [00:0" in shown
+    assert "messages" not in (await run(router, "recover", "--hours", "1")).stderr
+
+    async def dead() -> int:
+        url, headers = f"{router.url}/metrics", {"X-Api-Key": KEYS["admin_api_key"]}
+        text = (await asyncio.to_thread(httpx.get, url, headers=headers)).text
+        return int(float(text.split("\ngateway_dead_letters ")[1].split()[0]))
+
+    while await dead() < 250:
+        await asyncio.sleep(0.05)
+    backend.answer = lambda _: 200
+    backend.received.clear()
+    shown = await asyncio.to_thread(at_a_terminal, router, "replay", "--tenant", "2")
+    assert shown.endswith("250 replayed\r\n")
+    assert " messages [00:0" in shown
+    await wait_until(lambda: len(backend.received) == 250, seconds=30)
+    assert (await run(router, "replay", "--all")).stdout == "0 replayed\n"
+    assert (await run(router, "replay")).returncode == 2
+    router.env["ADMIN_API_KEY"] = "b" * 32
+    refused = await run(router, "replay", "--all")
+    assert refused.returncode == 1
+    assert "401" in refused.stderr
