@@ -30,11 +30,13 @@ from gateway.ingest import Ingest, Rules
 from gateway.lids import Lids
 from gateway.metrics import Metrics
 from gateway.model import Address
+from gateway.operator import Operator
 from gateway.pulse import Pulse
 from gateway.recovery import Recovery
 from gateway.sessions import Sessions
 from gateway.settings import EVENTS_OF_NOBODY, Settings, split
 from gateway.shapes import Shapes
+from gateway.state import State
 from gateway.store import Limits, open_store
 from gateway.store.opening import share_folder
 from gateway.targets import Targets
@@ -129,27 +131,28 @@ def create_app(
         for path in WEBHOOK_PATHS:
             app.router.routes.append(Route(path, endpoint, methods=["POST"]))
         app.webhook = endpoint
+        operator = Operator(store, lids, metrics)
         guard = [Depends(_guard(access))]
         app.include_router(health.health_router(store))
-        ready = health.ready_router(store, courier, tenants, sessions, shapes, metrics, settings)
+        state = State(store, courier, tenants, sessions, shapes)
+        ready = health.ready_router(store, courier, state, metrics, settings)
         app.include_router(ready, dependencies=guard)
         for one in (
             admin.router(store),
             users_router(
                 store,
+                operator,
                 tenants,
-                lids,
-                metrics,
                 home_session=settings.waha_session,
                 gateway_phone=settings.gateway_phone,
             ),
-            tenants_router(store, tenants, metrics),
+            tenants_router(store, operator, tenants),
+            admin.letters_router(store, operator, settings.waha_session),
             links_router(
                 tenants, prefix=settings.deep_link_prefix, gateway_phone=settings.gateway_phone
             ),
         ):
             app.include_router(one, dependencies=guard)
-        app.include_router(admin.letters_router(store, settings.waha_session), dependencies=guard)
         explain = explain_router(ingest, access, settings.max_body_bytes)
         app.include_router(explain, dependencies=guard)
         recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)

@@ -9,6 +9,7 @@ from gateway.api.answers import Json
 from gateway.api.inputs import LARGEST_ID, Before, Limit, Session, person, time_text
 from gateway.api.users import body_of
 from gateway.model import LARGEST_TENANT, DeadLetter, Selection, TenantId, UserId, unscoped
+from gateway.operator import Operator
 from gateway.store import Store
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def router(store: Store) -> APIRouter:
     return api
 
 
-def letters_router(store: Store, home_session: str) -> APIRouter:
+def letters_router(store: Store, operator: Operator, home_session: str) -> APIRouter:
     api = APIRouter(prefix="/router/dead-letters", tags=["dead letters"])
 
     def selection(tenant: int | None, user: str | None, session: str | None) -> Selection:
@@ -100,20 +101,20 @@ def letters_router(store: Store, home_session: str) -> APIRouter:
         """Deliver a tenant's, a user's, or with all=true every dead letter again."""
         if tenant is None and user is None and not all_:
             raise HTTPException(422, "say which: ?tenant=…, ?user=… or ?all=true")
-        replayed = await store.replay(selection(tenant, user, session))
+        replayed = await operator.replay(selection(tenant, user, session))
         return Json({"status": "replayed", "count": replayed})
 
     @api.post("/{number}/replay")
     async def replay_one(number: LetterId) -> Json:
         """Deliver one again, with its key, behind what waits of its user."""
-        if not await store.replay(Selection(id=number)):
+        if not await operator.replay(Selection(id=number)):
             return _not_found(number)
         return Json({"status": "replayed", "id": number})
 
     @api.delete("/{number}")
     async def delete(number: LetterId) -> Json:
         """Delete one for good."""
-        if not await store.bury(Selection(id=number)):
+        if not await operator.bury(Selection(id=number)):
             return _not_found(number)
         return Json({"status": "deleted", "id": number})
 

@@ -1,7 +1,6 @@
 """/router/tenants and /router/link: what an agent's office asks, and how an operator moves one."""
 
 import asyncio
-import logging
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
@@ -12,8 +11,8 @@ from gateway import deeplink, qr
 from gateway.api.answers import Json
 from gateway.api.inputs import Limit, TenantNumber, new_home, time_or_null
 from gateway.errors import TooLongForQr
-from gateway.metrics import Metrics
 from gateway.model import LARGEST_TENANT, TenantId, Totals, UserId
+from gateway.operator import Operator
 from gateway.store import Store
 from gateway.tenants import Tenants
 
@@ -22,10 +21,8 @@ Size = Annotated[int, Query(ge=32, le=4096, description="pixels of a side, margi
 Margin = Annotated[int, Query(ge=0, le=50, description="modules around the code")]
 _SIZE = 512
 
-log = logging.getLogger(__name__)
 
-
-def tenants_router(store: Store, tenants: Tenants, metrics: Metrics) -> APIRouter:
+def tenants_router(store: Store, operator: Operator, tenants: Tenants) -> APIRouter:
     api = APIRouter(prefix="/router/tenants", tags=["tenants"])
 
     @api.get("")
@@ -68,20 +65,11 @@ def tenants_router(store: Store, tenants: Tenants, metrics: Metrics) -> APIRoute
         goes along, unless waiting is keep."""
         if to == number:
             raise HTTPException(422, f"`to` is {to}, where the users are already")
-        count, along = await store.move(
+        count, along = await operator.move(
             TenantId(number), new_home(to, tenants), with_waiting=waiting == "move"
         )
         if not count and not along and TenantId(number) not in (tenants.listed or {}):
             return Json({"status": "not_found", "tenant_id": number}, 404)
-        metrics.lock_changed("tenant_move", count)
-        log.info(
-            "✋ An operator moved %s users and %s waiting messages of Tenant %s to Tenant %s",
-            count,
-            along,
-            number,
-            to,
-            extra={"event": "operator.moved", "tenant": to, "previous": number, "users": count},
-        )
         return Json({"status": "moved", "from": number, "to": to, "users": count, "waiting": along})
 
     return api

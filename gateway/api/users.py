@@ -1,28 +1,22 @@
 """/router/user, lock and unlock: what an operator asks and decides about one user."""
 
 import base64
-import logging
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, HTTPException, Query
 
 from gateway.api.answers import Json
 from gateway.api.inputs import Before, Session, new_home, person, time_or_null, time_text
-from gateway.lids import Lids
-from gateway.log import shown
-from gateway.metrics import Metrics
-from gateway.model import LARGEST_TENANT, Export, HistoryLine, Kept, is_lid, unscoped
+from gateway.model import LARGEST_TENANT, Export, HistoryLine, Kept, unscoped
+from gateway.operator import Operator
 from gateway.store import Store
 from gateway.tenants import Tenants
-
-log = logging.getLogger(__name__)
 
 
 def users_router(
     store: Store,
+    operator: Operator,
     tenants: Tenants,
-    lids: Lids,
-    metrics: Metrics,
     *,
     home_session: str,
     gateway_phone: str,
@@ -65,9 +59,7 @@ def users_router(
     @api.delete("/user/{phone}")
     async def erase(phone: str, session: Session = None) -> Json:
         """Forget a person: lock, messages, aliases. The history keeps lines without a name."""
-        ids, erased = await store.erase(person(phone, session, home_session))
-        for one in filter(is_lid, ids):
-            lids.forget(one)
+        ids, erased = await operator.erase(person(phone, session, home_session))
         counts = {
             "locks": erased.locks,
             "waiting": erased.waiting,
@@ -79,8 +71,6 @@ def users_router(
         }
         if not any(counts.values()):
             return Json({"status": "not_found", "phone": unscoped(ids[0])}, 404)
-        metrics.lock_changed("erasure", erased.locks)
-        log.info("✋ An operator erased a person", extra={"event": "operator.erased"})
         return Json({"status": "erased", "phone": unscoped(ids[0]), **counts})
 
     @api.post("/lock/{phone}")
@@ -94,20 +84,7 @@ def users_router(
         who = person(phone, session, home_session)
         if unscoped(who) == gateway_phone:
             raise HTTPException(422, f"{gateway_phone} is the gateway's own number: no user")
-        known, before, released = await store.lock(who, new_home(tenant_id, tenants))
-        metrics.lock_changed("operator")
-        log.info(
-            "✋ An operator locked %s to Tenant %s (before: %s)",
-            shown(known),
-            tenant_id,
-            before,
-            extra={
-                "event": "operator.locked",
-                "user": shown(known),
-                "tenant": tenant_id,
-                "previous": before,
-            },
-        )
+        known, before, released = await operator.lock(who, new_home(tenant_id, tenants))
         return Json(
             {
                 "status": "locked",
@@ -124,18 +101,11 @@ def users_router(
     ) -> Json:
         """Take a user's lock away. What already waits is still delivered, unless waiting=drop makes
         dead letters of it."""
-        known, tenant, dropped = await store.unlock(
+        known, tenant, dropped = await operator.unlock(
             person(phone, session, home_session), drop_waiting=waiting == "drop"
         )
         if tenant is None and not dropped:
             return Json({"status": "not_found", "phone": unscoped(known)}, 404)
-        metrics.lock_changed("unlock", tenant is not None)
-        log.info(
-            "✋ An operator unlocked %s from Tenant %s",
-            shown(known),
-            tenant,
-            extra={"event": "operator.unlocked", "user": shown(known), "previous": tenant},
-        )
         content: dict[str, Any] = {
             "status": "unlocked",
             "phone": unscoped(known),

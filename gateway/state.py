@@ -1,0 +1,167 @@
+"""How the gateway is, part by part: what /ready says in a line each, and the page in colours."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from gateway.delivery import Courier
+from gateway.errors import StoreUnavailable
+from gateway.model import Backlog
+from gateway.sessions import Sessions
+from gateway.shapes import Shapes
+from gateway.store import Store
+from gateway.tenants import Tenants
+
+_NAMED = 3  # of several things in one line
+_OLD_SECONDS = 60.0  # a message that waits longer than this is worth a look
+
+# What each finding says in a line. Others' words for the same stand under the same names.
+SENTENCES = {
+    "store.well": "writable",
+    "store.refusing": "{why}",
+    "mappings_file.well": "holds every lock",
+    "mappings_file.behind": "{why}",
+    "backlog.none": "nothing waits",
+    "backlog.some": "{waiting} wait or are in flight, the oldest for {seconds:.0f} s",
+    "backlog.old": "{waiting} wait or are in flight, the oldest for {seconds:.0f} s",
+    "backlog.stray": "messages wait of tenants that tenants.json lacks: {tenants}",
+    "backlog.unknown": "unknown, {why}",
+    "backend_gate.open": "open, {in_flight} in flight",
+    "backend_gate.closed": "closed, away is {urls}; messages wait",
+    "backend_gate.one_closed": "closed, away is {urls}; messages wait",
+    "tenants_file.none": "none, every number is a tenant",
+    "tenants_file.well": "{count} tenants",
+    "tenants_file.trouble": "{why}",
+    "waha_sessions.none": "no event since the start",
+    "waha_session.well": "{status}, last event {seconds:.0f} s ago",
+    "waha_session.trouble": "{status}, last event {seconds:.0f} s ago",
+    "webhook_bodies.well": "have the known form",
+    "webhook_bodies.odd": "{what}",
+}
+
+
+class Level(Enum):
+    """LOOK: messages flow, but a person should see to it. DOWN: they do not flow."""
+
+    WELL = 0
+    LOOK = 1
+    DOWN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """said: which of the sentences; values: what stands in its braces. session: of which one."""
+
+    said: str
+    level: Level = Level.WELL
+    values: Mapping[str, object] = field(default_factory=dict)
+    session: str | None = None
+
+    @property
+    def name(self) -> str:
+        kind = self.said.partition(".")[0]
+        return f"{kind} {self.session}" if self.session else kind
+
+
+class State:
+    def __init__(
+        self, store: Store, courier: Courier, tenants: Tenants, sessions: Sessions, shapes: Shapes
+    ) -> None:
+        self._store = store
+        self._courier = courier
+        self._tenants = tenants
+        self._sessions = sessions
+        self._shapes = shapes
+
+    @property
+    def accepting(self) -> bool:
+        """Whether webhooks can be accepted here."""
+        return self._store.health().refusing is None
+
+    def parts(self, backlog: Backlog | StoreUnavailable) -> list[Part]:
+        """A finding for each. backlog: as it was asked of the store."""
+        return [
+            *self._of_the_store(),
+            self._of_the_backlog(backlog),
+            self._of_the_gates(),
+            self._of_the_tenants(),
+            *self._of_the_sessions(),
+            self._of_the_bodies(),
+        ]
+
+    def _of_the_store(self) -> Iterator[Part]:
+        health = self._store.health()
+        if health.refusing:
+            yield Part("store.refusing", Level.DOWN, {"why": health.refusing})
+        else:
+            yield Part("store.well")
+        if health.mappings_behind:
+            yield Part("mappings_file.behind", Level.LOOK, {"why": health.mappings_behind})
+        elif health.has_file:
+            yield Part("mappings_file.well")
+
+    def _of_the_backlog(self, backlog: Backlog | StoreUnavailable) -> Part:
+        if isinstance(backlog, StoreUnavailable):
+            return Part("backlog.unknown", Level.LOOK, {"why": backlog})
+        if backlog.oldest is None:
+            return Part("backlog.none")
+        if stray := [one for one in backlog.by_tenant if self._tenants.get(one) is None]:
+            return Part("backlog.stray", Level.LOOK, {"tenants": _some(stray)})
+        values = {"waiting": backlog.waiting, "seconds": age(backlog)}
+        if age(backlog) > _OLD_SECONDS:
+            return Part("backlog.old", Level.LOOK, values)
+        return Part("backlog.some", values=values)
+
+    def _of_the_gates(self) -> Part:
+        targets = self._courier.targets
+        if closed := targets.closed():
+            urls = {"urls": _some([target.url for target in closed])}
+            if targets.shared in closed:
+                return Part("backend_gate.closed", Level.DOWN, urls)
+            return Part("backend_gate.one_closed", Level.LOOK, urls)
+        return Part("backend_gate.open", values={"in_flight": self._courier.in_flight})
+
+    def _of_the_tenants(self) -> Part:
+        if self._tenants.trouble:
+            return Part("tenants_file.trouble", Level.LOOK, {"why": self._tenants.trouble})
+        listed = self._tenants.listed
+        if listed is None:
+            return Part("tenants_file.none")
+        return Part("tenants_file.well", values={"count": len(listed)})
+
+    def _of_the_sessions(self) -> Iterator[Part]:
+        known = self._sessions.all()
+        if not known:
+            yield Part("waha_sessions.none")
+        now = time.time()
+        for name, session in known.items():
+            values = {"status": session.status or "sends", "seconds": now - session.last_event}
+            if session.in_trouble:
+                yield Part("waha_session.trouble", Level.DOWN, values, name)
+            else:
+                yield Part("waha_session.well", values=values, session=name)
+
+    def _of_the_bodies(self) -> Part:
+        if odd := "; ".join(self._shapes.odd()):
+            return Part("webhook_bodies.odd", Level.LOOK, {"what": odd})
+        return Part("webhook_bodies.well")
+
+
+async def backlog_of(store: Store) -> Backlog | StoreUnavailable:
+    """What waits, or why that is not to be known."""
+    try:
+        return await store.backlog()
+    except StoreUnavailable as exc:
+        return exc
+
+
+def age(backlog: Backlog) -> float:
+    """Seconds for which the oldest has waited; 0 if none does."""
+    return 0.0 if backlog.oldest is None else max(0.0, time.time() - backlog.oldest)
+
+
+def _some(things: Sequence[object]) -> str:
+    """The first few of them."""
+    more = f" and {len(things) - _NAMED} more" if len(things) > _NAMED else ""
+    return ", ".join(map(str, things[:_NAMED])) + more
