@@ -42,6 +42,7 @@ from gateway.store.opening import share_folder
 from gateway.targets import Targets
 from gateway.tenants import FILE_NAME, Tenants
 from gateway.waha.client import Waha
+from gateway.watch import Watch
 
 WEBHOOK_PATHS = ("/webhook/waha", "/webhook/waha/")  # a redirect would lose WAHA's body
 GRACE_SECONDS = 25.0  # for what is in flight at the end; docker compose is given 30 s
@@ -134,7 +135,9 @@ def create_app(
         operator = Operator(store, lids, metrics)
         guard = [Depends(_guard(access))]
         app.include_router(health.health_router(store))
-        state = State(store, courier, tenants, sessions, shapes)
+        recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
+        watch = Watch(waha, sessions, metrics, home_session=settings.waha_session)
+        state = State(store, courier, tenants, sessions, shapes, watch, recovery)
         ready = health.ready_router(store, courier, state, metrics, settings)
         app.include_router(ready, dependencies=guard)
         for one in (
@@ -155,7 +158,6 @@ def create_app(
             app.include_router(one, dependencies=guard)
         explain = explain_router(ingest, access, settings.max_body_bytes)
         app.include_router(explain, dependencies=guard)
-        recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
         recover = recovery_router(recovery, home_session=settings.waha_session)
         app.include_router(recover, dependencies=guard)
         pulse.start()
@@ -164,6 +166,7 @@ def create_app(
         tenants.start()
         courier.start()
         await recovery.start()
+        watch.start()
         users, homes = store.totals()
         log.info(
             "Gateway %s on %s:%s: %s users locked to %s tenants, backend %s",
@@ -180,6 +183,7 @@ def create_app(
         try:
             yield
         finally:
+            watch.stop()
             await asyncio.gather(courier.stop(GRACE_SECONDS), helper.stop(), recovery.stop())
             await lids.stop()
             tenants.stop()

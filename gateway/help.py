@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from gateway.errors import StoreUnavailable, WahaError, WahaRefused, WahaSilent
 from gateway.lids import Lids
-from gateway.log import Throttle, shown
+from gateway.log import Throttle, masked, shown
 from gateway.metrics import Metrics
 from gateway.model import MESSAGE_EVENTS, InboundMessage, UserId, is_lid, session_of, unscoped
 from gateway.sessions import Sessions
@@ -167,6 +167,6 @@ class Helper:
         if self._complaints.passes(outcome):
             log.warning(
                 "WAHA did not send a help message (told once a minute): %s",
-                exc,
+                masked(str(exc)),
                 extra={"event": f"help.{outcome}"},
             )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.errors import StoreUnavailable, WahaRefused, WahaUnavailable
-from gateway.log import Throttle, shown
+from gateway.log import Throttle, masked, shown
 from gateway.metrics import Metrics
 from gateway.model import Sighting, UserId, scoped, session_of, unscoped
 from gateway.sessions import Sessions
@@ -189,6 +189,6 @@ class Lids:
         if self._complaints.passes((session, outcome)):
             log.warning(
                 "WAHA could not be asked whose LIDs these are (told once a minute): %s",
-                exc,
+                masked(str(exc)),
                 extra={"event": f"lid.{outcome}", "session": session},
             )

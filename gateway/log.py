@@ -4,6 +4,7 @@ Every line has a fixed event name and its facts in `extra`; what a user wrote is
 """
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Hashable
@@ -14,6 +15,7 @@ import orjson
 from gateway.model import UserId
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_NUMBER = re.compile(r"[0-9]+([0-9]{4})")
 _mask = False
 
 
@@ -44,6 +46,12 @@ def shown(user: UserId) -> str:
         return user
     number, at, server = user.rpartition("/")[2].partition("@")
     return f"…{number[-4:]}{at}{server}"
+
+
+def masked(text: str) -> str:
+    """Others' words, in which a user's number may stand; with LOG_MASK_USERS its last four
+    digits."""
+    return _NUMBER.sub(r"…\1", text) if _mask else text
 
 
 class Throttle:

@@ -37,6 +37,10 @@ def _bounded(status: str) -> str:
     return status if status in _STATUSES else "OTHER"
 
 
+_WEBHOOK = "locked moved routed unknown_user duplicate ignored bad unauthorized unavailable"
+_REASONS = "new_link other_link operator unlock tenant_move erasure"
+_NOTES = "confirmed stale quoted refused"
+_DELIVERIES = "delivered again dead put_back"
 _ACK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 _DELIVERY = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _END_TO_END = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
@@ -61,6 +65,7 @@ class Figures:
     mappings_lag: float | None  # None: there is no such file
     disk_free: int | None  # bytes; None: the store is no folder
     waiting_by_tenant: Mapping[int, int]  # the largest few
+    gaps: Mapping[str, float]  # seconds, by session
 
 
 class Metrics:
@@ -76,19 +81,27 @@ class Metrics:
             registry=self._registry,
         )
         self._build.labels(version, platform.python_version(), store).set(1)
-        self._webhooks = self._counter("gateway_webhooks", "Webhooks by outcome", "outcome")
+        self._webhooks = self._counter(
+            "gateway_webhooks", "Webhooks by outcome", "outcome", _WEBHOOK
+        )
         self._webhook_counters: dict[str, Counter] = {}
         self._ack = self._histogram(
             "gateway_webhook_ack_seconds", "From a webhook's head to its answer", _ACK
         )
         self._lock_changes = self._counter(
-            "gateway_lock_changes", "Changes of users' locks, by what changed them", "reason"
+            "gateway_lock_changes",
+            "Changes of users' locks, by what changed them",
+            "reason",
+            _REASONS,
         )
         self._idle_links = self._counter(
-            "gateway_links_without_effect", "Deep links that changed no lock, by why", "note"
+            "gateway_links_without_effect",
+            "Deep links that changed no lock, by why",
+            "note",
+            _NOTES,
         )
         self._deliveries = self._counter(
-            "gateway_deliveries", "Attempts at deliveries, by outcome", "outcome"
+            "gateway_deliveries", "Attempts at deliveries, by outcome", "outcome", _DELIVERIES
         )
         self._delivery_seconds = self._histogram(
             "gateway_delivery_seconds", "From an attempt's beginning to its end", _DELIVERY
@@ -156,32 +169,45 @@ class Metrics:
             ["session"],
             registry=self._registry,
         )
-        self._lookups = Counter(
+        self._lookups = self._counter(
             "gateway_lid_lookups",
             "Questions to WAHA which phone a LID is, by outcome",
-            ["outcome"],
-            registry=self._registry,
+            "outcome",
+            "found unknown refused failed",
         )
-        self._help = Counter(
+        self._help = self._counter(
             "gateway_help_messages",
             "Help messages to users without a lock, by outcome",
-            ["outcome"],
-            registry=self._registry,
+            "outcome",
+            "queued sent perhaps not_needed refused failed too_late",
         )
-
         self._recovered = self._counter(
             "gateway_recovered_messages",
             "Messages that WAHA was asked for, by what became of them",
             "outcome",
+            "routed unknown_user duplicate ignored",
         )
+        self._missing = Gauge(
+            "gateway_recovery_gap_seconds",
+            "Age of a gap: what came of a session since then is not known; no series without one",
+            ["session"],
+            registry=self._registry,
+        )
+        self._waha = self._gauge("gateway_waha_up", "Whether WAHA answered when last asked")
+        self._waha.set(float("nan"))
         self._stall = Gauge(
             "gateway_event_loop_longest_stall_seconds",
             "The longest time of the last minute or two in which no webhook could be answered",
             registry=self._registry,
         )
 
-    def _counter(self, name: str, told: str, label: str) -> Counter:
-        return Counter(name, told, [label], registry=self._registry)
+    def _counter(self, name: str, told: str, label: str, values: str) -> Counter:
+        """values: all there are. Each is there from the start: Prometheus sees no increase of what
+        begins with a 1."""
+        counter = Counter(name, told, [label], registry=self._registry)
+        for value in values.split():
+            counter.labels(value)
+        return counter
 
     def _gauge(self, name: str, told: str) -> Gauge:
         return Gauge(name, told, registry=self._registry)
@@ -239,6 +265,9 @@ class Metrics:
         self._waiting_of.clear()
         for tenant, count in figures.waiting_by_tenant.items():
             self._waiting_of.labels(str(tenant)).set(count)
+        self._missing.clear()
+        for session, seconds in figures.gaps.items():
+            self._missing.labels(session).set(seconds)
 
     def watch_stalls(self, longest: Callable[[], float]) -> None:
         """longest: asked at each scrape, seconds."""
@@ -262,6 +291,14 @@ class Metrics:
             self._session_status.labels(session, _bounded(before)).set(0)
         self._session_status.labels(session, _bounded(now)).set(1)
         self._session_up.labels(session).set(now == "WORKING")
+
+    def session_gone(self, session: str) -> None:
+        """WAHA has no such session any more."""
+        for gauge in (self._session_status, self._session_up, self._session_event):
+            gauge.remove_by_labels({"session": session})
+
+    def waha_up(self, up: bool) -> None:
+        self._waha.set(up)
 
     def lookup(self, outcome: str) -> None:
         """outcome: found, unknown, refused or failed."""

@@ -12,13 +12,15 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
-from gateway.errors import BadBody, StoreUnavailable, WahaError, WahaRefused
+from gateway.errors import BadBody, GatewayError, StoreUnavailable, WahaError, WahaRefused
 from gateway.ingest import Ignored, Ingest
+from gateway.log import Throttle, masked
 from gateway.metrics import Metrics
 from gateway.model import Accepted, AskForLink
 from gateway.sessions import Sessions
@@ -31,13 +33,25 @@ _PAGE = 100
 _MOST_BYTES = 134_217_728  # of them; what is older than these is not asked for
 _MOST = 50_000  # messages of one session at once: an engine that ignores the filter must not flood
 _NOTE_SECONDS = 5.0  # between notes of what was heard; a crash recovers so much more
-_AGAIN_SECONDS, _TRIES = 30.0, 20  # while WAHA does not answer
-_CANNOT_TELL = (200, 400, 501)  # what an engine, or NOWEB without its store, says of the list
-_STORE_SECONDS = 5.0  # between tries while the store refuses
+_AGAIN_SECONDS, _SOON_TRIES, _LATER_SECONDS = 30.0, 20, 300.0  # while WAHA does not tell
+_CANNOT_TELL = (400, 501)  # what an engine, or NOWEB without its store, says of the list
+_STORE_SECONDS, _STORE_TRIES = 5.0, 60  # while the store refuses
 
 log = logging.getLogger(__name__)
 
 Outcomes = Counter[str]
+
+
+@dataclass(slots=True)
+class _Gap:
+    """What was sent after since (Unix seconds) may be missing.
+
+    breaks: how often the session has stopped working since then.
+    """
+
+    since: float
+    breaks: int = 0
+    now: asyncio.Event = field(default_factory=asyncio.Event)  # do not wait with the next try
 
 
 class Recovery:
@@ -62,49 +76,61 @@ class Recovery:
         self._metrics = metrics
         self._clock = clock
         self._noted: dict[str, float] = {}  # as the store has it
-        self._gaps: dict[str, float] = {}  # sessions that do not work, and what was heard before
+        self._gaps: dict[str, _Gap] = {}  # by session
         self._turns: dict[str, asyncio.Lock] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: dict[str, asyncio.Task[None]] = {}  # by session
+        self._noting: asyncio.Task[None] | None = None
+        self._complaints = Throttle(3600)
 
     async def start(self) -> None:
         """Nothing is recovered of a session of which nothing was ever heard."""
         self._noted = await self._store.heard()
-        self._sessions.changed = self._status_changed
-        if self.hours:
-            for session, at in self._noted.items():
-                self._gaps[session] = at
-                self._spawn(self._until_answered(session))
-        self._spawn(self._keep_noting())
+        self._sessions.told = self._status_told
+        for session, at in self._noted.items():
+            self._sessions.heard_before(session, at)
+            if self.hours:
+                self._gaps[session] = _Gap(at)
+                self._see_to(session)
+        self._noting = asyncio.create_task(self._keep_noting())
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._closing.values(), *([self._noting] if self._noting else ())]
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if tasks:
+            await asyncio.wait(tasks)
         with contextlib.suppress(StoreUnavailable):
             await self._note()
 
-    def last_heard(self, session: str) -> float | None:
-        known = self._sessions.all().get(session)
-        return max(known.last_message if known else 0.0, self._noted.get(session, 0.0)) or None
+    def gaps(self) -> Mapping[str, float]:
+        """Sessions of which messages may be missing, and since when, Unix seconds."""
+        return {session: gap.since for session, gap in self._gaps.items()}
 
     def since(self, session: str, hours: float | None) -> float | None:
         """From when on to ask, Unix seconds; None if that is not to be known."""
-        return self.last_heard(session) if hours is None else self._clock() - hours * 3600
+        if hours is not None:
+            return self._clock() - hours * 3600
+        gap = self._gaps.get(session)
+        return gap.since if gap else self._last_heard(session)
 
     async def recover(self, session: str, since: float) -> Outcomes:
         """Take in what was sent after since (Unix seconds), as far back as hours allow; how many
-        messages were routed, duplicate, unknown_user or ignored. Raise WahaError."""
+        messages were routed, duplicate, unknown_user or ignored.
+
+        Raise WahaError, or StoreUnavailable if the store refused some for minutes.
+        """
         now = self._clock()
         begin = int(max(min(since, now) - _MARGIN_SECONDS, now - self.hours * 3600, 0.0))
         async with self._turns.setdefault(session, asyncio.Lock()):
-            await self._learn_own_number(session)
-            messages = await self._asked(session, begin)
+            gap = self._gaps.get(session)
+            breaks = gap.breaks if gap else 0
+            with contextlib.suppress(WahaRefused):  # it may tell of messages all the same
+                status, own_ids = await self._waha.look_at(session)
+                self._sessions.asked(session, status, own_ids, now)
             outcomes = Outcomes()
-            for message in messages:
-                outcome = await self._take_in(session, message)
-                self._metrics.recovered(outcome)
-                outcomes[outcome] += 1
+            await self._take_in(session, await self._asked(session, begin), outcomes)
+            if gap and since <= gap.since and gap.breaks == breaks:
+                self._gaps.pop(session, None)
         log.info(
             "🩹 Asked WAHA for messages of session %s since %s: %s new, %s known already",
             session,
@@ -129,75 +155,115 @@ class Recovery:
             fresh = {one["id"]: one for one in told if _sent(one) >= since}
             if not fresh.keys() - found.keys():
                 break  # nothing more, or an engine that knows no offset
-            # Newest first, as WAHA gives them: those of one second keep their order when turned.
+            # Where WAHA gives the newest first, those of one second keep their order when turned.
             found |= {id_: one for id_, one in fresh.items() if id_ not in found}
             offset += len(page)
+        else:
+            log.warning(
+                "WAHA has more messages of session %s than are taken in at once (%s): what is older"
+                " than the newest of them was not asked for",
+                session,
+                _MOST,
+                extra={"event": "recovery.too_many", "session": session},
+            )
         oldest_first = list(found.values())
         oldest_first.reverse()
         oldest_first.sort(key=_sent)
         return oldest_first
 
-    async def _take_in(self, session: str, payload: dict[str, Any]) -> str:
-        body = _webhook(session, payload)
-        while True:
-            try:
-                return _outcome(await self._ingest.recover(body))
-            except BadBody:
-                return "ignored"
-            except StoreUnavailable:
-                await asyncio.sleep(_STORE_SECONDS)
+    async def _take_in(
+        self, session: str, messages: list[dict[str, Any]], outcomes: Outcomes
+    ) -> None:
+        for _ in range(_STORE_TRIES):
+            messages = await self._take_in_some(session, messages, outcomes)
+            if not messages:
+                return
+            await asyncio.sleep(_STORE_SECONDS)
+        raise StoreUnavailable(f"{len(messages)} messages were refused for minutes: see /ready")
 
-    async def _until_answered(self, session: str) -> None:
-        """Close the session's gap; it stays open where WAHA does not answer for long."""
-        for _ in range(_TRIES):
-            since = self._gaps.get(session)
-            if since is None:
-                return
+    async def _take_in_some(
+        self, session: str, messages: list[dict[str, Any]], outcomes: Outcomes
+    ) -> list[dict[str, Any]]:
+        """Those that the store refused, which holds up the later ones of the same chats only."""
+        left: list[dict[str, Any]] = []
+        held_up: set[str] = set()
+        for message in messages:
+            chat = str(message.get("from"))
+            if chat not in held_up:
+                try:
+                    outcome = _outcome(await self._ingest.recover(_webhook(session, message)))
+                except BadBody:
+                    outcome = "ignored"
+                except StoreUnavailable:
+                    held_up.add(chat)
+            if chat in held_up:
+                left.append(message)
+                continue
+            self._metrics.recovered(outcome)
+            outcomes[outcome] += 1
+        return left
+
+    def _see_to(self, session: str) -> None:
+        """Ask for the session's gap now, and until it is closed."""
+        self._gaps[session].now.set()
+        if session not in self._closing:
+            task = self._closing[session] = asyncio.create_task(self._close(session))
+            task.add_done_callback(lambda _: self._closing.pop(session, None))
+
+    async def _close(self, session: str) -> None:
+        tries = 0
+        while gap := self._gaps.get(session):
+            gap.now.clear()
             try:
-                await self.recover(session, since)
-                self._close_gap(session, since)
-                return
+                await self.recover(session, gap.since)
             except WahaRefused as exc:
                 if exc.status in _CANNOT_TELL:  # else a person can mend it, as a wrong key
-                    self._close_gap(session, since)
-                log.info(
-                    "WAHA cannot tell what came while nobody listened (%s)",
-                    exc,
-                    extra={"event": "recovery.refused", "session": session},
-                )
-                return
-            except WahaError as exc:
-                log.debug("%s", exc, extra={"event": "recovery.failed", "session": session})
+                    self._gaps.pop(session, None)
+                    log.info(
+                        "WAHA cannot tell what came while nobody listened (%s)",
+                        masked(str(exc)),
+                        extra={"event": "recovery.refused", "session": session},
+                    )
+                    return
+                self._complain(session, exc)
+            except (WahaError, StoreUnavailable) as exc:
+                if tries >= _SOON_TRIES:
+                    self._complain(session, exc)
             except Exception:  # whatever WAHA answers
                 log.exception("a recovery stumbled", extra={"event": "recovery.error"})
-                return
-            await asyncio.sleep(_AGAIN_SECONDS)
-        log.warning(
-            "WAHA did not answer which messages of session %s came while nobody listened",
-            session,
-            extra={"event": "recovery.failed", "session": session},
-        )
+            if self._gaps.get(session) is gap:
+                tries += 1
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(
+                        _AGAIN_SECONDS if tries <= _SOON_TRIES else _LATER_SECONDS
+                    ):
+                        await gap.now.wait()
 
-    def _close_gap(self, session: str, since: float) -> None:
-        if self._gaps.get(session) == since:  # else it has broken off once more
-            del self._gaps[session]
+    def _complain(self, session: str, exc: GatewayError) -> None:
+        if self._complaints.passes((session, type(exc))):
+            log.warning(
+                "What came of session %s while nobody listened is not to be had; asked again every"
+                " few minutes (told once an hour): %s",
+                session,
+                masked(str(exc)),
+                extra={"event": "recovery.failed", "session": session},
+            )
 
-    async def _learn_own_number(self, session: str) -> None:
-        """No event has told it yet, and it is no user."""
-        found: dict[str, Any] = {}
-        with contextlib.suppress(WahaRefused):  # it may tell of messages all the same
-            found = await self._waha.session(session)
-        me = found.get("me")
-        shown = me if isinstance(me, dict) else {}
-        ids = [one for name in ("id", "lid") if (one := events.person(shown.get(name)))]
-        self._sessions.own(frozenset(ids))
+    def _status_told(self, session: str, status: str) -> None:
+        if not self.hours:
+            return
+        gap = self._gaps.get(session)
+        if gap is None and (heard := self._last_heard(session)) is not None:
+            # Also if it works: another router may have been told that it did not.
+            gap = self._gaps[session] = _Gap(heard)
+        if gap and status == "WORKING":
+            self._see_to(session)
+        elif gap:
+            gap.breaks += 1
 
-    def _status_changed(self, session: str, before: str | None, now: str) -> None:
-        if now != "WORKING":
-            if (heard := self.last_heard(session)) is not None:
-                self._gaps.setdefault(session, heard)
-        elif session in self._gaps and self.hours:
-            self._spawn(self._until_answered(session))
+    def _last_heard(self, session: str) -> float | None:
+        known = self._sessions.all().get(session)
+        return max(known.last_message if known else 0.0, self._noted.get(session, 0.0)) or None
 
     async def _keep_noting(self) -> None:
         while True:
@@ -215,11 +281,6 @@ class Recovery:
         if news:
             await self._store.note_heard(news)
             self._noted |= news
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _sent(payload: dict[str, Any]) -> float:

@@ -19,7 +19,8 @@ class Session:
     """status None: no session.status came yet. Times are Unix seconds."""
 
     status: str | None = None
-    status_at: float = 0.0  # WAHA's clock
+    status_at: float = 0.0  # of the event that told it; WAHA's clock
+    told_at: float = 0.0  # when that came; our clock
     last_event: float = 0.0  # our clock
     last_message: float = 0.0  # when the newest that was accepted was sent; WAHA's clock
     own_ids: frozenset[str] = frozenset()
@@ -28,49 +29,50 @@ class Session:
     def in_trouble(self) -> bool:
         return self.status is not None and self.status not in _QUIET
 
+    @property
+    def works(self) -> bool:
+        """As far as is known."""
+        return self.status in (None, "WORKING")
+
 
 class Sessions:
     def __init__(self, metrics: Metrics) -> None:
         # Phones and LIDs of all sessions' own numbers: to each other they are no users either.
         self.own_ids: frozenset[str] = frozenset()
-        self._told: frozenset[str] = frozenset()  # by WAHA, when it was asked
+        self._own_as_asked: frozenset[str] = frozenset()  # what WAHA answered
         self._known: dict[str, Session] = {}
         self._metrics = metrics
-        # Called with name, status before, status now, when it has changed.
-        self.changed: Callable[[str, str | None, str], None] = lambda _name, _before, _now: None
+        # Called with name and status whenever WAHA tells one, or a message proves one.
+        self.told: Callable[[str, str], None] = lambda _name, _status: None
 
     def hear(self, message: InboundMessage) -> None:
         """Note what an event tells of its session."""
-        known = self._known.get(message.session)
+        known = self._known_as(message.session)
         if known is None:
-            if len(self._known) >= _MOST:
-                return
-            known = self._known[message.session] = Session()
-            self._metrics.session_seen(
-                message.session, functools.partial(getattr, known, "last_event")
-            )
+            return
         known.last_event = message.arrived
         # Fewer of the same: this event names the phone only.
         if not message.own_ids <= known.own_ids:
             known.own_ids = message.own_ids
-            self.own_ids = self._told.union(*(one.own_ids for one in self._known.values()))
+            self.own_ids = self._own_as_asked.union(*(one.own_ids for one in self._known.values()))
         # WAHA knows no order: what was raised before the status we know is no news.
         # No time of WAHA's may rule the future, though.
         told_at = min(message.event_time, message.arrived)
         if message.session_status and told_at >= known.status_at:
+            known.status_at, known.told_at = told_at, message.arrived
             self._set_status(message.session, known, message.session_status)
-            known.status_at = told_at
-        elif known.in_trouble and message.event in MESSAGE_EVENTS and told_at > known.status_at:
+            self.told(message.session, message.session_status)
+        elif not known.works and message.event in MESSAGE_EVENTS and told_at > known.status_at:
             # Of several routers one alone was told that it works again.
+            known.status_at, known.told_at = told_at, message.arrived
             self._set_status(message.session, known, "WORKING")
-            known.status_at = told_at
+            self.told(message.session, "WORKING")
 
     def _set_status(self, name: str, known: Session, status: str) -> None:
-        if status == known.status:
-            return
-        self._metrics.session_status(name, known.status, status)
         before, known.status = known.status, status
-        self.changed(name, before, status)
+        if status == before:
+            return
+        self._metrics.session_status(name, before, status)
         level = logging.WARNING if known.in_trouble else logging.INFO
         log.log(
             level,
@@ -80,10 +82,35 @@ class Sessions:
             extra={"event": "waha.session", "session": name, "status": status},
         )
 
-    def own(self, ids: frozenset[str]) -> None:
-        """ids: a session's own, as WAHA tells them."""
-        self._told |= ids
-        self.own_ids |= ids
+    def asked(self, name: str, status: str | None, own_ids: frozenset[str], at: float) -> None:
+        """What WAHA answered when it was asked at that time, Unix seconds of our clock."""
+        self._own_as_asked |= own_ids
+        self.own_ids |= own_ids
+        known = self._known_as(name)
+        if known and status and at > known.told_at:  # else an event overtook the answer
+            before = known.status
+            self._set_status(name, known, status)
+            if before not in (None, status):
+                self.told(name, status)
+
+    def heard_before(self, name: str, last_message: float) -> None:
+        """What is known from before our start. last_message: Unix seconds."""
+        if known := self._known_as(name):
+            known.last_event = max(known.last_event, last_message)
+            known.last_message = max(known.last_message, last_message)
+
+    def forget(self, name: str) -> None:
+        """WAHA has no such session any more."""
+        if self._known.pop(name, None):
+            self._metrics.session_gone(name)
+
+    def _known_as(self, name: str) -> Session | None:
+        """None if there are too many."""
+        known = self._known.get(name)
+        if known is None and len(self._known) < _MOST:
+            known = self._known[name] = Session()
+            self._metrics.session_seen(name, functools.partial(getattr, known, "last_event"))
+        return known
 
     def accepted(self, message: InboundMessage) -> None:
         """A person's message is durable here."""
@@ -94,7 +121,7 @@ class Sessions:
     def can_send(self, name: str) -> bool:
         """False while the session is known not to be WORKING."""
         known = self._known.get(name)
-        return known is None or known.status in (None, "WORKING")
+        return known is None or known.works
 
     def all(self) -> dict[str, Session]:
         """By name, in order of names."""

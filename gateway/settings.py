@@ -138,6 +138,12 @@ def _prefix(value: str) -> str:
     return value
 
 
+def _store_url(value: str) -> str:
+    if value.startswith("file:"):
+        raise ValueError("leave it empty, and set DATA_DIR: all files lie in one folder")
+    return value
+
+
 def _session(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
         raise ValueError("must be 1-64 of A-Z a-z 0-9 _ -")
@@ -212,7 +218,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path("data"), description="folder of the mappings file, router.db and tenants.json"
     )
-    store_url: str = Field(
+    store_url: Annotated[str, AfterValidator(_store_url)] = Field(
         "", description="empty: files in DATA_DIR; redis://…: a Redis that several routers share"
     )
     backend_api_url: BaseUrl = Field("http://localhost:8000", description="the agents' backend")
@@ -272,7 +278,7 @@ class Settings(BaseSettings):
     recover_hours: float = Field(
         24,
         ge=0,
-        le=24 * 30,
+        le=48,  # what was seen is known as long
         description="how far back WAHA is asked for messages that never came; 0: not at all",
     )
     max_in_flight: int = Field(256, ge=1, le=10_000, description="messages at the backend at once")

@@ -8,10 +8,12 @@ from enum import Enum
 from gateway.delivery import Courier
 from gateway.errors import StoreUnavailable
 from gateway.model import Backlog
+from gateway.recovery import Recovery
 from gateway.sessions import Sessions
 from gateway.shapes import Shapes
 from gateway.store import Store
 from gateway.tenants import Tenants
+from gateway.watch import Watch
 
 _NAMED = 3  # of several things in one line
 _OLD_SECONDS = 60.0  # a message that waits longer than this is worth a look
@@ -33,6 +35,11 @@ SENTENCES = {
     "tenants_file.none": "none, every number is a tenant",
     "tenants_file.well": "{count} tenants",
     "tenants_file.trouble": "{why}",
+    "waha.unasked": "not asked yet",
+    "waha.well": "answers",
+    "waha.silent": "has not answered for {seconds:.0f} s: see WAHA_API_URL and the log",
+    "recovery.whole": "nothing that WAHA knows of is missing",
+    "recovery.gap": "what came of session {sessions} in the last {seconds:.0f} s is not known yet",
     "waha_sessions.none": "no event since the start",
     "waha_session.well": "{status}, last event {seconds:.0f} s ago",
     "waha_session.trouble": "{status}, last event {seconds:.0f} s ago",
@@ -66,13 +73,22 @@ class Part:
 
 class State:
     def __init__(
-        self, store: Store, courier: Courier, tenants: Tenants, sessions: Sessions, shapes: Shapes
+        self,
+        store: Store,
+        courier: Courier,
+        tenants: Tenants,
+        sessions: Sessions,
+        shapes: Shapes,
+        watch: Watch,
+        recovery: Recovery,
     ) -> None:
         self._store = store
         self._courier = courier
         self._tenants = tenants
         self._sessions = sessions
         self._shapes = shapes
+        self._watch = watch
+        self._recovery = recovery
 
     @property
     def accepting(self) -> bool:
@@ -86,7 +102,9 @@ class State:
             self._of_the_backlog(backlog),
             self._of_the_gates(),
             self._of_the_tenants(),
+            self._of_waha(),
             *self._of_the_sessions(),
+            self._of_the_gaps(),
             self._of_the_bodies(),
         ]
 
@@ -129,6 +147,24 @@ class State:
         if listed is None:
             return Part("tenants_file.none")
         return Part("tenants_file.well", values={"count": len(listed)})
+
+    def _of_waha(self) -> Part:
+        if self._watch.silent_since is not None:
+            level = Level.DOWN if self._watch.ever else Level.LOOK  # it may never have been there
+            return Part("waha.silent", level, {"seconds": time.time() - self._watch.silent_since})
+        return Part("waha.well" if self._watch.ever else "waha.unasked")
+
+    def _of_the_gaps(self) -> Part:
+        gaps = self.gaps()
+        if not gaps:
+            return Part("recovery.whole")
+        values = {"seconds": max(gaps.values()), "sessions": _some(list(gaps))}
+        return Part("recovery.gap", Level.LOOK, values)
+
+    def gaps(self) -> dict[str, float]:
+        """Sessions of which messages may be missing, and for how many seconds they have been."""
+        now = time.time()
+        return {name: max(0.0, now - since) for name, since in self._recovery.gaps().items()}
 
     def _of_the_sessions(self) -> Iterator[Part]:
         known = self._sessions.all()

@@ -45,6 +45,14 @@ def test_an_expression_names_series_and_labels_that_there_are(expression: str) -
     assert {one.strip() for part in told for one in part.split(",")} <= labels
 
 
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_a_rule_asks_for_outcomes_that_there_are(rule: dict[str, Any]) -> None:
+    """And each is there before it is counted: Prometheus sees no increase of what begins with 1."""
+    shown = Metrics().text().decode()
+    for asked in re.findall(r"gateway_[a-z_]+\{[a-z]+=\"[a-z_]+\"\}", rule["expr"]):
+        assert f"\n{asked} 0.0\n" in shown, asked
+
+
 def test_every_series_is_watched_by_a_rule_or_shown() -> None:
     assert set(OURS) - set().union(*map(names_in, expressions())) == set()
 
@@ -86,5 +94,15 @@ def test_prometheus_own_tool_finds_nothing_wrong_with_the_rules() -> None:
         pytest.skip("no promtool: install it, or name it in PROMTOOL")
     done = subprocess.run(
         [tool, "check", "rules", str(DEPLOY / "alerts.yml")], capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alarms_fire_when_they_should_and_only_then() -> None:
+    tool = os.environ.get("PROMTOOL") or shutil.which("promtool")
+    if not tool:
+        pytest.skip("no promtool: install it, or name it in PROMTOOL")
+    done = subprocess.run(
+        [tool, "test", "rules", str(ROOT / "tests" / "alerts.yml")], capture_output=True, text=True
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -128,6 +128,86 @@ async def test_on_demand_hundreds_come_oldest_first(
     await stop(router)
 
 
+async def tell_status(router: Router, name: str, at: float) -> None:
+    body = json.loads(webhook(None, sent=at, event="session.status"))
+    body["payload"] = {"name": "default", "status": name}
+    assert await post(router, json.dumps(body).encode()) == "ignored"
+
+
+async def metrics_of(router: Router) -> str:
+    return (await asyncio.to_thread(httpx.get, f"{router.url}/metrics")).text
+
+
+async def test_a_session_that_breaks_off_while_its_gap_is_asked_for_is_asked_once_more(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend
+) -> None:
+    router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
+    await start(router)
+    assert await post(router, webhook("start_realty_2", sent=NOW - 500)) == "routed"
+    await stop(router)
+    waha.delay = 1.5
+    await start(router)
+    await wait_until(lambda: waha.listed == 1)
+    await tell_status(router, "FAILED", NOW - 50)
+    waha.delay = 0.0
+    await wait_until(lambda: "🩹" in router.log.read_text("utf-8"))
+    waha.messages = [payload("missed", sent=NOW - 20)]
+    await tell_status(router, "WORKING", NOW - 1)
+    await wait_until(lambda: "missed" in texts(backend.received))
+    await stop(router)
+
+
+async def test_an_order_without_hours_asks_from_where_the_gap_begins_and_closes_it(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend
+) -> None:
+    router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
+    await start(router)
+    assert await post(router, webhook("start_realty_2", sent=NOW - 3000)) == "routed"
+    await stop(router)
+    waha.odd_answer = lambda: web.Response(status=401)  # a wrong key
+    await start(router)
+    assert await post(router, webhook("live", sent=NOW)) == "routed"
+    await wait_until(lambda: "is not to be had" in router.log.read_text("utf-8"))
+    (age,) = (
+        float(line.split()[1])
+        for line in (await metrics_of(router)).splitlines()
+        if line.startswith('gateway_recovery_gap_seconds{session="default"}')
+    )
+    assert 2990 < age < 3100
+    ready = (await asyncio.to_thread(httpx.get, f"{router.url}/ready")).json()
+    assert ready["recovery"].startswith("degraded: what came of session default in the last 30")
+    waha.odd_answer = None
+    waha.messages = [payload("missed", sent=NOW - 1000)]
+    assert (await recover(router)).json()["routed"] == 1
+    assert "gateway_recovery_gap_seconds{" not in await metrics_of(router)
+    await wait_until(lambda: "missed" in texts(backend.received))
+    await stop(router)
+
+
+async def test_one_tenant_that_is_full_holds_up_its_own_messages_only(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend
+) -> None:
+    backend.answer = lambda one: 503 if one.tenant == 2 else 200
+    full = {"max_backlog_per_tenant": "1"}
+    router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url, **full)
+    await start(router)
+    assert await post(router, webhook("start_realty_2", sent=NOW - 900)) == "routed"
+    waha.messages = [
+        payload("second", sent=NOW - 300),
+        payload("third", sent=NOW - 200),
+        payload("start_realty_5", OMAR, sent=NOW - 100),
+    ]
+    asked = asyncio.create_task(recover(router, hours=1))
+    await wait_until(lambda: 5 in [one.tenant for one in backend.received])
+    assert not asked.done()
+    backend.answer = lambda _: 200
+    assert (await asked).json()["routed"] == 3
+    await wait_until(lambda: "third" in texts(backend.received))
+    got = list(dict.fromkeys(text for text in texts(backend.received) if "_5" not in text))
+    assert got == ["start_realty_2", "second", "third"]
+    await stop(router)
+
+
 async def test_where_waha_cannot_tell_nothing_else_is_harmed(
     tmp_path: Path, waha: StandIn, backend: FakeBackend
 ) -> None:

@@ -64,6 +64,29 @@ def test_which_status_is_a_trouble(
     assert (line.levelno == logging.WARNING) is trouble
 
 
+def test_a_message_proves_that_a_session_works_whatever_was_told_last() -> None:
+    """Of several routers one is told STARTING, and another WORKING."""
+    sessions = Sessions(Metrics())
+    told: list[str] = []
+    sessions.told = lambda _, status: told.append(status)
+    hear(sessions, status("STARTING", at=NOW - 9))
+    hear(sessions, webhook("hello"))
+    assert sessions.can_send("default")
+    assert told == ["STARTING", "WORKING"]
+
+
+def test_what_waha_answers_counts_unless_an_event_overtook_the_answer() -> None:
+    sessions = Sessions(Metrics())
+    sessions.asked("default", "SCAN_QR_CODE", frozenset(), NOW - 5)
+    assert sessions.all()["default"].in_trouble
+    hear(sessions, status("WORKING", at=NOW - 60))  # by a clock that is behind ours
+    assert sessions.can_send("default")
+    sessions.asked("default", "SCAN_QR_CODE", frozenset(), NOW - 1)
+    assert sessions.can_send("default"), "the event came after the question"
+    sessions.asked("default", "FAILED", frozenset(), NOW + 1)
+    assert not sessions.can_send("default")
+
+
 def test_the_gauges_of_a_session() -> None:
     metrics = Metrics()
     sessions = Sessions(metrics)

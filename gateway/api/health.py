@@ -57,7 +57,7 @@ def ready_router(
     @api.get("/metrics", include_in_schema=False)  # it answers no JSON
     async def metrics_() -> Response:
         """For Prometheus."""
-        metrics.show(await _figures(store, courier, settings))
+        metrics.show(await _figures(store, courier, state, settings))
         # In a thread: with hundreds of sessions it takes a while.
         return Response(await asyncio.to_thread(metrics.text), media_type=CONTENT_TYPE)
 
@@ -69,7 +69,7 @@ def _line(part: Part) -> str:
     return f"{'ok' if part.level is Level.WELL else 'degraded'}: {said}"
 
 
-async def _figures(store: Store, courier: Courier, settings: Settings) -> Figures:
+async def _figures(store: Store, courier: Courier, state: State, settings: Settings) -> Figures:
     """What is not counted as it happens."""
     health, (users, homes), targets = store.health(), store.totals(), courier.targets
     asked = await backlog_of(store)
@@ -90,4 +90,5 @@ async def _figures(store: Store, courier: Courier, settings: Settings) -> Figure
         waiting_by_tenant=dict(
             itertools.islice(backlog.by_tenant.items() if backlog else (), settings.metrics_tenants)
         ),
+        gaps=state.gaps(),
     )

@@ -16,7 +16,7 @@ def recovery_router(recovery: Recovery, *, home_session: str) -> APIRouter:
     @api.post("/recover")
     async def recover(
         session: Session = None,
-        hours: Annotated[float | None, Body(embed=True, gt=0, le=24 * 30)] = None,
+        hours: Annotated[float | None, Body(embed=True, gt=0, le=48)] = None,
     ) -> Json:
         """Take in what WAHA has of the last hours, or since the last message that came, at most
         RECOVER_HOURS back. What was seen is a duplicate."""

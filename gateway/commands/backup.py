@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import fcntl
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from gateway.errors import NoBackUp, StartRefused
 from gateway.settings import Settings
 from gateway.store import backup, mappings, opening
 
+_LOCK_NAME = "backup.lock"
 _NAME = re.compile(r"router-[0-9]{8}-[0-9]{6}(?:-[0-9]+)?")
 
 
@@ -26,20 +28,25 @@ async def back_up(settings: Settings, data: Path, into: Path, *, keep: int) -> i
     """
     if keep < 1:
         raise StartRefused(f"--keep {keep}: must be 1 or more")
+    with _one_at_a_time(data):
+        return await _back_up(settings, data, into, keep)
+
+
+async def _back_up(settings: Settings, data: Path, into: Path, keep: int) -> int:
     written = await _written(settings, data)
     try:
         into.mkdir(parents=True, exist_ok=True)
         target = _fresh(into)
         partial = target.with_name(f"{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)  # tenants.json holds secrets
         sums = backup.check(written)
         for name in (*sums, backup.SUMS_NAME):
             backup.copy(written / name, partial / name)
-        backup.check(partial)  # what was read back from there
+        backup.check(partial)  # as it is read from there
+        backup.prove(partial)
         partial.rename(target)
         mappings.sync_directory(into)
-        shutil.rmtree(written)
+        shutil.rmtree(written, ignore_errors=True)  # the next one replaces it
         others = {one for one in into.iterdir() if _NAME.fullmatch(one.name)} - {target}
         old = sorted(others)[: max(0, len(others) - keep + 1)]  # by name; never the new one
         for one in old:
@@ -69,6 +76,21 @@ def put_back(data: Path, place: Path) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _one_at_a_time(data: Path) -> Iterator[None]:
+    """Two at once would take the copy from each other."""
+    try:
+        mutex = open(data / _LOCK_NAME, "ab")
+    except OSError as exc:
+        raise StartRefused(f"{data}: there is nothing to back up ({exc})") from exc
+    with mutex:
+        try:
+            fcntl.flock(mutex, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise StartRefused(f"{data}: another back-up of it is under way") from exc
+        yield
+
+
 def _fresh(into: Path) -> Path:
     stem = into / time.strftime("router-%Y%m%d-%H%M%S", time.gmtime())
     target, number = stem, 1
@@ -91,7 +113,7 @@ async def _written(settings: Settings, data: Path) -> Path:
         if not (data / opening.DATABASE_NAME).exists():
             raise StartRefused(f"{data}: there is nothing to back up")
         try:
-            return await asyncio.to_thread(backup.write, data)
+            return await asyncio.to_thread(backup.write_alone, data)
         except NoBackUp as exc:
             raise StartRefused(str(exc)) from exc
 

@@ -51,7 +51,7 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         path = path.resolve()  # SQLite keeps the WAL beside the file itself, not beside a link
         if path.exists():
-            _make_true(path.with_name(path.name + "-wal"))
+            make_true(path.with_name(path.name + "-wal"))
             if damage := _first_damage(path, math.inf if marker.exists() else _CHECK_SECONDS):
                 raise StartRefused(
                     f"{path}: SQLite calls it damaged ({damage}): put the back-up in its place,"
@@ -71,7 +71,7 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _make_true(wal: Path) -> None:
+def make_true(wal: Path) -> None:
     """Write the WAL's bytes once more and sync them, before SQLite builds anything on them.
 
     A commit whose fsync failed is shown to the next process that reads the file, though the disk

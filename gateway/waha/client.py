@@ -63,6 +63,14 @@ class Waha:
             raise WahaRefused(f"{self._url}/sessions/{name}: what it answers is no session", 200)
         return answer
 
+    async def look_at(self, name: str) -> tuple[str | None, frozenset[str]]:
+        """The session's status, and the ids of its own number; as session() fails."""
+        found = await self.session(name)
+        status, me = found.get("status"), found.get("me")
+        shown = me if isinstance(me, dict) else {}
+        ids = [one for key in ("id", "lid") if (one := events.person(shown.get(key)))]
+        return (status if isinstance(status, str) else None), frozenset(ids)
+
     async def messages(
         self, session: str, *, since: int, limit: int, offset: int
     ) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -112,14 +114,28 @@ async def test_a_back_up_or_restore_that_is_killed_leaves_no_half_one(tmp_path: 
     whole = await asyncio.to_thread(router.run, "backup", str(kept))
     assert whole.returncode == 0, whole.stderr
     (good,) = names(kept)
-    for number in range(6):
-        await _killed(router, 0.25 + number * 0.1, "backup", str(kept))
+    at_work = [
+        lambda: (tmp_path / "data" / "backup.new").exists(),
+        lambda: (tmp_path / "data" / "backup.new" / "SHA256SUMS").exists(),
+        lambda: any(kept.glob("*.partial")),
+        lambda: any(kept.glob("*.partial/router.db")),
+        lambda: any(kept.glob("*.partial/SHA256SUMS")),
+    ]
+    for there in at_work:
+        await _killed(router, there, "backup", str(kept))
+        await asyncio.to_thread(shutil.rmtree, tmp_path / "data" / "backup.new", True)
         found = [one for one in names(kept) if not one.endswith(".partial")]
         for one in found:
             assert await asyncio.to_thread(sums_of, kept / one) == 0
     router.stop()
     for number in range(6):
-        await _killed(router, 0.25 + number * 0.1, "restore", str(kept / good))
+        copied = number
+
+        def there(files: int = copied) -> bool:
+            aside = max(tmp_path.glob("data/before-restore-*"), default=None)
+            return aside is not None and len(list(aside.iterdir())) >= min(files, 2)
+
+        await _killed(router, there, "restore", str(kept / good))
         # Whatever it was doing: done again, it is whole.
         back = await asyncio.to_thread(router.run, "restore", str(kept / good))
         assert back.returncode == 0, back.stderr
@@ -135,12 +151,14 @@ def sums_of(folder: Path) -> int:
     return subprocess.run(command, cwd=folder, check=False).returncode
 
 
-async def _killed(router: Router, after: float, *arguments: str) -> None:
+async def _killed(router: Router, there: Callable[[], bool], *arguments: str) -> None:
+    """Start the command, and kill it as soon as something is there; if it is quicker, it ends."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(ROOT / "whatsapp_router.py"), *arguments,
         cwd=router.folder, env=router.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    await asyncio.sleep(after)
+    while process.returncode is None and not there():
+        await asyncio.sleep(0.001)
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGKILL)
     await process.wait()

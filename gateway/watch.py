@@ -1,0 +1,88 @@
+"""Whether WAHA is there, and how its sessions stand: asked once a minute.
+
+A WAHA that has died tells nothing, and of several routers one alone is told of a session's status.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from gateway.errors import WahaError, WahaRefused
+from gateway.log import masked
+from gateway.metrics import Metrics
+from gateway.sessions import Sessions
+from gateway.waha.client import Waha
+
+_EVERY_SECONDS = 60.0
+_NOT_FOUND = 404
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """silent_since: Unix seconds; None while WAHA answers, or was not asked yet. ever: whether it
+    has answered since the start."""
+
+    def __init__(
+        self,
+        waha: Waha,
+        sessions: Sessions,
+        metrics: Metrics,
+        *,
+        home_session: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.silent_since: float | None = None
+        self.ever = False
+        self._waha = waha
+        self._sessions = sessions
+        self._metrics = metrics
+        self._home_session = home_session
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._look_again_and_again())
+
+    def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+
+    async def look(self) -> None:
+        """Ask once, of each session."""
+        for name in {self._home_session: None, **self._sessions.all()}:
+            asked_at = self._clock()
+            try:
+                status, own_ids = await self._waha.look_at(name)
+            except WahaRefused as exc:  # it is there
+                if exc.status == _NOT_FOUND and name != self._home_session:
+                    self._sessions.forget(name)
+            except WahaError as exc:
+                self._silent(exc)
+                return
+            else:
+                self._sessions.asked(name, status, own_ids, asked_at)
+            self._there()
+
+    async def _look_again_and_again(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except Exception:  # whatever WAHA answers
+                log.exception("the look at WAHA stumbled", extra={"event": "waha.error"})
+            await asyncio.sleep(_EVERY_SECONDS)
+
+    def _there(self) -> None:
+        if self.silent_since is not None:
+            log.info("📱 WAHA answers again", extra={"event": "waha.back"})
+        self.ever, self.silent_since = True, None
+        self._metrics.waha_up(True)
+
+    def _silent(self, exc: WahaError) -> None:
+        if self.silent_since is None:
+            self.silent_since = self._clock()
+            log.warning(
+                "📵 WAHA does not answer: %s", masked(str(exc)), extra={"event": "waha.silent"}
+            )
+        self._metrics.waha_up(False)

@@ -1,0 +1,78 @@
+"""Whether WAHA is there, and how its sessions stand, without an event that tells."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from aiohttp import web
+
+from examples.waha import StandIn
+from gateway.metrics import Metrics
+from gateway.sessions import Sessions
+from gateway.waha.client import Waha
+from gateway.watch import Watch
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def watch(client: Waha, metrics: Metrics) -> Iterator[Watch]:
+    made = Watch(client, Sessions(metrics), metrics, home_session="default")
+    yield made
+    made.stop()
+
+
+def up(metrics: Metrics, session: str = "default") -> float | None:
+    return metrics.value("gateway_waha_session_up", session=session)
+
+
+async def test_a_session_that_waits_for_its_qr_code_is_known_without_an_event(
+    watch: Watch, waha: StandIn, metrics: Metrics
+) -> None:
+    waha.statuses["default"] = "SCAN_QR_CODE"
+    await watch.look()
+    assert metrics.value("gateway_waha_up") == 1
+    assert up(metrics) == 0
+    waha.statuses["default"] = "WORKING"
+    await watch.look()
+    assert up(metrics) == 1
+
+
+async def test_a_waha_that_has_died_is_noticed(
+    watch: Watch, waha: StandIn, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    await watch.look()
+    assert (watch.silent_since, watch.ever) == (None, True)
+    waha.odd_answer = lambda: web.Response(status=503)
+    await watch.look()
+    await watch.look()
+    assert watch.silent_since is not None
+    assert abs(watch.silent_since - time.time()) < 60
+    assert metrics.value("gateway_waha_up") == 0
+    waha.odd_answer = None
+    await watch.look()
+    assert watch.silent_since is None
+    told = [one.message.partition(":")[0] for one in caplog.records if one.name == "gateway.watch"]
+    assert told == ["📵 WAHA does not answer", "📱 WAHA answers again"]
+
+
+async def test_a_wrong_key_is_an_answer(watch: Watch, waha: StandIn, metrics: Metrics) -> None:
+    waha.odd_answer = lambda: web.Response(status=401)
+    await watch.look()
+    assert metrics.value("gateway_waha_up") == 1
+
+
+async def test_a_session_that_waha_has_no_more_is_forgotten(
+    client: Waha, waha: StandIn, metrics: Metrics
+) -> None:
+    sessions = Sessions(metrics)
+    watch = Watch(client, sessions, metrics, home_session="default")
+    sessions.asked("sales", "WORKING", frozenset(), 1.0)
+    assert up(metrics, "sales") == 1
+    await watch.look()  # the stand-in has `default` alone
+    assert up(metrics, "sales") is None
+    assert "sales" not in sessions.all()
