@@ -26,11 +26,15 @@ from gateway.api.webhook import WebhookEndpoint
 from gateway.delivery import Courier
 from gateway.errors import GatewayError
 from gateway.help import Helper
+from gateway.hour import Hour
 from gateway.ingest import Ingest, Rules
 from gateway.lids import Lids
 from gateway.metrics import Metrics
 from gateway.model import Address
 from gateway.operator import Operator
+from gateway.page.door import Door
+from gateway.page.frame import Frame
+from gateway.page.views import Page
 from gateway.pulse import Pulse
 from gateway.recovery import Recovery
 from gateway.sessions import Sessions
@@ -129,15 +133,27 @@ def create_app(
         routes_before = list(app.router.routes)
         ingest = Ingest(store, _rules(settings), tenants, sessions, shapes, lids, helper)
         endpoint = WebhookEndpoint(ingest, access, refusals, metrics, settings.max_body_bytes)
-        for path in WEBHOOK_PATHS:
-            app.router.routes.append(Route(path, endpoint, methods=["POST"]))
-        app.webhook = endpoint
         operator = Operator(store, lids, metrics)
-        guard = [Depends(_guard(access))]
-        app.include_router(health.health_router(store))
         recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
         watch = Watch(waha, sessions, metrics, home_session=settings.waha_session)
         state = State(store, courier, tenants, sessions, shapes, watch, recovery)
+        hour = Hour(metrics)
+        page = Page(
+            store=store,
+            operator=operator,
+            state=state,
+            tenants=tenants,
+            sessions=sessions,
+            hour=hour,
+            frame=Frame(Door(access), refusals),
+            settings=settings,
+        )
+        app.router.routes.extend(page.routes())
+        for path in WEBHOOK_PATHS:
+            app.router.routes.append(Route(path, endpoint, methods=["POST"]))
+        app.webhook = endpoint
+        guard = [Depends(_guard(access))]
+        app.include_router(health.health_router(store))
         ready = health.ready_router(store, courier, state, metrics, settings)
         app.include_router(ready, dependencies=guard)
         for one in (
@@ -167,6 +183,7 @@ def create_app(
         courier.start()
         await recovery.start()
         watch.start()
+        hour.start()
         users, homes = store.totals()
         log.info(
             "Gateway %s on %s:%s: %s users locked to %s tenants, backend %s",
@@ -184,6 +201,7 @@ def create_app(
             yield
         finally:
             watch.stop()
+            hour.stop()
             await asyncio.gather(courier.stop(GRACE_SECONDS), helper.stop(), recovery.stop())
             await lids.stop()
             tenants.stop()

@@ -295,7 +295,7 @@ class Metrics:
     def session_gone(self, session: str) -> None:
         """WAHA has no such session any more."""
         for gauge in (self._session_status, self._session_up, self._session_event):
-            gauge.remove_by_labels({"session": session})
+            gauge.remove_by_labels({"session": session})  # some may not be there
 
     def waha_up(self, up: bool) -> None:
         self._waha.set(up)

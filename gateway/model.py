@@ -14,6 +14,7 @@ TenantId = NewType("TenantId", int)
 # WAHA raises one message under both names; which of them somebody subscribed to is not our affair.
 MESSAGE_EVENTS = frozenset({"message", "message.any"})
 
+SESSION_NAME = "[A-Za-z0-9_-]{1,64}"  # of a WAHA session
 LARGEST_TENANT = 2_147_483_647  # backends keep the number in a signed 32-bit column
 
 

@@ -19,6 +19,11 @@ def svg(text: str, *, size: int, margin: int = QUIET_ZONE) -> bytes:
     return out.getvalue()
 
 
+def inline(text: str) -> str:
+    """As svg(), to stand in a page's HTML: as large as its place."""
+    return _code(text).svg_inline(omitsize=True, border=QUIET_ZONE, light="white")
+
+
 def png(text: str, *, size: int, margin: int = QUIET_ZONE) -> bytes:
     """As svg(), but a module is a whole number of pixels: the side is size at most, or one pixel
     for each module."""

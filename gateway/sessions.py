@@ -21,7 +21,7 @@ class Session:
     status: str | None = None
     status_at: float = 0.0  # of the event that told it; WAHA's clock
     told_at: float = 0.0  # when that came; our clock
-    last_event: float = 0.0  # our clock
+    last_event: float = 0.0  # our clock; 0: none came
     last_message: float = 0.0  # when the newest that was accepted was sent; WAHA's clock
     own_ids: frozenset[str] = frozenset()
 
@@ -50,7 +50,7 @@ class Sessions:
         known = self._known_as(message.session)
         if known is None:
             return
-        known.last_event = message.arrived
+        self._heard(message.session, known, message.arrived)
         # Fewer of the same: this event names the phone only.
         if not message.own_ids <= known.own_ids:
             known.own_ids = message.own_ids
@@ -96,7 +96,7 @@ class Sessions:
     def heard_before(self, name: str, last_message: float) -> None:
         """What is known from before our start. last_message: Unix seconds."""
         if known := self._known_as(name):
-            known.last_event = max(known.last_event, last_message)
+            self._heard(name, known, last_message)
             known.last_message = max(known.last_message, last_message)
 
     def forget(self, name: str) -> None:
@@ -109,8 +109,12 @@ class Sessions:
         known = self._known.get(name)
         if known is None and len(self._known) < _MOST:
             known = self._known[name] = Session()
-            self._metrics.session_seen(name, functools.partial(getattr, known, "last_event"))
         return known
+
+    def _heard(self, name: str, known: Session, at: float) -> None:
+        if not known.last_event:
+            self._metrics.session_seen(name, functools.partial(getattr, known, "last_event"))
+        known.last_event = max(known.last_event, at)
 
     def accepted(self, message: InboundMessage) -> None:
         """A person's message is durable here."""

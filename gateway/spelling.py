@@ -1,17 +1,30 @@
-"""A person's id as people write it: "+971 50 123 4567", "971501234567@c.us", "…@lid"."""
+"""A person's id as people write it: "+971 50 123 4567", "00971…", "971501234567@c.us", "…@lid"."""
 
 import re
+import unicodedata
 
 _PHONE = re.compile(r"\+?([0-9]{5,20})(?:@c\.us|@s\.whatsapp\.net)?")
 _LID = re.compile(r"[0-9]{5,20}@lid")
-_PUNCTUATION = re.compile(r"[\s()./-]")  # only before the @: the dot of @c.us is kept
+_SHORTEST = 5  # digits of a phone
+_PUNCTUATION = re.compile(r"[\s()./‐-―-]")  # only before the @: the dot of @c.us is kept
 
 
 def person(text: str) -> str | None:
     """Phone digits or …@lid; None if text is neither."""
-    text = text.strip()
+    text = "".join(map(_plain, text)).strip()
     if _LID.fullmatch(text):
         return text
     number, at, server = text.partition("@")
     found = _PHONE.fullmatch(_PUNCTUATION.sub("", number) + at + server)
-    return found[1] if found else None
+    if not found:
+        return None
+    # The prefix for calls abroad (ITU-T E.164): no country's code begins with 0.
+    return found[1].removeprefix("00") if len(found[1]) > _SHORTEST + 1 else found[1]
+
+
+def _plain(character: str) -> str:
+    """Digits of any script as ours; direction marks and the like, which copied numbers bring along,
+    as nothing."""
+    if character.isdecimal():
+        return str(unicodedata.decimal(character))
+    return "" if unicodedata.category(character) == "Cf" else character

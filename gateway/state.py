@@ -42,7 +42,9 @@ SENTENCES = {
     "recovery.gap": "what came of session {sessions} in the last {seconds:.0f} s is not known yet",
     "waha_sessions.none": "no event since the start",
     "waha_session.well": "{status}, last event {seconds:.0f} s ago",
+    "waha_session.quiet": "{status}, no event since the start",
     "waha_session.trouble": "{status}, last event {seconds:.0f} s ago",
+    "waha_session.quiet_trouble": "{status}, no event since the start",
     "webhook_bodies.well": "have the known form",
     "webhook_bodies.odd": "{what}",
 }
@@ -173,10 +175,13 @@ class State:
         now = time.time()
         for name, session in known.items():
             values = {"status": session.status or "sends", "seconds": now - session.last_event}
+            quiet = not session.last_event
             if session.in_trouble:
-                yield Part("waha_session.trouble", Level.DOWN, values, name)
+                said = "waha_session.quiet_trouble" if quiet else "waha_session.trouble"
+                yield Part(said, Level.DOWN, values, name)
             else:
-                yield Part("waha_session.well", values=values, session=name)
+                said = "waha_session.quiet" if quiet else "waha_session.well"
+                yield Part(said, Level.WELL, values, name)
 
     def _of_the_bodies(self) -> Part:
         if odd := "; ".join(self._shapes.odd()):

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
@@ -25,11 +25,14 @@ _LOOK_SECONDS = 1.0  # a change is read once the file has looked the same at two
 
 log = logging.getLogger(__name__)
 
+# Persian and Arabic names hold them: joiners and non-joiners, and direction marks.
+_IN_NAMES = dict.fromkeys(map(ord, "\u200c\u200d\u200e\u200f"))
+
 _Stamp = tuple[int, int, int]  # a file that was rewritten has another one
 
 
 def _some_text(value: str) -> str:
-    if not value.isprintable():
+    if not value.translate(_IN_NAMES).isprintable():
         raise ValueError("must be of one line, without control characters")
     return value
 
@@ -84,8 +87,14 @@ class Tenants:
 
     def may_lock(self, tenant: TenantId) -> bool:
         """Whether users may be locked to tenant: it is known and active."""
+        return self.refusal(tenant) is None
+
+    def refusal(self, tenant: TenantId) -> Literal["no_tenant", "inactive"] | None:
+        """Why users may not be locked to tenant."""
         known = self.get(tenant)
-        return known is not None and known.active
+        if known is None:
+            return "no_tenant"
+        return None if known.active else "inactive"
 
     def start(self) -> None:
         """Say what there is, and look for changes from now on."""

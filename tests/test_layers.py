@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"gateway", "model", "errors"},
     {"settings", "log", "metrics"},
-    {"deeplink", "spelling", "backoff", "gate", "pulse", "qr", "tenants"},
+    {"deeplink", "spelling", "backoff", "gate", "pulse", "hour", "qr", "tenants"},
     {"routing"},
     {"waha", "backend", "store", "explanation", "sessions", "shapes"},
     {"targets"},
@@ -19,6 +19,7 @@ ROWS = [
     {"recovery", "watch"},
     {"state"},
     {"api"},
+    {"page"},
     {"app", "wire"},
     {"commands"},
 ]

@@ -1,9 +1,7 @@
 """deploy/: what Prometheus and Grafana are given names only what the router has."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from typing import Any
 
@@ -12,6 +10,7 @@ import yaml
 
 from gateway.metrics import Metrics
 from tests.e2e.router import ROOT
+from tests.programs import program
 
 DEPLOY = ROOT / "deploy"
 OURS = {name: set(filter(None, labels.split(","))) for name, labels in Metrics().series()}
@@ -89,20 +88,12 @@ def test_the_dashboards_panels_do_not_overlap() -> None:
 
 
 def test_prometheus_own_tool_finds_nothing_wrong_with_the_rules() -> None:
-    tool = os.environ.get("PROMTOOL") or shutil.which("promtool")
-    if not tool:
-        pytest.skip("no promtool: install it, or name it in PROMTOOL")
-    done = subprocess.run(
-        [tool, "check", "rules", str(DEPLOY / "alerts.yml")], capture_output=True, text=True
-    )  # fmt: skip
+    command = [program("promtool"), "check", "rules", str(DEPLOY / "alerts.yml")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_alarms_fire_when_they_should_and_only_then() -> None:
-    tool = os.environ.get("PROMTOOL") or shutil.which("promtool")
-    if not tool:
-        pytest.skip("no promtool: install it, or name it in PROMTOOL")
-    done = subprocess.run(
-        [tool, "test", "rules", str(ROOT / "tests" / "alerts.yml")], capture_output=True, text=True
-    )  # fmt: skip
+    command = [program("promtool"), "test", "rules", str(ROOT / "tests" / "alerts.yml")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -24,7 +24,7 @@ class Access:
         self._hmac_keys = [key.encode() for key in split(settings.webhook_hmac_key)]
         waha_key = settings.waha_api_key.get_secret_value()
         self._waha_keys = (waha_key,) if waha_key else ()  # WAHA has one, commas and all
-        self._admin_keys = split(settings.admin_api_key)
+        self.admin_keys = split(settings.admin_api_key)
         self._on_loopback = settings.listens_on_loopback
 
     @property
@@ -60,19 +60,37 @@ class Access:
 
     def check_admin(self, connection: HTTPConnection) -> None:
         """Return if the caller may use /router/* and the like; else raise."""
-        if self._admin_keys:
-            _check_key(connection, self._admin_keys, "ADMIN_API_KEY")
-        elif not self._from_here(connection):
+        if self.admin_keys:
+            _check_key(connection, self.admin_keys, "ADMIN_API_KEY")
+        elif why_not := self._why_not(connection):
             raise NotAllowed(
                 "no ADMIN_API_KEY is configured, so only this machine may call: set it, and send it"
-                f" as X-Api-Key ({self._why_not(connection)})"
+                f" as X-Api-Key ({why_not})"
+            )
+
+    def check_admin_key(self, given: str) -> None:
+        """Return if given is an ADMIN_API_KEY, typed into a form; else raise BadSignature."""
+        _compare(given.encode("utf-8", "replace"), self.admin_keys, "the key", "ADMIN_API_KEY")
+
+    def check_page(self, connection: HTTPConnection) -> None:
+        """Return if the page's own calls may come from there without a key; raise NotAllowed.
+
+        A form of the page sends its origin along, which no other caller of this machine does.
+        """
+        if why_not := self._why_not(connection, own_page=True):
+            raise NotAllowed(
+                "no ADMIN_API_KEY is configured, so only this machine may look: set it, and log in"
+                f" ({why_not})"
             )
 
     def _from_here(self, connection: HTTPConnection) -> bool:
         return self._why_not(connection) is None
 
-    def _why_not(self, connection: HTTPConnection) -> str | None:
-        """Why the call does not count as one from this machine; None if it does."""
+    def _why_not(self, connection: HTTPConnection, *, own_page: bool = False) -> str | None:
+        """Why the call does not count as one from this machine; None if it does.
+
+        own_page: it may come from a page that was loaded from here.
+        """
         client = connection.scope.get("client")
         peer = client[0] if client else ""
         if peer == _IN_PROCESS:
@@ -82,13 +100,18 @@ class Access:
         if not is_loopback(peer) or not is_loopback(_local_address(connection.scope)):
             return f"the call came from {peer or 'nowhere'}"
         hosts: list[str] = []
+        origins: list[str] = []
         for name, value in connection.scope["headers"]:  # bytes: each call passes here
             if name == b"host":
                 hosts.append(value.decode("latin-1"))
             elif name in _PROXY_HEADERS or name.startswith(b"x-forwarded-"):
                 return f"it came through a proxy: {name.decode('latin-1')[:60]} is set"
-            elif name == b"origin" or (name == b"sec-fetch-site" and value not in _OWN_SITES):
+            elif name == b"origin":
+                origins.append(value.decode("latin-1"))
+            elif name == b"sec-fetch-site" and value not in _OWN_SITES:
                 return "a web page sent it"
+        if origins and not (own_page and origins == [f"http://{host}" for host in hosts]):
+            return "a web page sent it"
         if len(hosts) != 1 or _host_name(hosts[0]) not in _LOCAL_HOSTS:
             return f"its Host is {', '.join(hosts)[:60]!a}"
         # A bare nginx in front speaks 1.0 and adds nothing else.
@@ -100,9 +123,13 @@ class Access:
 def _check_key(connection: HTTPConnection, keys: Sequence[str], setting: str) -> None:
     # The bytes that were sent: Starlette has read them as Latin-1.
     given = (_only(connection, "x-api-key") or "").encode("latin-1")
+    _compare(given, keys, "X-Api-Key", setting)
+
+
+def _compare(given: bytes, keys: Sequence[str], what: str, setting: str) -> None:
     # Every key is compared, so that the time does not tell which one fits.
     if not any([hmac.compare_digest(key.encode(), given) for key in keys]):
-        raise BadSignature(f"X-Api-Key is missing or not what {setting} says")
+        raise BadSignature(f"{what} is missing or not what {setting} says")
 
 
 def _only(connection: HTTPConnection, name: str) -> str | None:

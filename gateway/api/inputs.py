@@ -6,14 +6,18 @@ from typing import Annotated
 from fastapi import HTTPException, Path, Query
 
 from gateway import spelling
-from gateway.model import LARGEST_TENANT, TenantId, UserId, scoped
+from gateway.model import LARGEST_TENANT, SESSION_NAME, TenantId, UserId, scoped
 from gateway.tenants import Tenants
 
 LARGEST_ID = 2**63 - 1
+_REFUSALS = {
+    "no_tenant": "is not in tenants.json: add it there first",
+    "inactive": "is not active: see tenants.json",
+}
 
 Session = Annotated[
     str | None,
-    Query(pattern="^[A-Za-z0-9_-]{1,64}$", description="another WAHA session than WAHA_SESSION"),
+    Query(pattern=f"^{SESSION_NAME}$", description="another WAHA session than WAHA_SESSION"),
 ]
 TenantNumber = Annotated[int, Path(ge=1, le=LARGEST_TENANT, description="the tenant's number")]
 Limit = Annotated[int, Query(ge=1, le=100_000)]
@@ -32,10 +36,8 @@ def person(text: str, session: str | None, home_session: str) -> UserId:
 def new_home(tenant: int, tenants: Tenants) -> TenantId:
     """tenant, if users may be locked to it; else 422."""
     number = TenantId(tenant)
-    if tenants.get(number) is None:
-        raise HTTPException(422, f"tenant {tenant} is not in tenants.json: add it there first")
-    if not tenants.may_lock(number):
-        raise HTTPException(422, f"tenant {tenant} is not active: see tenants.json")
+    if refusal := tenants.refusal(number):
+        raise HTTPException(422, f"tenant {tenant} {_REFUSALS[refusal]}")
     return number
 
 

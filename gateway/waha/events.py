@@ -22,7 +22,15 @@ from typing import Any
 import orjson
 
 from gateway.errors import BadBody
-from gateway.model import MESSAGE_EVENTS, Chat, InboundMessage, Moment, SeenKey, scoped
+from gateway.model import (
+    MESSAGE_EVENTS,
+    SESSION_NAME,
+    Chat,
+    InboundMessage,
+    Moment,
+    SeenKey,
+    scoped,
+)
 
 Json = dict[str, Any]
 
@@ -30,7 +38,7 @@ Json = dict[str, Any]
 # Each part ends where the next begins, or a long id of @ would take for ever.
 _WAHA_ID = re.compile(r"(true|false)_([^_@]+@[^_@]+)_(.+?)(?:_[^_@]+@[^_@]+)?", re.DOTALL)
 _PERSON = re.compile(r"([0-9]{5,20})(?::[0-9]+)?@(c\.us|s\.whatsapp\.net|lid)")
-_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SESSION = re.compile(SESSION_NAME)
 _STORABLE_ID = re.compile(r"[A-Za-z0-9_.:@=-]{1,128}")
 _SUFFIXES = {
     "g.us": Chat.GROUP,
@@ -206,6 +214,17 @@ def _other_id(payload: Json, own: bool) -> str | None:
         [info.get("RecipientAlt")] if own else [key.get("senderPn"), info.get("SenderAlt")]
     )
     return next((found for one in candidates if (found := person(one))), None)
+
+
+def text_of(body: bytes) -> str:
+    """What the person wrote, for people to read: half an emoji is a question mark. Empty if there
+    is nothing, or body is no WAHA event."""
+    try:
+        envelope = _load(body)
+    except BadBody:
+        return ""
+    payload = _dict(envelope.get("payload")) if isinstance(envelope, dict) else {}
+    return _text(payload).encode("utf-8", "replace").decode()
 
 
 def _text(payload: Json) -> str:

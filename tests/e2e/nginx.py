@@ -1,29 +1,33 @@
 """An nginx of a test's own."""
 
 import contextlib
-import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import pytest
+
+from tests.programs import program
 
 
 @contextlib.contextmanager
 def nginx(config: str, folder: Path) -> Iterator[None]:
     """Runs, and listens where config says, until the block ends; skips the test without one."""
-    program = os.environ.get("NGINX") or shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    if program is None:
-        pytest.skip("no nginx: install it, or name it in NGINX")
     file = folder / "nginx.conf"
     file.write_text(config)
     listens = re.search(r"listen (127\.0\.0\.1:[0-9]+)", config)
     assert listens
-    command = [program, "-e", "stderr", "-p", str(folder), "-c", str(file)]
+    command = [
+        program("nginx", "/usr/sbin/nginx"),
+        "-e",
+        "stderr",
+        "-p",
+        str(folder),
+        "-c",
+        str(file),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         for _ in range(400):

@@ -1,0 +1,72 @@
+"""Who may look at the page, and that an order comes from it and from no other site's.
+
+With ADMIN_API_KEY a form asks for it and sets a cookie, signed with that key: every router that
+has the key knows it, and another key ends all visits. Without, this machine may look, as at all of
+/router/*. Each order carries a token that belongs to the visit (OWASP, "Cross-Site Request Forgery
+Prevention", signed double-submit).
+"""
+
+import hashlib
+import hmac
+import secrets
+from typing import Any
+
+from itsdangerous import BadData, Signer, TimestampSigner
+from starlette.requests import Request
+
+from gateway.api.access import Access
+from gateway.errors import BadSignature, NotAllowed
+
+COOKIE = "gateway_page"
+SECONDS = 12 * 3600  # a visit lasts a working day
+_HOW: dict[str, Any] = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
+_LOCAL_VISIT = "this machine"
+
+
+class Door:
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        # The oldest first, as Signer wants them. Without a key the tokens end with the process.
+        keys = [*reversed(access.admin_keys)] or [secrets.token_hex(32)]
+        self._visits = TimestampSigner(keys, salt="page visit", **_HOW)
+        self._tokens = Signer(keys, salt="page token", **_HOW)
+
+    @property
+    def has_key(self) -> bool:
+        """False: nobody logs in, this machine alone is served."""
+        return bool(self._access.admin_keys)
+
+    def visit(self, request: Request) -> str:
+        """What tells this visit from others. Raise BadSignature if it must log in, NotAllowed if
+        that would not help."""
+        if not self.has_key:
+            self._access.check_page(request)
+            return _LOCAL_VISIT
+        visit = request.cookies.get(COOKIE, "")
+        try:
+            self._visits.unsign(visit, max_age=SECONDS)
+        except BadData as exc:
+            raise BadSignature("the page wants ADMIN_API_KEY") from exc
+        return visit
+
+    def log_in(self, request: Request, key: str) -> str:
+        """A new visit, for the cookie. Raise BadSignature if key is not ADMIN_API_KEY."""
+        _check_site(request)
+        self._access.check_admin_key(key)
+        return self._visits.sign(secrets.token_urlsafe(16)).decode()
+
+    def token(self, visit: str) -> str:
+        """What an order of this visit must carry."""
+        return self._tokens.get_signature(visit).decode()
+
+    def check_order(self, request: Request, visit: str, token: str) -> None:
+        """Return if the order comes from our page; raise NotAllowed."""
+        _check_site(request)
+        if not hmac.compare_digest(self.token(visit).encode(), token.encode()):
+            raise NotAllowed("the order has no token of this visit: load the page again")
+
+
+def _check_site(request: Request) -> None:
+    # Browsers without this header are held off by the token and by SameSite=Strict.
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise NotAllowed("another site sent this")

@@ -1,0 +1,378 @@
+"""The page's views. Each is drawn whole on the server; page.js only keeps the overview fresh."""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from markupsafe import Markup
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway import deeplink, qr, spelling
+from gateway.errors import BadBody, TooLongForQr
+from gateway.hour import MINUTES, Hour
+from gateway.model import (
+    LARGEST_TENANT,
+    SESSION_NAME,
+    Backlog,
+    HistoryLine,
+    Selection,
+    TenantId,
+    Totals,
+    UserId,
+    scoped,
+    unscoped,
+)
+from gateway.operator import Operator
+from gateway.page.frame import HEADERS, HOME, PATH, Frame, Visit, see_other
+from gateway.page.words import Words
+from gateway.sessions import Sessions
+from gateway.settings import Settings
+from gateway.state import Level, Part, State, backlog_of
+from gateway.store import Store
+from gateway.tenants import Tenants
+from gateway.waha import events
+
+_ROWS = 100  # of a table, on one page
+_SHOWN = 300  # characters of a message
+_SORTS: dict[str, Callable[["_Row"], Any]] = {
+    "number": lambda row: row.number,
+    "name": lambda row: (row.name == "", row.name.casefold()),
+    "users": lambda row: -row.totals.users,
+    "delivered": lambda row: -row.totals.delivered,
+    "waiting": lambda row: -row.totals.waiting,
+    "dead": lambda row: -row.totals.dead,
+    "last": lambda row: -(row.totals.last_seen or 0.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A tenant. state: "inactive", "unknown" (to tenants.json) or empty."""
+
+    number: TenantId
+    name: str
+    state: str
+    totals: Totals
+
+
+class Page:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        operator: Operator,
+        state: State,
+        tenants: Tenants,
+        sessions: Sessions,
+        hour: Hour,
+        frame: Frame,
+        settings: Settings,
+    ) -> None:
+        self._store = store
+        self._operator = operator
+        self._state = state
+        self._tenants = tenants
+        self._sessions = sessions
+        self._hour = hour
+        self._frame = frame
+        self._settings = settings
+
+    def routes(self) -> list[Route]:
+        route = self._frame.route
+        return [
+            *self._frame.routes(),
+            route("GET", HOME, self._overview),
+            route("GET", f"{PATH}tenants", self._tenants_view),
+            route("GET", f"{PATH}user", self._user),
+            route("POST", f"{PATH}user", self._order_user),
+            route("GET", f"{PATH}letters", self._letters),
+            route("POST", f"{PATH}letters", self._order_letters),
+            route("GET", f"{PATH}card", self._card),
+            route("GET", f"{PATH}card/{{file}}", self._card_file),
+        ]
+
+    async def _overview(self, visit: Visit) -> Response:
+        backlog = await backlog_of(self._store)
+        parts = self._state.parts(backlog)
+        known = backlog if isinstance(backlog, Backlog) else None
+        if known and known.dead:
+            parts.append(Part("letters.some", Level.LOOK, {"count": known.dead}))
+        worst = max((part.level for part in parts), key=lambda level: level.value)
+        users, homes = self._store.totals()
+        figures = {"users": users, "tenants": homes}
+        if known:
+            figures |= {"waiting": known.waiting, "held": known.held, "dead": known.dead}
+        minutes = self._hour.minutes()
+        return self._frame.show(
+            visit,
+            "overview.html",
+            worst=worst.name.lower(),
+            troubles=[_told(visit.words, part) for part in parts if part.level is not Level.WELL],
+            rest=[_told(visit.words, part) for part in parts if part.level is Level.WELL],
+            figures=figures,
+            minutes=minutes,
+            most=max(max(minute) for minute in minutes) or 1,
+            width=MINUTES,
+            came=sum(minute.came for minute in minutes),
+            delivered=sum(minute.delivered for minute in minutes),
+        )
+
+    async def _tenants_view(self, visit: Visit) -> Response:
+        rows, find = await self._rows(), visit.asked("find")
+        number = _number(find, most=LARGEST_TENANT)
+        fits = [
+            row for row in rows if find.casefold() in row.name.casefold() or row.number == number
+        ]
+        sort = visit.asked("sort")
+        sort = sort if sort in _SORTS else "users"
+        fits.sort(key=_SORTS[sort])
+        first = min(_number(visit.asked("from"), most=10**9) or 0, len(fits))
+        return self._frame.show(
+            visit,
+            "tenants.html",
+            find=find,
+            rows=fits[first : first + _ROWS],
+            count=len(fits),
+            any=bool(rows),
+            sort=sort,
+            sorts=list(_SORTS),
+            most=max((row.totals.users for row in rows), default=0) or 1,
+            before=first and max(0, first - _ROWS),
+            first=first,
+            next=first + _ROWS if first + _ROWS < len(fits) else None,
+        )
+
+    async def _rows(self) -> list[_Row]:
+        totals, listed = await self._store.tenant_totals(), self._tenants.listed or {}
+        rows = []
+        for number in sorted({*totals, *listed}):
+            tenant = self._tenants.get(number)
+            state = "unknown" if tenant is None else "" if tenant.active else "inactive"
+            name = tenant.name if tenant else ""
+            rows.append(_Row(number, name, state, totals.get(number, Totals())))
+        return rows
+
+    async def _user(self, visit: Visit) -> Response:
+        text, session = visit.asked("user"), visit.asked("session")
+        sessions = list({self._settings.waha_session: None, **self._sessions.all()})
+        common: dict[str, Any] = {"text": text, "session": session, "sessions": sessions}
+        who = self._person(text, session)
+        if who is None:
+            wrong = visit.words("user.no_user", text=text[:60]) if text else None
+            return self._frame.show(
+                visit, "find.html", 422 if wrong else 200, wrong=wrong, **common
+            )
+        known, lock = await self._store.lock_of(who)
+        before = _number(visit.asked("before"))
+        history = await self._store.history(known, limit=21, before=before)
+        export = await self._store.export(known)
+        ask, to = visit.asked("ask"), _number(visit.asked("to"), most=LARGEST_TENANT)
+        wrong = self._why_no_lock(visit.words, known, to) if ask == "lock" else None
+        return self._frame.show(
+            visit,
+            "user.html",
+            user=unscoped(known),
+            ids=[unscoped(one) for one in export.ids],
+            tenant=lock.tenant,
+            name=self._name_of(lock.tenant),
+            since=lock.changed.second if lock.tenant else None,
+            history=[(line, _history(visit.words, line)) for line in history[:20]],
+            older=history[19].id if len(history) > 20 else None,
+            messages=[(one, _text(one.body)) for one in export.messages[:20]],
+            more=max(0, len(export.messages) - 20),
+            ask=ask if not wrong and (ask == "lock" or (ask == "unlock" and lock.tenant)) else None,
+            to=to,
+            wrong=wrong,
+            done=_done(visit),
+            **common,
+        )
+
+    async def _order_user(self, visit: Visit) -> Response:
+        form = visit.form
+        who = self._person(form.get("user", ""), form.get("session", ""))
+        if who is None:
+            raise BadBody(f"{form.get('user', '')[:60]!r} is no user")
+        back = {"user": unscoped(who), "session": form.get("session", "")}
+        if form.get("do") == "unlock":
+            _, tenant, _ = await self._operator.unlock(who)
+            return see_other(f"{PATH}user", **back, done="unlocked" if tenant else "no_lock")
+        to = _number(form.get("to", ""), most=LARGEST_TENANT)
+        if to is None or self._why_no_lock(visit.words, who, to):
+            # The view says why.
+            return see_other(f"{PATH}user", **back, ask="lock", to=form.get("to", ""))
+        await self._operator.lock(who, TenantId(to))
+        return see_other(f"{PATH}user", **back, done="locked", tenant=to)
+
+    async def _letters(self, visit: Visit) -> Response:
+        number = _number(visit.asked("id"))
+        if number is not None:
+            letter = await self._store.dead_letter(number)
+            if letter is None:
+                gone = visit.words("letter.gone")
+                return self._frame.show(visit, "trouble.html", 404, said=gone)
+            return self._frame.show(
+                visit,
+                "letter.html",
+                letter=letter,
+                user=unscoped(letter.user),
+                text=_text(letter.body or b""),
+                answer=letter.answer.decode("utf-8", "replace"),
+                ask=visit.asked("ask") == "delete",
+            )
+        which, common = self._selection(visit.request.query_params)
+        before = _number(visit.asked("before"))
+        found = await self._store.dead_letters(which, limit=_ROWS + 1, before=before)
+        return self._frame.show(
+            visit,
+            "letters.html",
+            letters=[(one, unscoped(one.user)) for one in found[:_ROWS]],
+            older=found[_ROWS - 1].id if len(found) > _ROWS else None,
+            ask=visit.asked("ask") == "replay" and bool(found),
+            done=_done(visit),
+            **common,
+        )
+
+    async def _order_letters(self, visit: Visit) -> Response:
+        form = visit.form
+        which, asked = self._selection(form)
+        if number := _number(form.get("id", "")):
+            which = Selection(id=number)
+        if form.get("do") == "delete" and number:
+            count = await self._operator.bury(which)
+            return see_other(f"{PATH}letters", done="deleted" if count else "")
+        if form.get("do") != "replay" or (number is None and asked["wrong"]):
+            raise BadBody("say what is to be done, and with which message")
+        count = await self._operator.replay(which)
+        kept = {} if number else {name: asked[name] for name in ("tenant", "user")}
+        return see_other(f"{PATH}letters", **kept, done="replayed", count=count)
+
+    async def _card(self, visit: Visit) -> Response:
+        number = _number(visit.asked("tenant"), most=LARGEST_TENANT)
+        text, wrong, code, address = visit.asked("text")[:1000], None, None, None
+        tenant = self._tenants.get(TenantId(number)) if number else None
+        if number and tenant is None:
+            wrong = visit.words("user.no_tenant", tenant=number)
+        elif visit.asked("tenant") and not number:
+            wrong = visit.words("user.bad_tenant")
+        elif number:
+            address = self._address(TenantId(number), text)
+            try:
+                code = Markup(qr.inline(address))  # noqa: S704  # modules alone, no text
+            except TooLongForQr:
+                wrong = visit.words("card.too_long")
+        return self._frame.show(
+            visit,
+            "card.html",
+            422 if wrong else 200,
+            number=number or "",
+            text=text,
+            wrong=wrong,
+            code=code,
+            address=address,
+            name=tenant.name if tenant else "",
+            active=bool(tenant and tenant.active),
+            phone=(tenant and tenant.gateway_phone) or self._settings.gateway_phone,
+            query=urlencode({"text": text}) if text else "",
+        )
+
+    async def _card_file(self, visit: Visit) -> Response:
+        stem, _, kind = visit.request.path_params["file"].partition(".")
+        number = _number(stem, most=LARGEST_TENANT)
+        draw, media = {"svg": (qr.svg, "image/svg+xml"), "png": (qr.png, "image/png")}.get(
+            kind, (None, "")
+        )
+        if number is None or draw is None or self._tenants.get(TenantId(number)) is None:
+            said = visit.words("trouble.not_found")
+            return self._frame.show(visit, "trouble.html", 404, said=said)
+        try:
+            drawn = await _drawn(draw, self._address(TenantId(number), visit.asked("text")[:1000]))
+        except TooLongForQr:
+            return self._frame.show(visit, "trouble.html", 422, said=visit.words("card.too_long"))
+        name = f'attachment; filename="office-{number}.{kind}"'
+        return Response(drawn, 200, {**HEADERS, "Content-Disposition": name}, media)
+
+    # what they need
+
+    def _person(self, text: str, session: str) -> UserId | None:
+        known = spelling.person(text)
+        home = self._settings.waha_session
+        if known is None or (session and not re.fullmatch(SESSION_NAME, session)):
+            return None
+        return scoped(session or home, known, home)
+
+    def _name_of(self, tenant: TenantId | None) -> str:
+        known = self._tenants.get(tenant) if tenant else None
+        return known.name if known else ""
+
+    def _why_no_lock(self, words: Words, user: UserId, tenant: int | None) -> Markup | None:
+        """Why user cannot be locked to tenant; None if there is no reason."""
+        if tenant is None:
+            return words("user.bad_tenant")
+        if unscoped(user) == self._settings.gateway_phone:
+            return words("user.own_number", user=unscoped(user))
+        if refusal := self._tenants.refusal(TenantId(tenant)):
+            return words(f"user.{refusal}", tenant=tenant)
+        return None
+
+    def _selection(self, asked: Mapping[str, str]) -> tuple[Selection, dict[str, Any]]:
+        """Which dead letters are asked for; and as it was asked, with wrong=True if that is
+        none."""
+        tenant_text, user_text = asked.get("tenant", "").strip(), asked.get("user", "").strip()
+        tenant = _number(tenant_text, most=LARGEST_TENANT)
+        user = self._person(user_text, asked.get("session", ""))
+        wrong = bool(tenant_text and tenant is None) or bool(user_text and user is None)
+        which = Selection(tenant=TenantId(tenant) if tenant else None, user=user)
+        if wrong:
+            which = Selection(id=0)  # there is none
+        return which, {"tenant": tenant_text, "user": user_text, "wrong": wrong}
+
+    def _address(self, tenant: TenantId, text: str) -> str:
+        known = self._tenants.get(tenant)
+        phone = (known and known.gateway_phone) or self._settings.gateway_phone
+        said = deeplink.text_of(tenant, prefix=self._settings.deep_link_prefix, note=text)
+        return deeplink.address(said, phone=phone)
+
+
+def _text(body: bytes) -> str:
+    """The beginning of what the person wrote, or empty."""
+    text = events.text_of(body)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _number(text: str, *, most: int = 2**63 - 1) -> int | None:
+    """A whole number from 1 to most, in digits of any script; None if text is none."""
+    found = int(text) if text.isdecimal() and len(text) < 20 else 0
+    return found if 1 <= found <= most else None
+
+
+def _told(words: Words, part: Part) -> Markup:
+    values = dict(part.values)
+    if isinstance(seconds := values.get("seconds"), float):
+        values["seconds"] = words.lasting(seconds)
+    if part.session:
+        values["session"] = part.session
+    return words(part.said, **values)
+
+
+def _history(words: Words, line: HistoryLine) -> Markup:
+    name = f"history.{line.kind}"
+    if line.kind == "merged" and line.to_tenant is None:
+        name = "history.merged_none"
+    return words(name, to=line.to_tenant, old=line.from_tenant)
+
+
+def _done(visit: Visit) -> Markup | None:
+    """What an order has just brought about."""
+    name = f"done.{visit.asked('done')}"
+    if not visit.words.has(name):
+        return None
+    values = {key: _number(visit.asked(key)) or 0 for key in ("tenant", "count")}
+    return visit.words(name, **values)
+
+
+async def _drawn(draw: Callable[..., bytes], address: str) -> bytes:
+    return await asyncio.to_thread(draw, address, size=512)
