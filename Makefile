@@ -1,10 +1,10 @@
-# make run | test | check | check-all | demo | bench | screens | lock | audit | clean. Needs Python 3.11 or newer and make; the rest is installed in .venv.
+# make run | test | check | check-all | docs-check | demo | bench | screens | lock | audit | clean. Needs Python 3.11 or newer and make; the rest is installed in .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check check-all demo bench screens lock audit clean
+.PHONY: run test check check-all docs-check demo bench screens lock audit clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python whatsapp_router.py
@@ -22,6 +22,10 @@ check: $(VENV)/dev.stamp
 # The same, but no test is left out for want of a program.
 check-all: export NOTHING_SKIPPED = 1
 check-all: check
+
+# Dead links in the documents, and settings, endpoints, metrics or commands that there are not.
+docs-check: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests/test_documents.py
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python examples/demo.py

@@ -26,7 +26,7 @@ from gateway.store import moving, opening
 
 def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
     """Run what arguments say; the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.command and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a C locale knows no emoji
     try:
@@ -77,11 +77,12 @@ def _folder(settings: Settings, command: str) -> Path:
     return Path(folder)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Every command and its options."""
+    made = argparse.ArgumentParser(
         prog="whatsapp_router.py", description="Routes WAHA's webhooks to the tenants' backend."
     )
-    commands = parser.add_subparsers(dest="command", title="commands (none: serve)")
+    commands = made.add_subparsers(dest="command", title="commands (none: serve)")
     say = commands.add_parser("say", help="post a message to the running router, as WAHA would")
     say.add_argument("phone", help="who says it: digits, or …@lid")
     say.add_argument("text", nargs="+", help="what is said, such as start_realty_2")
@@ -125,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     back = commands.add_parser("restore", help="put a back-up in place of what is there")
     back.add_argument("place", type=Path, metavar="DIR", help="a back-up, or where they are")
     commands.add_parser("rebuild", help="write a lost router_mappings.json from the history")
-    return parser
+    return made
 
 
 def _session(text: str) -> str:
