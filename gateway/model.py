@@ -377,6 +377,18 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
+class Outline:
+    """What is held of a person, in brief. ids: phone and LID, as far as they are known; messages:
+    some of them; the numbers are of all."""
+
+    ids: tuple[UserId, ...]
+    messages: tuple[Kept, ...]
+    waiting: int
+    held: int
+    dead_letters: int
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """Which dead letters: all that fit every field that is not None."""
 

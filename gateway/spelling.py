@@ -5,6 +5,7 @@ import unicodedata
 
 _PHONE = re.compile(r"\+?([0-9]{5,20})(?:@c\.us|@s\.whatsapp\.net)?")
 _LID = re.compile(r"[0-9]{5,20}@lid")
+_SAME_LETTERS = str.maketrans("يىك", "ییک")
 _SHORTEST = 5  # digits of a phone
 _PUNCTUATION = re.compile(r"[\s()./‐-―-]")  # only before the @: the dot of @c.us is kept
 
@@ -20,6 +21,14 @@ def person(text: str) -> str | None:
         return None
     # The prefix for calls abroad (ITU-T E.164): no country's code begins with 0.
     return found[1].removeprefix("00") if len(found[1]) > _SHORTEST + 1 else found[1]
+
+
+def fold(text: str) -> str:
+    """What is left of a name when case, accents, blanks and joiners are gone, and the letters that
+    Arabic and Persian keyboards give for one another are one: for finding it."""
+    parts = unicodedata.normalize("NFKD", text.casefold())
+    kept = (one for one in parts if unicodedata.category(one) not in ("Mn", "Cf", "Zs"))
+    return "".join(kept).translate(_SAME_LETTERS)
 
 
 def _plain(character: str) -> str:

@@ -37,14 +37,16 @@ SENTENCES = {
     "tenants_file.trouble": "{why}",
     "waha.unasked": "not asked yet",
     "waha.well": "answers",
+    "waha.refused": "refuses us: {why}",
     "waha.silent": "has not answered for {seconds:.0f} s: see WAHA_API_URL and the log",
     "recovery.whole": "nothing that WAHA knows of is missing",
     "recovery.gap": "what came of session {sessions} in the last {seconds:.0f} s is not known yet",
     "waha_sessions.none": "no event since the start",
-    "waha_session.well": "{status}, last event {seconds:.0f} s ago",
-    "waha_session.quiet": "{status}, no event since the start",
-    "waha_session.trouble": "{status}, last event {seconds:.0f} s ago",
-    "waha_session.quiet_trouble": "{status}, no event since the start",
+    "waha_session.well": "{status}, {heard}",
+    "waha_session.quiet": "{status}, {heard}",
+    "waha_session.starting": "{status}, {heard}",
+    "waha_session.unknown": "{status}, {heard}",
+    "waha_session.trouble": "{status}, {heard}",
     "webhook_bodies.well": "have the known form",
     "webhook_bodies.odd": "{what}",
 }
@@ -154,6 +156,8 @@ class State:
         if self._watch.silent_since is not None:
             level = Level.DOWN if self._watch.ever else Level.LOOK  # it may never have been there
             return Part("waha.silent", level, {"seconds": time.time() - self._watch.silent_since})
+        if self._watch.refused:
+            return Part("waha.refused", Level.LOOK, {"why": self._watch.refused})
         return Part("waha.well" if self._watch.ever else "waha.unasked")
 
     def _of_the_gaps(self) -> Part:
@@ -174,13 +178,17 @@ class State:
             yield Part("waha_sessions.none")
         now = time.time()
         for name, session in known.items():
-            values = {"status": session.status or "sends", "seconds": now - session.last_event}
-            quiet = not session.last_event
+            seconds = now - session.last_event
+            heard = f"last event {seconds:.0f} s ago" if session.last_event else "no event yet"
+            values = {"status": session.status or "sends", "seconds": seconds, "heard": heard}
             if session.in_trouble:
-                said = "waha_session.quiet_trouble" if quiet else "waha_session.trouble"
-                yield Part(said, Level.DOWN, values, name)
+                yield Part("waha_session.trouble", Level.DOWN, values, name)
+            elif session.status == "STARTING":
+                yield Part("waha_session.starting", Level.WELL, values, name)
+            elif session.status is None or self._watch.silent_since is not None:
+                yield Part("waha_session.unknown", Level.WELL, values, name)
             else:
-                said = "waha_session.quiet" if quiet else "waha_session.well"
+                said = "waha_session.well" if session.last_event else "waha_session.quiet"
                 yield Part(said, Level.WELL, values, name)
 
     def _of_the_bodies(self) -> Part:
@@ -204,5 +212,5 @@ def age(backlog: Backlog) -> float:
 
 def _some(things: Sequence[object]) -> str:
     """The first few of them."""
-    more = f" and {len(things) - _NAMED} more" if len(things) > _NAMED else ""
+    more = f", … (+{len(things) - _NAMED})" if len(things) > _NAMED else ""
     return ", ".join(map(str, things[:_NAMED])) + more

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 class Watch:
     """silent_since: Unix seconds; None while WAHA answers, or was not asked yet. ever: whether it
-    has answered since the start."""
+    has answered since the start. refused: why it tells us nothing of WAHA_SESSION, None if it
+    does."""
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Watch:
     ) -> None:
         self.silent_since: float | None = None
         self.ever = False
+        self.refused: str | None = None
         self._waha = waha
         self._sessions = sessions
         self._metrics = metrics
@@ -56,13 +58,14 @@ class Watch:
             try:
                 status, own_ids = await self._waha.look_at(name)
             except WahaRefused as exc:  # it is there
-                if exc.status == _NOT_FOUND and name != self._home_session:
-                    self._sessions.forget(name)
+                self._refused(name, exc, asked_at)
             except WahaError as exc:
                 self._silent(exc)
                 return
             else:
                 self._sessions.asked(name, status, own_ids, asked_at)
+                if name == self._home_session:
+                    self.refused = None
             self._there()
 
     async def _look_again_and_again(self) -> None:
@@ -72,6 +75,18 @@ class Watch:
             except Exception:  # whatever WAHA answers
                 log.exception("the look at WAHA stumbled", extra={"event": "waha.error"})
             await asyncio.sleep(_EVERY_SECONDS)
+
+    def _refused(self, name: str, exc: WahaRefused, at: float) -> None:
+        if exc.status == _NOT_FOUND and name != self._home_session:
+            self._sessions.forget(name)
+        elif exc.status == _NOT_FOUND:
+            self._sessions.asked(name, "NOT_FOUND", frozenset(), at)
+        elif name == self._home_session:
+            if self.refused is None:
+                log.warning(
+                    "📵 WAHA refuses us: %s", masked(str(exc)), extra={"event": "waha.refused"}
+                )
+            self.refused = str(exc)
 
     def _there(self) -> None:
         if self.silent_since is not None:

@@ -115,7 +115,7 @@ def test_an_order_needs_the_token_of_its_own_visit(tmp_path: Path) -> None:
         log_in(client)
         others = token_of(client.get(HOME))
         log_in(client)
-        order = {"user": ALI, "do": "unlock"}
+        order = {"user": ALI, "do": "unlock", "from": "2"}
         for token in ("", "x", others):
             refused = client.post(f"{PATH}user", data=order | {"token": token})
             assert refused.status_code == 403, token
@@ -138,7 +138,7 @@ def test_without_a_key_this_machine_looks_and_orders_by_the_page_alone(tmp_path:
         page = client.get(HOME)
         assert page.status_code == 200
         assert "Log out" not in page.text
-        order = {"user": ALI, "do": "unlock"}
+        order = {"user": ALI, "do": "unlock", "from": "2"}
         assert client.post(f"{PATH}user", data=order).status_code == 403
         done = client.post(f"{PATH}user", data=order | {"token": token_of(asking(client))})
         assert done.status_code == 303
@@ -175,15 +175,18 @@ def test_a_client_is_found_in_any_spelling_moved_and_unlocked(tmp_path: Path) ->
         assert f"Let all that {ALI} writes from now on go to office 5 ?" in text_of(asked)
         assert locked(client, ALI) == 2, "it was only asked"
         token = token_of(asked)
-        order = {"user": ALI, "do": "lock", "to": "5", "token": token}
+        order = {"user": ALI, "do": "lock", "from": "2", "to": "5", "token": token}
         moved = client.post(f"{PATH}user", data=order)
         page = client.get(moved.headers["location"])
         assert "Done: the client belongs to office 5 ." in text_of(page)
         assert "Moved from office 2 to office 5" in text_of(page)
         assert locked(client, ALI) == 5
-        gone = client.post(f"{PATH}user", data={"user": ALI, "do": "unlock", "token": token})
+        again = client.post(f"{PATH}user", data=order)
+        assert "has changed meanwhile" in text_of(client.get(again.headers["location"]))
+        order = {"user": ALI, "do": "unlock", "from": "5", "token": token}
+        gone = client.post(f"{PATH}user", data=order)
         assert "the lock is taken away" in text_of(client.get(gone.headers["location"]))
-        gone = client.post(f"{PATH}user", data={"user": ALI, "do": "unlock", "token": token})
+        gone = client.post(f"{PATH}user", data=order | {"from": ""})
         assert "There was no lock" in text_of(client.get(gone.headers["location"]))
 
 
@@ -241,11 +244,19 @@ def test_dead_letters_are_shown_replayed_and_deleted(tmp_path: Path) -> None:
         gone = client.post(f"{PATH}letters", data=order)
         assert "Done: deleted" in text_of(client.get(gone.headers["location"]))
         assert client.get(f"{PATH}letters", params={"id": one["id"]}).status_code == 404
-        order = {"do": "replay", "tenant": "3", "user": "", "token": token}
+        order = {"do": "replay_all", "tenant": "3", "user": "", "token": token}
         again = client.post(f"{PATH}letters", data=order)
         assert again.headers["location"] == f"{PATH}letters?tenant=3&done=replayed&count=2"
         assert "Done: 2 on their way again" in text_of(client.get(again.headers["location"]))
-        for odd in ({"do": "replay", "tenant": "x"}, {"do": "delete"}, {"do": ""}, {}):
+        for odd in (
+            {"do": "replay_all", "tenant": "x"},
+            {"do": "replay"},
+            {"do": "replay", "id": "0"},
+            {"do": "replay", "id": "abc"},
+            {"do": "delete"},
+            {"do": ""},
+            {},
+        ):
             assert client.post(f"{PATH}letters", data=odd | {"token": token}).status_code == 400
         letters(client, 2)  # refused once more
         assert text_of(client.get(f"{PATH}letters", params={"tenant": "9"})).endswith("its turn.")
@@ -268,6 +279,7 @@ def test_offices_are_sorted_found_and_paged(tmp_path: Path) -> None:
         assert shown(sort="name", find="office 12") == list(range(120, 130))
         assert shown(find="۷۷") == [77]
         assert shown(find="nothing") == []
+        assert shown(sort="number", **{"from": "5000"}) == [250]
         assert shown(sort="evil", **{"from": "9" * 30})[:1] == [77]
 
 
@@ -362,6 +374,20 @@ def test_how_long_something_lasts(seconds: float, shown: str) -> None:
 def test_values_are_escaped_in_every_sentence() -> None:
     told = words_of("ar")("store.refusing", why="<script>")
     assert "<bdi>&lt;script&gt;</bdi>" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "typed"),
+    [
+        ("خانه‌های دریا", "خانه های دريا"),
+        ("علی", "علي"),
+        ("بُيوت النخيل", "بيوت"),
+        ("Café Münch", "cafe munch"),
+        ("كريم", "کریم"),
+    ],
+)
+def test_a_name_is_found_however_it_is_typed(name: str, typed: str) -> None:
+    assert spelling.fold(typed) in spelling.fold(name)
 
 
 def test_an_hour_of_minutes() -> None:

@@ -60,10 +60,34 @@ async def test_a_waha_that_has_died_is_noticed(
     assert told == ["📵 WAHA does not answer", "📱 WAHA answers again"]
 
 
-async def test_a_wrong_key_is_an_answer(watch: Watch, waha: StandIn, metrics: Metrics) -> None:
+async def test_a_wrong_key_is_an_answer_and_told(
+    watch: Watch, waha: StandIn, metrics: Metrics
+) -> None:
     waha.odd_answer = lambda: web.Response(status=401)
     await watch.look()
     assert metrics.value("gateway_waha_up") == 1
+    assert "401" in str(watch.refused)
+    waha.odd_answer = None
+    await watch.look()
+    assert watch.refused is None
+
+
+async def test_a_home_session_that_is_not_there_does_not_work(
+    watch: Watch, waha: StandIn, metrics: Metrics
+) -> None:
+    await watch.look()
+    assert up(metrics) == 1
+    del waha.configs["default"]
+    await watch.look()
+    assert up(metrics) == 0
+
+
+async def test_a_status_that_is_none_is_not_believed(
+    watch: Watch, waha: StandIn, metrics: Metrics
+) -> None:
+    waha.statuses["default"] = "WOR\ud83dKING"
+    await watch.look()
+    assert up(metrics) is None
 
 
 async def test_a_session_that_waha_has_no_more_is_forgotten(

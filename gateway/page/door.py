@@ -6,8 +6,8 @@ has the key knows it, and another key ends all visits. Without, this machine may
 Prevention", signed double-submit).
 """
 
+import asyncio
 import hashlib
-import hmac
 import secrets
 from typing import Any
 
@@ -19,6 +19,8 @@ from gateway.errors import BadSignature, NotAllowed
 
 COOKIE = "gateway_page"
 SECONDS = 12 * 3600  # a visit lasts a working day
+_GUESS_SECONDS = 0.5
+_MOST_LEFT = 10_000
 _HOW: dict[str, Any] = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
 _LOCAL_VISIT = "this machine"
 
@@ -30,6 +32,8 @@ class Door:
         keys = [*reversed(access.admin_keys)] or [secrets.token_hex(32)]
         self._visits = TimestampSigner(keys, salt="page visit", **_HOW)
         self._tokens = Signer(keys, salt="page token", **_HOW)
+        self._left: dict[str, None] = {}  # visits that ended before their time; here only
+        self._brake = asyncio.Lock()
 
     @property
     def has_key(self) -> bool:
@@ -47,6 +51,8 @@ class Door:
             self._visits.unsign(visit, max_age=SECONDS)
         except BadData as exc:
             raise BadSignature("the page wants ADMIN_API_KEY") from exc
+        if visit in self._left:
+            raise BadSignature("this visit is over")
         return visit
 
     def log_in(self, request: Request, key: str) -> str:
@@ -55,6 +61,17 @@ class Door:
         self._access.check_admin_key(key)
         return self._visits.sign(secrets.token_urlsafe(16)).decode()
 
+    async def slow_down(self) -> None:
+        """After a wrong key: whoever guesses waits in line, whoever knows it does not."""
+        async with self._brake:
+            await asyncio.sleep(_GUESS_SECONDS)
+
+    def leave(self, visit: str) -> None:
+        """End a visit; other routers take its cookie until its time is over."""
+        self._left[visit] = None
+        if len(self._left) > _MOST_LEFT:
+            del self._left[next(iter(self._left))]
+
     def token(self, visit: str) -> str:
         """What an order of this visit must carry."""
         return self._tokens.get_signature(visit).decode()
@@ -62,7 +79,7 @@ class Door:
     def check_order(self, request: Request, visit: str, token: str) -> None:
         """Return if the order comes from our page; raise NotAllowed."""
         _check_site(request)
-        if not hmac.compare_digest(self.token(visit).encode(), token.encode()):
+        if not self._tokens.verify_signature(visit, token.encode("utf-8", "replace")):
             raise NotAllowed("the order has no token of this visit: load the page again")
 
 

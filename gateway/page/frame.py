@@ -1,6 +1,7 @@
 """The frame around every view: who may look, in which language, and how it is drawn."""
 
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,12 +18,14 @@ from starlette.routing import Route
 from gateway import VERSION
 from gateway.api import bodies
 from gateway.api.refusals import Refusals
-from gateway.errors import BadBody, BadSignature, GatewayError
+from gateway.errors import BadBody, BadSignature, BodyTooLarge, GatewayError
 from gateway.page.door import COOKIE, SECONDS, Door
 from gateway.page.words import LANGUAGES, Words, wanted, words_of
 
 HOME = "/router/"
 PATH = "/router/page/"
+LEAVE = f"{PATH}leave"
+_VIEW = re.compile(rf"{PATH}(?:tenants|user|letters|card)(?:[/?].*)?|{HOME}\?.*")
 _LANGUAGE_COOKIE = "gateway_language"
 _YEAR_SECONDS = 365 * 24 * 3600
 _FORM_BYTES = 65_536
@@ -34,7 +37,8 @@ HEADERS = {
     " img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none';"
     " frame-ancestors 'none'",
     "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
+    # With no-referrer a form of ours would send `Origin: null`, as a stranger's does.
+    "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
@@ -75,7 +79,7 @@ class Frame:
         return [
             Route(HOME.rstrip("/"), _to_home, methods=["GET"]),
             Route(f"{PATH}login", self._log_in, methods=["POST"]),
-            self.route("POST", f"{PATH}leave", self._leave),
+            self.route("POST", LEAVE, self._leave),
             Route(f"{PATH}static/{{file}}", self._file, methods=["GET"]),
         ]
 
@@ -102,10 +106,12 @@ class Frame:
                     visit = Visit(request, words, visit.id, form)
                 return await view(visit)
             except BadSignature:
+                if request.url.path == LEAVE:
+                    return see_other(HOME)  # it is over already
                 if request.headers.get("sec-fetch-site") == "cross-site":
                     # A link on another site brings no SameSite=Strict cookie along; our own does.
                     return self._draw(request, words, "again.html")
-                return self._draw(request, words, "login.html", 401, wrong=False)
+                return self._ask_for_the_key(request, words, wrong=False)
             except GatewayError as exc:
                 return self._trouble(request, words, exc)
 
@@ -118,20 +124,30 @@ class Frame:
         return self._draw(request, words, "trouble.html", status, said=said)
 
     async def _log_in(self, request: Request) -> Response:
-        words = _words(request)
+        words, form = _words(request), {}
         try:
             form = await _form(request)
             visit = self._door.log_in(request, form.get("key", ""))
         except BadSignature as exc:
             self._refusals.answer(request, exc)  # the operator finds it in the log
-            return self._draw(request, words, "login.html", 401, wrong=True)
+            await self._door.slow_down()
+            return self._ask_for_the_key(request, words, wrong=True, then=form.get("next", ""))
         except GatewayError as exc:
             return self._trouble(request, words, exc)
         answer = see_other(_own_path(form.get("next", "")))
         _set_cookie(request, answer, COOKIE, visit, SECONDS)
         return answer
 
-    async def _leave(self, _: Visit) -> Response:
+    def _ask_for_the_key(
+        self, request: Request, words: Words, *, wrong: bool, then: str | None = None
+    ) -> Response:
+        """then: where to go on; None: where it was asked for."""
+        if then is None:
+            then = _address(request.url.path, request.query_params)
+        return self._draw(request, words, "login.html", 401, wrong=wrong, then=_own_path(then))
+
+    async def _leave(self, visit: Visit) -> Response:
+        self._door.leave(visit.id)
         answer = see_other(HOME)
         answer.delete_cookie(COOKIE, path=HOME, httponly=True, samesite="strict")
         return answer
@@ -152,22 +168,25 @@ class Frame:
     def _draw(
         self, request: Request, words: Words, template: str, status: int = 200, **values: Any
     ) -> Response:
-        here = request.url.path
+        here = request.url.path if request.method == "GET" else HOME
         query = {name: text for name, text in request.query_params.items() if name != "done"}
         text = self._templates.get_template(template).render(
             w=words,
             languages=LANGUAGES,
             here=here,
-            back=_address(here, query),
             link=lambda **changes: _address(here, {**query, **changes}),
             static=f"{PATH}static/",
             stamp=self._stamp,
             version=VERSION,
+            user_link=lambda who: _address(
+                f"{PATH}user", {"user": who["number"], "session": who["session"]}
+            ),
             has_key=self._door.has_key,
             time=time_of,
             **({"token": None} | values),
         )
-        return Response(text, status, HEADERS, "text/html")
+        # What WAHA or a backend says may hold half an emoji.
+        return Response(text.encode("utf-8", "replace"), status, HEADERS, "text/html")
 
 
 async def _to_home(_: Request) -> Response:
@@ -180,10 +199,12 @@ def _words(request: Request) -> Words:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """A form's fields, once each; raise BadBody or BodyTooLarge."""
-    body = await bodies.read(request, request.receive, _FORM_BYTES)
+    """A form's fields, once each; raise BadBody."""
     try:
+        body = await bodies.read(request, request.receive, _FORM_BYTES)
         return dict(parse_qsl(body.decode("ascii"), strict_parsing=bool(body), max_num_fields=50))
+    except BodyTooLarge as exc:
+        raise BadBody(f"a form of the page has at most {_FORM_BYTES} bytes") from exc
     except ValueError as exc:
         raise BadBody("this is no form of the page") from exc
 
@@ -197,12 +218,12 @@ def _set_cookie(request: Request, answer: Response, name: str, value: str, secon
 
 
 def _own_path(path: str) -> str:
-    """path, if it is one of the page; else its home."""
+    """path, if it is one of the page's views; else its home."""
     plain = path.isascii() and path.isprintable() and "\\" not in path
-    return path if plain and path.startswith((f"{HOME}?", PATH)) else HOME
+    return path if plain and _VIEW.fullmatch(path) else HOME
 
 
-def see_other(path: str, **query: object) -> Response:
+def see_other(path: str, /, **query: object) -> Response:
     """What follows an order: the view at path, to be fetched by GET."""
     return RedirectResponse(_address(path, query), 303, {"Cache-Control": "no-store"})
 

@@ -24,6 +24,7 @@ from gateway.model import (
     Totals,
     UserId,
     scoped,
+    session_of,
     unscoped,
 )
 from gateway.operator import Operator
@@ -37,10 +38,11 @@ from gateway.tenants import Tenants
 from gateway.waha import events
 
 _ROWS = 100  # of a table, on one page
+_MESSAGES = 20  # of a user, of all that are kept
 _SHOWN = 300  # characters of a message
 _SORTS: dict[str, Callable[["_Row"], Any]] = {
     "number": lambda row: row.number,
-    "name": lambda row: (row.name == "", row.name.casefold()),
+    "name": lambda row: (row.name == "", spelling.fold(row.name)),
     "users": lambda row: -row.totals.users,
     "delivered": lambda row: -row.totals.delivered,
     "waiting": lambda row: -row.totals.waiting,
@@ -123,14 +125,12 @@ class Page:
 
     async def _tenants_view(self, visit: Visit) -> Response:
         rows, find = await self._rows(), visit.asked("find")
-        number = _number(find, most=LARGEST_TENANT)
-        fits = [
-            row for row in rows if find.casefold() in row.name.casefold() or row.number == number
-        ]
+        number, folded = _number(find, most=LARGEST_TENANT), spelling.fold(find)
+        fits = [row for row in rows if folded in spelling.fold(row.name) or row.number == number]
         sort = visit.asked("sort")
         sort = sort if sort in _SORTS else "users"
         fits.sort(key=_SORTS[sort])
-        first = min(_number(visit.asked("from"), most=10**9) or 0, len(fits))
+        first = min(_number(visit.asked("from"), most=10**9) or 0, max(0, len(fits) - 1))
         return self._frame.show(
             visit,
             "tenants.html",
@@ -158,8 +158,10 @@ class Page:
 
     async def _user(self, visit: Visit) -> Response:
         text, session = visit.asked("user"), visit.asked("session")
-        sessions = list({self._settings.waha_session: None, **self._sessions.all()})
-        common: dict[str, Any] = {"text": text, "session": session, "sessions": sessions}
+        sessions = {self._settings.waha_session: None, **self._sessions.all()}
+        if session:
+            sessions[session] = None
+        common: dict[str, Any] = {"text": text, "session": session, "sessions": [*sessions]}
         who = self._person(text, session)
         if who is None:
             wrong = visit.words("user.no_user", text=text[:60]) if text else None
@@ -169,21 +171,22 @@ class Page:
         known, lock = await self._store.lock_of(who)
         before = _number(visit.asked("before"))
         history = await self._store.history(known, limit=21, before=before)
-        export = await self._store.export(known)
+        outline = await self._store.outline(known, limit=_MESSAGES)
         ask, to = visit.asked("ask"), _number(visit.asked("to"), most=LARGEST_TENANT)
         wrong = self._why_no_lock(visit.words, known, to) if ask == "lock" else None
         return self._frame.show(
             visit,
             "user.html",
             user=unscoped(known),
-            ids=[unscoped(one) for one in export.ids],
+            ids=[unscoped(one) for one in outline.ids],
             tenant=lock.tenant,
             name=self._name_of(lock.tenant),
             since=lock.changed.second if lock.tenant else None,
             history=[(line, _history(visit.words, line)) for line in history[:20]],
             older=history[19].id if len(history) > 20 else None,
-            messages=[(one, _text(one.body)) for one in export.messages[:20]],
-            more=max(0, len(export.messages) - 20),
+            messages=[(one, _text(one.body)) for one in outline.messages],
+            more=outline.waiting + outline.held + outline.dead_letters - len(outline.messages),
+            held=outline.held,
             ask=ask if not wrong and (ask == "lock" or (ask == "unlock" and lock.tenant)) else None,
             to=to,
             wrong=wrong,
@@ -197,6 +200,10 @@ class Page:
         if who is None:
             raise BadBody(f"{form.get('user', '')[:60]!r} is no user")
         back = {"user": unscoped(who), "session": form.get("session", "")}
+        _, lock = await self._store.lock_of(who)
+        if form.get("from", "") != str(lock.tenant or ""):
+            # The answer was to a question of another time.
+            return see_other(f"{PATH}user", **back, done="changed")
         if form.get("do") == "unlock":
             _, tenant, _ = await self._operator.unlock(who)
             return see_other(f"{PATH}user", **back, done="unlocked" if tenant else "no_lock")
@@ -218,7 +225,7 @@ class Page:
                 visit,
                 "letter.html",
                 letter=letter,
-                user=unscoped(letter.user),
+                user=self._shown(letter.user),
                 text=_text(letter.body or b""),
                 answer=letter.answer.decode("utf-8", "replace"),
                 ask=visit.asked("ask") == "delete",
@@ -229,7 +236,7 @@ class Page:
         return self._frame.show(
             visit,
             "letters.html",
-            letters=[(one, unscoped(one.user)) for one in found[:_ROWS]],
+            letters=[(one, self._shown(one.user)) for one in found[:_ROWS]],
             older=found[_ROWS - 1].id if len(found) > _ROWS else None,
             ask=visit.asked("ask") == "replay" and bool(found),
             done=_done(visit),
@@ -239,16 +246,18 @@ class Page:
     async def _order_letters(self, visit: Visit) -> Response:
         form = visit.form
         which, asked = self._selection(form)
-        if number := _number(form.get("id", "")):
-            which = Selection(id=number)
-        if form.get("do") == "delete" and number:
-            count = await self._operator.bury(which)
+        number, todo = _number(form.get("id", "")), form.get("do")
+        if todo == "delete" and number:
+            count = await self._operator.bury(Selection(id=number))
             return see_other(f"{PATH}letters", done="deleted" if count else "")
-        if form.get("do") != "replay" or (number is None and asked["wrong"]):
-            raise BadBody("say what is to be done, and with which message")
-        count = await self._operator.replay(which)
-        kept = {} if number else {name: asked[name] for name in ("tenant", "user")}
-        return see_other(f"{PATH}letters", **kept, done="replayed", count=count)
+        if todo == "replay" and number:
+            count = await self._operator.replay(Selection(id=number))
+            return see_other(f"{PATH}letters", done="replayed", count=count)
+        if todo == "replay_all" and not asked["wrong"]:
+            count = await self._operator.replay(which)
+            kept = {name: asked[name] for name in ("tenant", "user", "session")}
+            return see_other(f"{PATH}letters", **kept, done="replayed", count=count)
+        raise BadBody("say what is to be done, and with which message")
 
     async def _card(self, visit: Visit) -> Response:
         number = _number(visit.asked("tenant"), most=LARGEST_TENANT)
@@ -261,7 +270,9 @@ class Page:
         elif number:
             address = self._address(TenantId(number), text)
             try:
-                code = Markup(qr.inline(address))  # noqa: S704  # modules alone, no text
+                # In a thread: a large one takes a tenth of a second.
+                drawn = await asyncio.to_thread(qr.inline, address)
+                code = Markup(drawn)  # noqa: S704  # modules alone, no text
             except TooLongForQr:
                 wrong = visit.words("card.too_long")
         return self._frame.show(
@@ -304,6 +315,12 @@ class Page:
             return None
         return scoped(session or home, known, home)
 
+    def _shown(self, user: UserId) -> dict[str, str]:
+        """What leads to a user: number, and session where it is not the home one."""
+        home = self._settings.waha_session
+        session = session_of(user, home)
+        return {"number": unscoped(user), "session": "" if session == home else session}
+
     def _name_of(self, tenant: TenantId | None) -> str:
         known = self._tenants.get(tenant) if tenant else None
         return known.name if known else ""
@@ -319,16 +336,18 @@ class Page:
         return None
 
     def _selection(self, asked: Mapping[str, str]) -> tuple[Selection, dict[str, Any]]:
-        """Which dead letters are asked for; and as it was asked, with wrong=True if that is
-        none."""
-        tenant_text, user_text = asked.get("tenant", "").strip(), asked.get("user", "").strip()
-        tenant = _number(tenant_text, most=LARGEST_TENANT)
-        user = self._person(user_text, asked.get("session", ""))
-        wrong = bool(tenant_text and tenant is None) or bool(user_text and user is None)
+        """Which dead letters are asked for; and as it was asked, with what of it is `wrong`:
+        "tenant", "user" or nothing."""
+        told = {name: asked.get(name, "").strip() for name in ("tenant", "user", "session")}
+        tenant = _number(told["tenant"], most=LARGEST_TENANT)
+        user = self._person(told["user"], told["session"])
+        wrong = ""
+        if told["tenant"] and tenant is None:
+            wrong = "tenant"
+        elif told["user"] and user is None:
+            wrong = "user"
         which = Selection(tenant=TenantId(tenant) if tenant else None, user=user)
-        if wrong:
-            which = Selection(id=0)  # there is none
-        return which, {"tenant": tenant_text, "user": user_text, "wrong": wrong}
+        return Selection(id=0) if wrong else which, {**told, "wrong": wrong}  # 0: there is none
 
     def _address(self, tenant: TenantId, text: str) -> str:
         known = self._tenants.get(tenant)

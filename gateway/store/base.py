@@ -20,6 +20,7 @@ from gateway.model import (
     InboundMessage,
     Lock,
     Outcome,
+    Outline,
     Rehearsal,
     Selection,
     Sighting,
@@ -170,6 +171,9 @@ class Store(Protocol):
 
     async def export(self, user: UserId) -> Export:
         """All that is held of the person."""
+
+    async def outline(self, user: UserId, *, limit: int) -> Outline:
+        """What is held of the person, with at most limit messages."""
 
     async def dead_letters(
         self, which: Selection, *, limit: int, before: int | None = None

@@ -49,6 +49,7 @@ from gateway.model import (
     Moment,
     Note,
     Outcome,
+    Outline,
     PutBack,
     Rehearsal,
     Selection,
@@ -611,6 +612,21 @@ class FileStore:
 
         return await self._journal.run(work)
 
+    async def outline(self, user: UserId, *, limit: int) -> Outline:
+        def work(tx: Tx) -> Outline:
+            ids = _ids_of(tx, user)
+            some = [kept for id_ in ids for kept in _messages_of(tx, id_, limit)][:limit]
+            counts = [
+                sum(
+                    tx.execute(f"SELECT count(*) FROM {table} WHERE user = ?", (id_,)).fetchone()[0]
+                    for id_ in ids
+                )
+                for table in ("delivery", "held", "dead_letter")
+            ]
+            return Outline(ids, tuple(some), *counts)
+
+        return await self._journal.run(work)
+
     def totals(self) -> tuple[int, int]:
         return len(self._mappings), self._mappings.tenants
 
@@ -998,12 +1014,13 @@ def _ids_of(tx: Tx, user: UserId) -> tuple[UserId, ...]:
     return (known, lid) if lid else (known,)
 
 
-def _messages_of(tx: Tx, user: UserId) -> list[Kept]:
+def _messages_of(tx: Tx, user: UserId, limit: int = -1) -> list[Kept]:
+    """limit: -1 for all."""
     rows = tx.execute(
         "SELECT 'waiting', tenant, arrived, message_id, body FROM delivery WHERE user = ?1"
         " UNION ALL SELECT 'held', NULL, arrived, message_id, body FROM held WHERE user = ?1"
         " UNION ALL SELECT 'dead_letter', tenant, arrived, message_id, body FROM dead_letter"
-        " WHERE user = ?1",
-        (user,),
+        " WHERE user = ?1 LIMIT ?2",
+        (user, limit),
     )
     return [Kept(*row) for row in rows]

@@ -50,6 +50,7 @@ from gateway.model import (
     Lock,
     Moment,
     Outcome,
+    Outline,
     PutBack,
     Rehearsal,
     Selection,
@@ -633,25 +634,22 @@ class RedisStore:
 
     async def export(self, user: UserId) -> Export:
         session = session_of(user)
-        ids, tenant, messages, help_ = await self._scripts.run(session, "export", user=user)
+        ids, tenant, messages, _, help_ = await self._scripts.run(session, "export", user=user)
         told = await self.history(user, limit=-1)
-        kept = [
-            Kept(
-                where.decode(),
-                _tenant(its),
-                float(arrived),
-                message_id.decode() or None,
-                body,
-            )
-            for where, its, arrived, message_id, body in messages
-        ]
         return Export(
             tuple(UserId(one.decode()) for one in ids),
             _tenant(tenant),
-            tuple(kept),
+            tuple(map(_kept, messages)),
             tuple(told),
             _help(help_),
         )
+
+    async def outline(self, user: UserId, *, limit: int) -> Outline:
+        ids, _, messages, counts, _ = await self._scripts.run(
+            session_of(user), "export", user=user, limit=limit
+        )
+        known = tuple(UserId(one.decode()) for one in ids)
+        return Outline(known, tuple(map(_kept, messages)), *map(int, counts))
 
     # dead letters
 
@@ -855,6 +853,12 @@ def _letter(row: list[bytes], *, with_body: bool) -> DeadLetter:
         answer=answer,
         body=body if with_body else None,
     )
+
+
+def _kept(row: list[bytes]) -> Kept:
+    where, tenant, arrived, message_id, body = row
+    known = message_id.decode() or None
+    return Kept(where.decode(), _tenant(tenant), float(arrived), known, body)
 
 
 def _history_line(row: list[bytes]) -> HistoryLine:

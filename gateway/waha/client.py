@@ -69,7 +69,7 @@ class Waha:
         status, me = found.get("status"), found.get("me")
         shown = me if isinstance(me, dict) else {}
         ids = [one for key in ("id", "lid") if (one := events.person(shown.get(key)))]
-        return (status if isinstance(status, str) else None), frozenset(ids)
+        return events.status(status), frozenset(ids)
 
     async def messages(
         self, session: str, *, since: int, limit: int, offset: int

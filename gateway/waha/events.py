@@ -119,7 +119,7 @@ def parse(
         seen_key=SeenKey(digest[:16], twins) if digest else None,
         idempotency_key=digest.hex()[:32] if digest else secrets.token_hex(16),
         message_id=_storable(bare_id) if bare_id else None,
-        session_status=_status(payload) if event == "session.status" else None,
+        session_status=status(payload.get("status")) if event == "session.status" else None,
         own_ids=shown,
         odd_part=_odd_part(event, envelope, parts is not None, chat_id, chat, sent_at),
         headers=tuple(
@@ -241,9 +241,9 @@ def _sent(sent_at: float | None, raised_at: float | None, now: float) -> Moment:
     return Moment(second, now if raised_at is None or raised_at > now else raised_at)
 
 
-def _status(payload: Json) -> str | None:
-    status = payload.get("status")
-    return status if isinstance(status, str) and re.fullmatch("[A-Z_]{1,40}", status) else None
+def status(value: Any) -> str | None:
+    """A session's status; None if value is none."""
+    return value if isinstance(value, str) and re.fullmatch("[A-Z_]{1,40}", value) else None
 
 
 def _odd_part(
@@ -265,7 +265,7 @@ def _odd_part(
     if not isinstance(payload, dict):
         return "payload"
     if event == "session.status":
-        return None if _status(payload) else "status"
+        return None if status(payload.get("status")) else "status"
     if event.startswith(_BY_MESSAGE_ID) and not has_waha_id:
         return "id"
     if event.startswith((*_BY_MESSAGE_ID, *_BY_CHAT_ID)) and chat is Chat.NOBODY:

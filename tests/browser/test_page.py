@@ -6,14 +6,16 @@ SCREENS=docs/screens keeps a picture of each view (make screens).
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 from playwright.async_api import BrowserContext, Page, expect
 
 from gateway.page.words import words_of
-from tests.browser.conftest import ALI, EVIL, KEY, OMAR, SARA, TENANTS, Office, Reader
-from tests.conftest import wait_until
+from tests.browser.conftest import ALI, EVIL, KEY, OMAR, SARA, TENANTS, Office, Reader, watched
+from tests.conftest import FakeBackend, wait_until
+from tests.e2e.router import running
 
 VIEWS = {
     "overview": "",
@@ -62,7 +64,6 @@ async def test_a_wrong_key_opens_nothing_and_the_right_one_leads_on(
     await page.press("input[name=key]", "Enter")
     await expect(page.get_by_role("alert")).to_contain_text("This is not the key")
     assert await page.context.cookies() == []
-    await page.goto(f"{office.page}page/user?user={ALI}")
     await page.fill("input[name=key]", KEY)
     await page.press("input[name=key]", "Enter")
     await expect(page.locator("h1")).to_have_text(ALI)
@@ -104,13 +105,16 @@ async def test_a_client_is_moved_by_keyboard_alone(reader: Reader, office: Offic
     await page.keyboard.type("5")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("alertdialog")).to_contain_text("go to office 5?")
-    await page.keyboard.press("Enter")  # Yes has the focus
+    await page.keyboard.press("Enter")  # the question has the focus: this says nothing
+    await expect(page.get_by_role("alertdialog")).to_be_focused()
+    await tab_to(page, "Yes")
+    await page.keyboard.press("Enter")
     await expect(page.get_by_role("status")).to_contain_text("belongs to office 5")
     await tab_to(page, "Take the lock away")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("alertdialog")).to_contain_text("goes to nobody")
-    await page.keyboard.press("Tab")
-    await page.keyboard.press("Enter")  # No
+    await tab_to(page, "No")
+    await page.keyboard.press("Enter")
     await expect(page.locator(".big")).to_contain_text("Belongs to office 5")
 
 
@@ -163,10 +167,18 @@ async def test_the_overview_keeps_itself_fresh_and_says_when_it_cannot(
     users = page.locator(".figures dd").first
     before = int(await users.inner_text())
     await page.get_by_text("What else was looked at").click()
+    await page.locator("#figures a").first.focus()
     await office.say("start_realty_2", "971509999999")
     await page.clock.run_for(11_000)
     await expect(users).to_have_text(str(before + 1))
     await expect(page.locator("details")).to_have_attribute("open", "")
+    await expect(page.locator("#figures a").first).to_be_focused()
+    office.router.signal(signal.SIGSTOP)  # it hangs
+    await page.clock.run_for(11_000)
+    await expect(page.get_by_role("alert")).to_contain_text("does not answer since", timeout=15_000)
+    office.router.signal(signal.SIGCONT)
+    await page.clock.run_for(11_000)
+    await expect(page.get_by_role("alert")).to_have_count(0)
     office.router.stop()
     await page.clock.run_for(11_000)
     await expect(page.get_by_role("alert")).to_contain_text("does not answer since")
@@ -177,6 +189,20 @@ async def test_the_overview_keeps_itself_fresh_and_says_when_it_cannot(
     await page.clock.run_for(11_000)
     await expect(page.locator("input[name=key]")).to_be_visible()
     reader.wrong[:] = [said for said in reader.wrong if "ERR_CONNECTION_REFUSED" not in said]
+
+
+async def test_without_a_key_orders_of_this_machines_browser_count(
+    context: BrowserContext, tmp_path: Path, backend: FakeBackend
+) -> None:
+    """A browser sends Origin and Referer along, which an HTTP client does not."""
+    with running(tmp_path, backend_api_url=backend.url) as router:
+        assert router.run("say", ALI, "start_realty_2").returncode == 0
+        reader = watched(await context.new_page(), router.url)
+        await reader.page.goto(f"{router.url}/router/page/user?user={ALI}")
+        await reader.page.get_by_role("link", name="Take the lock away").click()
+        await reader.page.get_by_role("button", name="Yes").click()
+        await expect(reader.page.get_by_role("status")).to_contain_text("is taken away")
+        assert not reader.wrong
 
 
 async def test_times_are_the_readers(reader: Reader, office: Office) -> None:

@@ -13,6 +13,7 @@ from gateway.model import (
     Delivery,
     Done,
     Forward,
+    Outline,
     PutBack,
     Selection,
 )
@@ -268,6 +269,20 @@ async def test_what_is_held_of_a_person_can_be_read(store: Store) -> None:
                 for one in export.messages]  # fmt: skip
         assert kept == [("waiting", 2, "waits"), ("dead_letter", 2, "start_realty_2 dead")]
         assert [one.kind for one in export.history] == ["locked"]
+
+
+async def test_some_of_what_is_kept_of_a_person_and_how_much_there_is(store: Store) -> None:
+    await fill(store)
+    await say(store, "waits too", ALI)
+    for who in (ALI, LID):
+        some = await store.outline(user(who), limit=1)
+        assert (some.waiting, some.held, some.dead_letters) == (2, 0, 1)
+        assert [json.loads(one.body)["payload"]["body"] for one in some.messages] == ["waits"]
+        every = await store.outline(user(who), limit=9)
+        assert [one.where for one in every.messages] == ["waiting", "waiting", "dead_letter"]
+        assert every.ids == (ALI, LID)
+    nobody = user("971509999999")
+    assert await store.outline(nobody, limit=9) == Outline((nobody,), (), 0, 0, 0)
 
 
 async def test_after_an_erase_nothing_is_held_but_a_line_without_a_name(reopen: Reopen) -> None:

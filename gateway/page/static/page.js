@@ -4,6 +4,7 @@
 
 const language = document.documentElement.lang;
 const clock = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" });
+const PATIENCE = 8000; // milliseconds for an answer
 
 function localise(place) {
   for (const time of place.querySelectorAll("time")) {
@@ -12,39 +13,61 @@ function localise(place) {
   }
 }
 
-async function refresh(main) {
-  if (document.hidden) return;
-  try {
-    const answer = await fetch(location.href, { cache: "no-store", redirect: "error" });
-    if (answer.status === 401) return location.reload(); // the visit is over: the form asks for the key
-    if (!answer.ok) throw new Error(answer.status);
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const open = main.querySelector("details")?.open;
-    main.replaceChildren(...fresh.querySelector("main").childNodes);
-    if (open) main.querySelector("details").open = true;
-    localise(main);
-    main.seen = Date.now();
-    main.away = null;
-  } catch {
-    if (!main.away) {
-      main.away = document.createElement("p");
-      main.away.className = "trouble";
-      main.away.setAttribute("role", "alert");
-      const words = document.createElement("template");
-      words.innerHTML = main.dataset.away; // our own words, one <bdi> in them
-      words.content.querySelector("bdi").textContent = clock.format(main.seen);
-      main.away.append(words.content);
-      main.prepend(main.away);
-    }
+// Only what has changed is replaced, so that the focus and an open list stay where they are.
+function take(fresh, drawn) {
+  for (const part of document.querySelectorAll("main [id]")) {
+    const now = fresh.getElementById(part.id)?.innerHTML ?? "";
+    if (now === drawn[part.id]) continue;
+    const focus = part.contains(document.activeElement) && document.activeElement.getAttribute("href");
+    part.innerHTML = now; // drawn by the same server as all the rest, and no script runs in it
+    drawn[part.id] = now;
+    localise(part);
+    if (focus) part.querySelector(`[href="${CSS.escape(focus)}"]`)?.focus();
   }
+  document.title = fresh.title;
 }
 
-localise(document);
-const main = document.querySelector("main[data-refresh]");
-if (main) {
-  main.seen = Date.now();
-  setInterval(refresh, Number(main.dataset.refresh) * 1000, main);
+async function keepFresh(main) {
+  const drawn = {};
+  for (const part of main.querySelectorAll("[id]")) drawn[part.id] = part.innerHTML;
+  let seen = Date.now();
+  let away = null;
+
+  async function look() {
+    try {
+      const signal = AbortSignal.timeout(PATIENCE);
+      const answer = await fetch(location.href, { cache: "no-store", redirect: "error", signal });
+      if (answer.status === 401) return location.reload(); // the visit is over: the form asks for the key
+      if (!answer.ok) throw new Error(answer.status);
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      if (document.getSelection().isCollapsed) take(fresh, drawn); // or who copies loses the place
+      seen = Date.now();
+      away?.remove();
+      away = null;
+    } catch {
+      if (away) return;
+      away = document.createElement("p");
+      away.className = "trouble";
+      away.setAttribute("role", "alert");
+      away.innerHTML = main.dataset.away; // our own words, one <bdi> in them
+      away.querySelector("bdi").textContent = clock.format(seen);
+      main.prepend(away);
+    }
+  }
+
+  let waiting;
+  async function again() {
+    clearTimeout(waiting);
+    if (!document.hidden) await look();
+    waiting = setTimeout(again, Number(main.dataset.refresh) * 1000);
+  }
+  document.addEventListener("visibilitychange", () => document.hidden || again());
+  waiting = setTimeout(again, Number(main.dataset.refresh) * 1000);
 }
+
+const main = document.querySelector("main[data-refresh]");
+if (main) keepFresh(main);
+localise(document);
 for (const button of document.querySelectorAll("[data-print]")) {
   button.hidden = false;
   button.addEventListener("click", () => print());

@@ -116,23 +116,34 @@ function ops.history(args)
   return answer
 end
 
+-- Up to args.limit messages, all without it; and how many wait, are held, are dead.
 function ops.export(args)
   local ids, messages = ids_of(args.user), {}
+  local limit, counts = tonumber(args.limit) or math.huge, {0, 0, 0}
   for _, user in ipairs(ids) do
     for _, one in ipairs(of_user(user)) do
-      local values = redis.call('HMGET', P .. 'd:' .. one[1], 'arrived', 'message_id', 'body')
-      table.insert(messages, {'waiting', one[2], unpack(values)})
+      counts[1] = counts[1] + 1
+      if #messages < limit then
+        local values = redis.call('HMGET', P .. 'd:' .. one[1], 'arrived', 'message_id', 'body')
+        table.insert(messages, {'waiting', one[2], unpack(values)})
+      end
     end
     for _, line in ipairs(lrange('held:' .. user)) do
-      local entry = cjson.decode(line)
-      table.insert(messages, {'held', '', entry.arrived, entry.message_id, entry.body})
+      counts[2] = counts[2] + 1
+      if #messages < limit then
+        local entry = cjson.decode(line)
+        table.insert(messages, {'held', '', entry.arrived, entry.message_id, entry.body})
+      end
     end
     for _, id in ipairs(redis.call('ZRANGE', P .. 'letters_of:' .. user, 0, -1)) do
-      local values = redis.call('HMGET', P .. 'x:' .. id, 'tenant', 'arrived', 'message_id', 'body')
-      table.insert(messages, {'dead_letter', unpack(values)})
+      counts[3] = counts[3] + 1
+      if #messages < limit then
+        local values = redis.call('HMGET', P .. 'x:' .. id, 'tenant', 'arrived', 'message_id', 'body')
+        table.insert(messages, {'dead_letter', unpack(values)})
+      end
     end
   end
-  return {ids, hget('lock', ids[1]) or '', messages, hget('help', ids[1]) or ''}
+  return {ids, hget('lock', ids[1]) or '', messages, counts, hget('help', ids[1]) or ''}
 end
 
 function ops.erase(args)
