@@ -25,6 +25,7 @@ logging.basicConfig(level="INFO", format="%(message)s")
 log = logging.getLogger("backend")
 app = FastAPI()
 done: OrderedDict[str, None] = OrderedDict()
+log.info("Signatures are %s", "checked" if SECRETS else "NOT checked: set BACKEND_SIGNING_SECRET")
 
 
 @app.post("/api/webhook/waha")
@@ -39,7 +40,8 @@ async def webhook(request: Request) -> dict[str, str]:
         return {"status": "already done"}
     message = json.loads(body)
     log.info("🔀 Routed message for Tenant %s", tenant)
-    log.info("   %s: %s", request.headers["X-User-ID"], message["payload"].get("body"))
+    said = message["payload"].get("body") or message["event"]
+    log.info("   %s: %s", request.headers["X-User-ID"], said)
     done[key] = None
     if len(done) > REMEMBERED:
         done.popitem(last=False)

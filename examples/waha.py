@@ -12,7 +12,8 @@ without the key, 422 after a while when a session is not WORKING, 400 from NOWEB
 import argparse
 import asyncio
 import contextlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -142,6 +143,14 @@ async def _serve(port: int, stand_in: StandIn) -> None:
     await asyncio.Event().wait()
 
 
+@contextlib.contextmanager
+def _port_told(port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        sys.exit(f"port {port}: {exc.strerror}: stop what listens there, or give --port")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="a stand-in for WAHA")
     parser.add_argument("--port", type=int, default=3000)
@@ -149,7 +158,7 @@ def main() -> None:
     parser.add_argument("--lid", action="append", default=[], help="158764321000007=971501234507")
     options = parser.parse_args()
     phones = dict(pair.split("=", 1) for pair in options.lid)
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), _port_told(options.port):
         asyncio.run(_serve(options.port, StandIn(options.key, phones)))
 
 

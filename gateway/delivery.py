@@ -236,7 +236,7 @@ class Courier:
             log.exception("an attempt stumbled", extra={"event": "delivery.error"})
             unforeseen = BackendUnavailable(f"unforeseen: {exc!r}")
             return self._failed(delivery, target, unforeseen, began)
-        target.last_success = self._clock()
+        target.last_success, target.failures = self._clock(), 0
         target.gate.tell(Sign.SUCCESS, delivery.user, delivery.tenant, self._monotonic())
         log.info(
             "✅ Forwarded to Tenant %s backend",
@@ -263,6 +263,8 @@ class Courier:
                 return PutBack(sent_at=now)
             return PutBack()  # the backend is away: nobody's fault, and nothing to count
 
+        target.failures += 1
+        target.last_failure = str(exc)
         # The message's own fault, if others got through since the attempt before.
         since = began if delivery.tried_at is None else delivery.tried_at
         own_fault = target.last_success > since
@@ -275,9 +277,10 @@ class Courier:
         asked = exc.retry_after if isinstance(exc, BackendUnavailable) else None
         wait = max(_backoff(delivery.attempt), asked or 0.0)  # "Retry-After: 0" is no invitation
         log.warning(
-            "Tenant %s backend failed attempt %s (%s), again in %.1f s",
+            "Tenant %s backend failed attempt %s of %s (%s), again in %.1f s",
             delivery.tenant,
             delivery.attempt,
+            shown(delivery.user),
             exc,
             wait,
             extra={
@@ -292,9 +295,10 @@ class Courier:
 
     def _bury(self, delivery: Delivery, exc: BackendError, reason: str) -> Dead:
         log.error(
-            "☠️ Dead letter %s of Tenant %s: %s",
+            "☠️ Dead letter %s of Tenant %s, from %s: %s",
             delivery.id,
             delivery.tenant,
+            shown(delivery.user),
             reason,
             extra={
                 "event": "delivery.dead",

@@ -16,6 +16,8 @@ from gateway.gate import SEVERAL_TENANTS, Gate
 from gateway.model import EVERYBODY, Address, Among, TenantId
 from gateway.tenants import Tenants
 
+_SEVERAL_FAILURES = 5
+
 
 @dataclass(slots=True, eq=False)
 class Target:
@@ -27,6 +29,8 @@ class Target:
     url: str
     gate: Gate
     last_success: float = -1.0
+    failures: int = 0  # in a row, refusals aside; the gate may well be open
+    last_failure: str = ""
     formerly: list[Gate] = field(default_factory=list)
 
     def seconds_closed(self, since: float, now: float) -> float:
@@ -91,6 +95,11 @@ class Targets:
     def closed(self) -> list[Target]:
         self._follow()
         return [target for target in self._targets.values() if target.gate.closed]
+
+    def failing(self) -> list[Target]:
+        """Those that answer, but took nothing lately."""
+        self._follow()
+        return [one for one in self._targets.values() if one.failures >= _SEVERAL_FAILURES]
 
     def tenants_of(self, target: Target) -> Among:
         self._follow()

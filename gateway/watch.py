@@ -15,6 +15,7 @@ from gateway.sessions import Sessions
 from gateway.waha.client import Waha
 
 _EVERY_SECONDS = 60.0
+_SILENT_SECONDS = 5.0  # while it does not answer
 _NOT_FOUND = 404
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Watch:
                 await self.look()
             except Exception:  # whatever WAHA answers
                 log.exception("the look at WAHA stumbled", extra={"event": "waha.error"})
-            await asyncio.sleep(_EVERY_SECONDS)
+            await asyncio.sleep(_EVERY_SECONDS if self.silent_since is None else _SILENT_SECONDS)
 
     def _refused(self, name: str, exc: WahaRefused, at: float) -> None:
         if exc.status == _NOT_FOUND and name != self._home_session:

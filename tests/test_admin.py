@@ -164,6 +164,29 @@ def test_ready_says_that_a_session_is_down(client: TestClient) -> None:
     assert answer.json()["waha_session default"].startswith("degraded: FAILED, last event ")
 
 
+def test_ready_says_that_a_backend_answers_and_takes_nothing(tmp_path: Path) -> None:
+    """A wrong BACKEND_SIGNING_SECRET closes no gate: it is an answer."""
+    status = 401
+    with client_of(tmp_path, handler=lambda _: httpx.Response(status)) as client:
+        for number in range(6):
+            client.post(HOOK, content=webhook("start_realty_2", f"9715000000{number:02}"))
+        for _ in range(400):
+            said = client.get("/ready").json()["backend_gate"]
+            if said.startswith("degraded: open, but "):
+                break
+            time.sleep(0.01)
+        assert "attempts in a row failed: " in said
+        assert said.endswith(": 401")
+        status = 200
+        client.post(HOOK, content=webhook("start_realty_2", "971500000099"))
+        for _ in range(400):
+            said = client.get("/ready").json()["backend_gate"]
+            if said.startswith("ok: open"):
+                break
+            time.sleep(0.01)
+        assert said.startswith("ok: open")
+
+
 def test_the_documents_are_served(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {

@@ -41,6 +41,22 @@ def test_silence(age: float | None, verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize(
+    ("me", "verdicts"),
+    [
+        ({"id": "971557357753@c.us"}, [Verdict.WELL]),
+        ({"id": "15550001111@c.us"}, [Verdict.WRONG]),
+        ({"id": None}, []),
+        (None, []),
+    ],
+)
+def test_the_number_that_links_name(tmp_path: Path, me: object, verdicts: list[Verdict]) -> None:
+    found = list(doctor._number({"me": me}, settings_of(tmp_path)))
+    assert [one.verdict for one in found] == verdicts
+    if Verdict.WRONG in verdicts:
+        assert "GATEWAY_PHONE=15550001111" in found[0].cure
+
+
+@pytest.mark.parametrize(
     ("status", "verdict"),
     [(200, Verdict.WELL), (405, Verdict.WELL), (404, Verdict.WELL), (502, Verdict.WRONG)],
 )

@@ -26,7 +26,7 @@ app.post("/api/webhook/waha", express.raw({ type: () => true, limit: "8mb" }), (
   if (done.has(key)) return response.json({ status: "already done" });
   const message = JSON.parse(request.body.toString("utf8"));
   console.log(`🔀 Routed message for Tenant ${tenant}`);
-  console.log(`   ${request.get("X-User-ID")}: ${message.payload.body}`);
+  console.log(`   ${request.get("X-User-ID")}: ${message.payload.body ?? message.event}`);
   done.add(key);
   if (done.size > REMEMBERED) done.delete(done.values().next().value);
   return response.json({ status: "done" });
@@ -53,6 +53,11 @@ function whyNotTrusted(request, tenant) {
   return id.split("_")[0] === String(tenant) ? "" : "X-Tenant-ID is not the signed one";
 }
 
-const server = app.listen(Number(process.env.PORT ?? 8000), process.env.HOST ?? "127.0.0.1", () => {
-  console.log(`listening on ${server.address().port}`);
+const server = app.listen(Number(process.env.PORT ?? 8000), process.env.HOST ?? "127.0.0.1", (error) => {
+  if (error) {
+    console.error(`cannot listen: ${error.message}: stop what does, or set PORT`);
+    process.exit(1);
+  }
+  const checked = SECRETS.length > 0 ? "checked" : "NOT checked: set BACKEND_SIGNING_SECRET";
+  console.log(`listening on ${server.address().port}, signatures are ${checked}`);
 });

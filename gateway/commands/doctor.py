@@ -21,7 +21,7 @@ from gateway.errors import StartRefused, WahaError
 from gateway.model import Address
 from gateway.settings import Settings, split
 from gateway.tenants import FILE_NAME, Tenants
-from gateway.waha import webhooks
+from gateway.waha import events, webhooks
 from gateway.waha.client import Waha
 
 _SECONDS = 10.0  # for one answer
@@ -216,7 +216,7 @@ async def _router(
     if health["status"] != "healthy":
         yield wrong(what, "it cannot accept webhooks", "see its log")
     for line in bad:
-        yield wrong(what, line, "see the log, and README, When something is wrong")
+        yield wrong(what, line, "see the log, and docs/operating.md, When something is wrong")
     if not bad and health["status"] == "healthy":
         yield well(what, f"{base} is ready, {users} users locked")
     name = "gateway_waha_session_last_event_timestamp_seconds"
@@ -254,9 +254,24 @@ async def _waha(
         yield well(f"session {name}", "WORKING")
     else:
         yield wrong(f"session {name}", str(status), "scan the QR code in WAHA's dashboard")
+    for finding in _number(session, settings):
+        yield finding
     yield _silence(name, last_events.get(name))
     for finding in _webhook(session, settings, url, last_events.get(name)):
         yield finding
+
+
+def _number(session: dict[str, Any], settings: Settings) -> Iterator[Finding]:
+    """Links and cards name GATEWAY_PHONE: with another number they lead clients elsewhere."""
+    me = session.get("me")
+    own = events.person(me.get("id")) if isinstance(me, dict) else None
+    if own is None:
+        return
+    if own == settings.gateway_phone:
+        yield well("number", f"links name {own}, which the session has")
+    else:
+        cure = f"set GATEWAY_PHONE={own}, or gateway_phone of tenants who have another number"
+        yield wrong("number", f"links name {settings.gateway_phone}, the session has {own}", cure)
 
 
 def _silence(session: str, last: float | None) -> Finding:

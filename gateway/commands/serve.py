@@ -11,6 +11,7 @@ from typing import Literal
 import uvicorn
 from fastapi import FastAPI
 
+from gateway.errors import StartRefused
 from gateway.settings import Settings
 
 # WAHA uses its connections again; the side that may not repeat a request must not be the one that
@@ -45,6 +46,7 @@ class _Server(uvicorn.Server):
 
 def serve(settings: Settings, app: FastAPI) -> int:
     """Serve until SIGINT or SIGTERM; 1 if the start failed or the store cannot be trusted."""
+    _check_port(settings.host, settings.port)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -65,6 +67,20 @@ def serve(settings: Settings, app: FastAPI) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     return 0 if server.started and app.state.distrusted is None else 1
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise StartRefused where another program listens, before anything else is begun."""
+    for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind(address)
+            except OSError as exc:
+                raise StartRefused(
+                    f"PORT={port}: cannot be had on {host} ({exc.strerror}): stop what listens"
+                    " there, or set PORT"
+                ) from exc
 
 
 def _protocol() -> type[asyncio.Protocol] | Literal["h11"]:

@@ -38,6 +38,7 @@ from gateway.tenants import Tenants
 from gateway.waha import events
 
 _ROWS = 100  # of a table, on one page
+_LOCKS = ("locked", "moved", "merged", "imported")  # kinds of history that bind
 _MESSAGES = 20  # of a user, of all that are kept
 _SHOWN = 300  # characters of a message
 _SORTS: dict[str, Callable[["_Row"], Any]] = {
@@ -181,7 +182,7 @@ class Page:
             ids=[unscoped(one) for one in outline.ids],
             tenant=lock.tenant,
             name=self._name_of(lock.tenant),
-            since=lock.changed.second if lock.tenant else None,
+            since=next((line.at for line in history if line.kind in _LOCKS), None),
             history=[(line, _history(visit.words, line)) for line in history[:20]],
             older=history[19].id if len(history) > 20 else None,
             messages=[(one, _text(one.body)) for one in outline.messages],

@@ -93,8 +93,8 @@ def take_folder(folder: Path) -> IO[bytes]:
     except OSError as exc:
         mutex.close()
         raise StartRefused(
-            f"{folder}: another router uses this folder. One process only: stop the other one, or"
-            " give each its own DATA_DIR; several routers together need Redis (STORE_URL=redis://…)"
+            f"{folder}: another router uses this folder: stop it first. Two routers need a DATA_DIR"
+            " each, or together a Redis (STORE_URL=redis://…)"
         ) from exc
     with contextlib.suppress(OSError):  # for people who look; a full disk is not refused for it
         mutex.truncate(0)
