@@ -1,6 +1,5 @@
-"""create_app(): builds every part, closes them in reverse order."""
+"""create_app(): the parts, and the routes that lead to them."""
 
-import asyncio
 import contextlib
 import logging
 import signal
@@ -23,33 +22,15 @@ from gateway.api.refusals import Refusals
 from gateway.api.tenants import links_router, tenants_router
 from gateway.api.users import users_router
 from gateway.api.webhook import WebhookEndpoint
-from gateway.delivery import Courier
 from gateway.errors import GatewayError
-from gateway.help import Helper
-from gateway.hour import Hour
-from gateway.ingest import Ingest, Rules
-from gateway.lids import Lids
-from gateway.metrics import Metrics
-from gateway.model import Address
-from gateway.operator import Operator
 from gateway.page.door import Door
 from gateway.page.frame import Frame
 from gateway.page.views import Page
-from gateway.pulse import Pulse
-from gateway.recovery import Recovery
-from gateway.sessions import Sessions
-from gateway.settings import EVENTS_OF_NOBODY, Settings, split
-from gateway.shapes import Shapes
-from gateway.state import State
-from gateway.store import Limits, open_store
-from gateway.store.opening import share_folder
-from gateway.targets import Targets
-from gateway.tenants import FILE_NAME, Tenants
-from gateway.waha.client import Waha
-from gateway.watch import Watch
+from gateway.parts import Parts, running
+from gateway.settings import EVENTS_OF_NOBODY, Settings
+from gateway.store import Limits
 
 WEBHOOK_PATHS = ("/webhook/waha", "/webhook/waha/")  # a redirect would lose WAHA's body
-GRACE_SECONDS = 25.0  # for what is in flight at the end; docker compose is given 30 s
 
 log = logging.getLogger(__name__)
 
@@ -87,132 +68,17 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tenants = Tenants(settings.data_dir / FILE_NAME)
-        place = settings.store_place
-        metrics, pulse = Metrics(version=VERSION, store=place.partition(":")[0]), Pulse()
-        # The files' store locks the folder for itself.
-        shared = None if place.startswith("file:") else share_folder(settings.data_dir)
-        store = await open_store(place, limits or _limits(settings), leave, metrics.committed)
-        waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
-        metrics.watch_stalls(pulse.longest_stall)
-        sessions, shapes = Sessions(metrics), Shapes(metrics)
-        lids = Lids(
-            waha,
-            store,
-            sessions,
-            metrics,
-            home_session=settings.waha_session,
-            gateway_phone=settings.gateway_phone,
-            keep_asking=settings.hold_seconds,
-        )
-        helper = Helper(
-            waha,
-            store,
-            sessions,
-            lids,
-            metrics,
-            text=settings.help_message.strip(),
-            per_minute=settings.help_per_minute,
-            home_session=settings.waha_session,
-        )
-        targets = Targets(
-            Address(settings.backend_url, split(settings.backend_signing_secret)),
-            tenants,
-            timeout=settings.backend_timeout,
-            transport=transport(settings.max_in_flight),
-        )
-        courier = Courier(
-            store,
-            targets,
-            lids,
-            metrics,
-            max_in_flight=settings.max_in_flight,
-            max_age=settings.max_delivery_age,
-        )
-        app.state.courier = courier
         routes_before = list(app.router.routes)
-        ingest = Ingest(store, _rules(settings), tenants, sessions, shapes, lids, helper)
-        endpoint = WebhookEndpoint(ingest, access, refusals, metrics, settings.max_body_bytes)
-        operator = Operator(store, lids, metrics)
-        recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
-        watch = Watch(waha, sessions, metrics, home_session=settings.waha_session)
-        state = State(store, courier, tenants, sessions, shapes, watch, recovery)
-        hour = Hour(metrics)
-        page = Page(
-            store=store,
-            operator=operator,
-            state=state,
-            tenants=tenants,
-            sessions=sessions,
-            hour=hour,
-            frame=Frame(Door(access), refusals),
-            settings=settings,
-        )
-        app.router.routes.extend(page.routes())
-        for path in WEBHOOK_PATHS:
-            app.router.routes.append(Route(path, endpoint, methods=["POST"]))
-        app.webhook = endpoint
-        guard = [Depends(_guard(access))]
-        app.include_router(health.health_router(store))
-        ready = health.ready_router(store, courier, state, metrics, settings)
-        app.include_router(ready, dependencies=guard)
-        for one in (
-            admin.router(store),
-            users_router(
-                store,
-                operator,
-                tenants,
-                home_session=settings.waha_session,
-                gateway_phone=settings.gateway_phone,
-            ),
-            tenants_router(store, operator, tenants),
-            admin.letters_router(store, operator, settings.waha_session),
-            links_router(
-                tenants, prefix=settings.deep_link_prefix, gateway_phone=settings.gateway_phone
-            ),
-        ):
-            app.include_router(one, dependencies=guard)
-        explain = explain_router(ingest, access, settings.max_body_bytes)
-        app.include_router(explain, dependencies=guard)
-        recover = recovery_router(recovery, home_session=settings.waha_session)
-        app.include_router(recover, dependencies=guard)
-        pulse.start()
-        await lids.start()
-        await helper.start()
-        tenants.start()
-        courier.start()
-        await recovery.start()
-        watch.start()
-        hour.start()
-        users, homes = store.totals()
-        log.info(
-            "Gateway %s on %s:%s: %s users locked to %s tenants, backend %s",
-            VERSION,
-            settings.host,
-            settings.port,
-            users,
-            homes,
-            settings.backend_url,
-            extra={"event": "start"},
-        )
-        _warn_of_open_doors(settings)
-        _tell_of_events(settings.forward_events)
-        try:
-            yield
-        finally:
-            watch.stop()
-            hour.stop()
-            await asyncio.gather(courier.stop(GRACE_SECONDS), helper.stop(), recovery.stop())
-            await lids.stop()
-            tenants.stop()
-            pulse.stop()
-            await waha.close()
-            await store.close()
-            if shared:
-                shared.close()
-            app.router.routes[:] = routes_before  # those that knew the closed store go with it
-            app.webhook = None
-            log.info("Gateway stopped", extra={"event": "stop"})
+        async with running(settings, transport=transport, limits=limits, leave=leave) as parts:
+            app.state.courier = parts.courier
+            app.webhook = _open(app, parts, settings, access, refusals)
+            _greet(settings, parts)
+            try:
+                yield
+            finally:
+                app.router.routes[:] = routes_before  # those that know a closed store go with it
+                app.webhook = None
+        log.info("Gateway stopped", extra={"event": "stop"})
 
     app = Gateway(
         title="WhatsApp gateway router",
@@ -235,6 +101,49 @@ def create_app(
 
     _add_documents(app, access)
     return app
+
+
+def _open(
+    app: Gateway, parts: Parts, settings: Settings, access: Access, refusals: Refusals
+) -> WebhookEndpoint:
+    """Add every route that needs the parts."""
+    store, operator, tenants = parts.store, parts.operator, parts.tenants
+    home = settings.waha_session
+    endpoint = WebhookEndpoint(
+        parts.ingest, access, refusals, parts.metrics, settings.max_body_bytes
+    )
+    page = Page(parts, frame=Frame(Door(access), refusals), settings=settings)
+    app.router.routes.extend(page.routes())
+    app.router.routes.extend(Route(path, endpoint, methods=["POST"]) for path in WEBHOOK_PATHS)
+    app.include_router(health.health_router(store))
+    for one in (
+        health.ready_router(store, parts.courier, parts.state, parts.metrics, settings),
+        admin.router(store),
+        admin.letters_router(store, operator, home),
+        users_router(store, operator, home_session=home),
+        tenants_router(store, operator, tenants),
+        links_router(parts.links),
+        explain_router(parts.ingest, access, settings.max_body_bytes),
+        recovery_router(parts.recovery, home_session=home),
+    ):
+        app.include_router(one, dependencies=[Depends(_guard(access))])
+    return endpoint
+
+
+def _greet(settings: Settings, parts: Parts) -> None:
+    users, tenants = parts.store.totals()
+    log.info(
+        "Gateway %s on %s:%s: %s users locked to %s tenants, backend %s",
+        VERSION,
+        settings.host,
+        settings.port,
+        users,
+        tenants,
+        settings.backend_url,
+        extra={"event": "start"},
+    )
+    _warn_of_open_doors(settings)
+    _tell_of_events(settings.forward_events)
 
 
 def _warn_of_open_doors(settings: Settings) -> None:
@@ -264,28 +173,6 @@ def _tell_of_events(forwarded: frozenset[str]) -> None:
             ", ".join(sorted(for_nobody)),
             extra={"event": "start.events"},
         )
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        max_in_flight=settings.max_in_flight,
-        max_in_flight_per_tenant=settings.max_in_flight_per_tenant,
-        max_backlog=settings.max_backlog,
-        max_backlog_per_tenant=settings.max_backlog_per_tenant,
-        hold_seconds=settings.hold_seconds,
-        help_cooldown=settings.help_cooldown,
-    )
-
-
-def _rules(settings: Settings) -> Rules:
-    return Rules(
-        home_session=settings.waha_session,
-        gateway_phone=settings.gateway_phone,
-        prefix=settings.deep_link_prefix,
-        policy=settings.lock_policy,
-        forward_events=settings.forward_events,
-        hold_seconds=settings.hold_seconds,
-    )
 
 
 def _guard(access: Access) -> Callable[[Request], None]:

@@ -8,9 +8,10 @@ GatewayError
 ├── NotAllowed              403: nothing is open to this caller
 ├── BodyTooLarge            413
 ├── TooLongForQr            422: a link that no QR code holds
+├── NotLockable             422: a user cannot be locked to that tenant
 ├── StoreUnavailable        503: nothing was promised, WAHA sends it again
 ├── NoBackUp                409: no back-up can be written now, or of this store at all
-├── WahaError               WAHA did not do what we asked of it; no webhook's answer hangs on that
+├── WahaError               409: WAHA did not do what we asked; no webhook's answer hangs on it
 │   ├── WahaRefused         asking again is of no use
 │   └── WahaUnavailable     asking again later is
 │       └── WahaSilent      … though it may have done it
@@ -55,6 +56,14 @@ class TooLongForQr(GatewayError):
 
 class NoBackUp(GatewayError):
     pass
+
+
+class NotLockable(GatewayError):
+    """why: "no_tenant", "inactive" or "own_number"."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class StoreUnavailable(GatewayError):

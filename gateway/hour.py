@@ -10,6 +10,7 @@ from gateway.metrics import Metrics
 
 MINUTES = 60
 _CAME = ("locked", "moved", "routed", "unknown_user")  # outcomes of webhooks that hold a message
+_RECOVERED = ("routed", "unknown_user")
 
 
 class Minute(NamedTuple):
@@ -54,6 +55,7 @@ class Hour:
 
     def _counted(self) -> Minute:
         came = sum(self._count("gateway_webhooks_total", outcome) for outcome in _CAME)
+        came += sum(self._count("gateway_recovered_messages_total", one) for one in _RECOVERED)
         return Minute(came, self._count("gateway_deliveries_total", "delivered"))
 
     def _count(self, name: str, outcome: str) -> int:

@@ -12,12 +12,14 @@ from gateway.errors import StoreUnavailable
 from gateway.help import Helper
 from gateway.lids import Lids
 from gateway.log import shown
+from gateway.metrics import Metrics
 from gateway.model import (
     Accepted,
     AskForLink,
     Bind,
     Chat,
     Decide,
+    Decision,
     InboundMessage,
     LockPolicy,
     Note,
@@ -50,6 +52,7 @@ class Ignored:
     """Not for any tenant; reason in the words of the webhook's answer."""
 
     reason: str
+    outcome = "ignored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Ingest:
         shapes: Shapes,
         lids: Lids,
         helper: Helper,
+        metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -79,6 +83,7 @@ class Ingest:
         self._shapes = shapes
         self._lids = lids
         self._helper = helper
+        self._metrics = metrics
         self._clock = clock
 
     async def receive(self, body: bytes, headers: Mapping[str, str]) -> Accepted | Ignored:
@@ -93,14 +98,7 @@ class Ingest:
                     await self._store.learn(sighting)
             log.debug("ignored: %s", reason, extra={"event": "webhook.ignored", "reason": reason})
             return Ignored(reason)
-        accepted = await self._store.accept(message, self._decide(message))
-        self._sessions.accepted(message)
-        _tell(accepted, message)
-        if is_lid(accepted.user):
-            self._lids.ask(accepted.user)
-        if accepted.help_waits:
-            self._helper.queue(accepted.user, message.arrived)
-        return accepted
+        return await self._accept(message, may_help=True)
 
     async def recover(self, body: bytes) -> Accepted | Ignored:
         """As receive(), of a message that WAHA was asked for: the backend gets it with
@@ -109,12 +107,7 @@ class Ingest:
         message = replace(message, headers=(*message.headers, ("x-recovered", "true")))
         if reason := routing.reason_to_ignore(message, self._rules.forward_events):
             return Ignored(reason)
-        accepted = await self._store.accept(message, self._decide(message, may_help=False))
-        self._sessions.accepted(message)
-        _tell(accepted, message)
-        if is_lid(accepted.user):
-            self._lids.ask(accepted.user)
-        return accepted
+        return await self._accept(message, may_help=False)
 
     async def explain(self, body: bytes, headers: Mapping[str, str]) -> Explained:
         """What receive() would do and why; nothing is kept. Raise BadBody or StoreUnavailable."""
@@ -135,6 +128,23 @@ class Ingest:
         if rehearsal.refused:
             return Explained(StoreUnavailable(rehearsal.refused), told)
         return Explained(rehearsal.accepted, told)
+
+    async def _accept(self, message: InboundMessage, *, may_help: bool) -> Accepted:
+        accepted = await self._store.accept(message, self._decide(message, may_help=may_help))
+        self._sessions.accepted(message)
+        self._count(accepted.decision)
+        _tell(accepted, message)
+        if is_lid(accepted.user):
+            self._lids.ask(accepted.user)
+        if accepted.help_waits:
+            self._helper.queue(accepted.user, message.arrived)
+        return accepted
+
+    def _count(self, decision: Decision | None) -> None:
+        if isinstance(decision, Bind):
+            self._metrics.lock_changed("new_link" if decision.previous is None else "other_link")
+        elif decision and decision.link:
+            self._metrics.link_without_effect(decision.link.note.value)
 
     def _parse(self, body: bytes, headers: Mapping[str, str]) -> InboundMessage:
         return events.parse(

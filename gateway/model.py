@@ -209,6 +209,21 @@ class Accepted:
     decision: Decision | None
     help_waits: bool = False
 
+    @property
+    def outcome(self) -> str:
+        """In a word: locked, moved, routed, unknown_user or duplicate."""
+        match self.decision:
+            case None:
+                return "duplicate"
+            case Bind(previous=None):
+                return "locked"
+            case Bind():
+                return "moved"
+            case Forward():
+                return "routed"
+            case AskForLink():
+                return "unknown_user"
+
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:

@@ -3,11 +3,19 @@
 import logging
 from dataclasses import astuple
 
+from gateway.errors import NotLockable
 from gateway.lids import Lids
 from gateway.log import shown
 from gateway.metrics import Metrics
-from gateway.model import Erased, Selection, TenantId, UserId, is_lid
+from gateway.model import Erased, Selection, TenantId, UserId, is_lid, unscoped
+from gateway.sessions import Sessions
 from gateway.store import Store
+from gateway.tenants import Tenants
+
+_REFUSALS = {
+    "no_tenant": "is not in tenants.json: add it there first",
+    "inactive": "is not active: see tenants.json",
+}
 
 log = logging.getLogger(__name__)
 
@@ -15,13 +23,40 @@ log = logging.getLogger(__name__)
 class Operator:
     """Every method is durable on return, and raises StoreUnavailable as the store's own do."""
 
-    def __init__(self, store: Store, lids: Lids, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: Store,
+        tenants: Tenants,
+        sessions: Sessions,
+        lids: Lids,
+        metrics: Metrics,
+        *,
+        gateway_phone: str,
+    ) -> None:
         self._store = store
+        self._tenants = tenants
+        self._sessions = sessions
         self._lids = lids
         self._metrics = metrics
+        self._gateway_phone = gateway_phone
+
+    def check_lock(self, user: UserId, tenant: TenantId) -> None:
+        """Return if user may be locked to tenant; raise NotLockable."""
+        listed = (self._tenants.listed or {}).values()
+        own = {self._gateway_phone, *(one.gateway_phone for one in listed), *self._sessions.own_ids}
+        if unscoped(user) in own:
+            raise NotLockable(
+                f"{unscoped(user)} is the gateway's own number: no user", "own_number"
+            )
+        self._check_home(tenant)
+
+    def _check_home(self, tenant: TenantId) -> None:
+        if refusal := self._tenants.refusal(tenant):
+            raise NotLockable(f"tenant {tenant} {_REFUSALS[refusal]}", refusal)
 
     async def lock(self, user: UserId, tenant: TenantId) -> tuple[UserId, TenantId | None, int]:
-        """As Store.lock()."""
+        """As Store.lock(). Raise NotLockable."""
+        self.check_lock(user, tenant)
         known, before, released = await self._store.lock(user, tenant)
         self._metrics.lock_changed("operator")
         log.info(
@@ -56,7 +91,8 @@ class Operator:
     async def move(
         self, old: TenantId, new: TenantId, *, with_waiting: bool = True
     ) -> tuple[int, int]:
-        """As Store.move()."""
+        """As Store.move(). Raise NotLockable."""
+        self._check_home(new)
         users, along = await self._store.move(old, new, with_waiting=with_waiting)
         if users or along:
             self._metrics.lock_changed("tenant_move", users)
@@ -91,13 +127,13 @@ class Operator:
             )
         return count
 
-    async def bury(self, which: Selection) -> int:
-        """As Store.bury()."""
-        count = await self._store.bury(which)
+    async def delete_letters(self, which: Selection) -> int:
+        """As Store.delete_letters()."""
+        count = await self._store.delete_letters(which)
         if count:
             log.info(
                 "✋ An operator deleted %s dead letters",
                 count,
-                extra={"event": "operator.buried", "count": count},
+                extra={"event": "operator.deleted", "count": count},
             )
         return count

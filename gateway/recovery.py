@@ -12,17 +12,16 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from gateway.errors import BadBody, GatewayError, StoreUnavailable, WahaError, WahaRefused
-from gateway.ingest import Ignored, Ingest
+from gateway.ingest import Ingest
 from gateway.log import Throttle, masked
 from gateway.metrics import Metrics
-from gateway.model import Accepted, AskForLink
 from gateway.sessions import Sessions
 from gateway.store import Store
 from gateway.waha import events
@@ -30,8 +29,7 @@ from gateway.waha.client import Waha
 
 _MARGIN_SECONDS = 60  # before the last one that came: WAHA knows no order
 _PAGE = 100
-_MOST_BYTES = 134_217_728  # of them; what is older than these is not asked for
-_MOST = 50_000  # messages of one session at once: an engine that ignores the filter must not flood
+_MOST, _MOST_BYTES = 50_000, 134_217_728  # of messages that are held in memory at once
 _NOTE_SECONDS = 5.0  # between notes of what was heard; a crash recovers so much more
 _AGAIN_SECONDS, _SOON_TRIES, _LATER_SECONDS = 30.0, 20, 300.0  # while WAHA does not tell
 _CANNOT_TELL = (400, 501)  # what an engine, or NOWEB without its store, says of the list
@@ -102,7 +100,7 @@ class Recovery:
         with contextlib.suppress(StoreUnavailable):
             await self._note()
 
-    def gaps(self) -> Mapping[str, float]:
+    def gaps_since(self) -> Mapping[str, float]:
         """Sessions of which messages may be missing, and since when, Unix seconds."""
         return {session: gap.since for session, gap in self._gaps.items()}
 
@@ -128,7 +126,8 @@ class Recovery:
                 status, own_ids = await self._waha.look_at(session)
                 self._sessions.asked(session, status, own_ids, now)
             outcomes = Outcomes()
-            await self._take_in(session, await self._asked(session, begin), outcomes)
+            async for messages in self._asked(session, begin):
+                await self._take_in(session, messages, outcomes)
             if gap and since <= gap.since and gap.breaks == breaks:
                 self._gaps.pop(session, None)
         log.info(
@@ -141,35 +140,29 @@ class Recovery:
         )
         return outcomes
 
-    async def _asked(self, session: str, since: int) -> list[dict[str, Any]]:
-        """Oldest first, each once."""
-        found: dict[str, dict[str, Any]] = {}
+    async def _asked(self, session: str, since: int) -> AsyncIterator[list[dict[str, Any]]]:
+        """Each once, oldest first; those that memory does not hold at once in several parts, where
+        that is so in each part only."""
+        known: set[str] = set()
+        part: list[dict[str, Any]] = []
         offset = size = 0
-        while len(found) < _MOST and size < _MOST_BYTES:
+        while True:
             page = await self._waha.messages(session, since=since, limit=_PAGE, offset=offset)
+            told = map(_with_id, page)
+            fresh = [one for one in told if one["id"] not in known and _sent(one) >= since]
+            if not fresh:
+                break  # nothing more, or an engine that knows no offset
+            known.update(one["id"] for one in fresh)
+            part += fresh
+            offset += len(page)
             try:
                 size += len(json.dumps(page))
             except RecursionError as exc:
                 raise WahaRefused(f"messages of session {session}: nested too deep", 200) from exc
-            told = map(_with_id, page)
-            fresh = {one["id"]: one for one in told if _sent(one) >= since}
-            if not fresh.keys() - found.keys():
-                break  # nothing more, or an engine that knows no offset
-            # Where WAHA gives the newest first, those of one second keep their order when turned.
-            found |= {id_: one for id_, one in fresh.items() if id_ not in found}
-            offset += len(page)
-        else:
-            log.warning(
-                "WAHA has more messages of session %s than are taken in at once (%s): what is older"
-                " than the newest of them was not asked for",
-                session,
-                _MOST,
-                extra={"event": "recovery.too_many", "session": session},
-            )
-        oldest_first = list(found.values())
-        oldest_first.reverse()
-        oldest_first.sort(key=_sent)
-        return oldest_first
+            if len(part) >= _MOST or size >= _MOST_BYTES:
+                yield _oldest_first(part)
+                part, size = [], 0
+        yield _oldest_first(part)
 
     async def _take_in(
         self, session: str, messages: list[dict[str, Any]], outcomes: Outcomes
@@ -191,7 +184,7 @@ class Recovery:
             chat = str(message.get("from"))
             if chat not in held_up:
                 try:
-                    outcome = _outcome(await self._ingest.recover(_webhook(session, message)))
+                    outcome = (await self._ingest.recover(_webhook(session, message))).outcome
                 except BadBody:
                     outcome = "ignored"
                 except StoreUnavailable:
@@ -199,8 +192,9 @@ class Recovery:
             if chat in held_up:
                 left.append(message)
                 continue
-            self._metrics.recovered(outcome)
-            outcomes[outcome] += 1
+            kind = "routed" if outcome in ("locked", "moved") else outcome
+            self._metrics.recovered(kind)
+            outcomes[kind] += 1
         return left
 
     def _see_to(self, session: str) -> None:
@@ -283,6 +277,13 @@ class Recovery:
             self._noted |= news
 
 
+def _oldest_first(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # Where WAHA gives the newest first, those of one second keep their order when turned.
+    turned = messages[::-1]
+    turned.sort(key=_sent)
+    return turned
+
+
 def _sent(payload: dict[str, Any]) -> float:
     """Unix seconds; 0 if it does not say."""
     return events.seconds(payload.get("timestamp")) or 0.0
@@ -312,11 +313,3 @@ def _webhook(session: str, payload: dict[str, Any]) -> bytes:
         return orjson.dumps(envelope)
     except TypeError:  # half an emoji
         return json.dumps(envelope).encode()
-
-
-def _outcome(taken: Accepted | Ignored) -> str:
-    if isinstance(taken, Ignored):
-        return "ignored"
-    if taken.decision is None:
-        return "duplicate"
-    return "unknown_user" if isinstance(taken.decision, AskForLink) else "routed"

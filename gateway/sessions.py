@@ -1,4 +1,5 @@
-"""What webhooks told of each WAHA session: its status, its own number, when it last sent."""
+"""What webhooks, and WAHA when it was asked, told of each session: its status, its own number, when
+it last sent."""
 
 import functools
 import logging
@@ -9,6 +10,7 @@ from gateway.metrics import Metrics
 from gateway.model import MESSAGE_EVENTS, InboundMessage
 
 _MOST = 1000  # whoever may post could make up names without end
+_CLOCKS_SECONDS = 60.0  # that WAHA's clock may be behind
 _QUIET = frozenset({"WORKING", "STARTING"})  # nothing to look at
 
 log = logging.getLogger(__name__)
@@ -16,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Session:
-    """status None: no session.status came yet. Times are Unix seconds."""
+    """status None: none was told yet. Times are Unix seconds."""
 
     status: str | None = None
     status_at: float = 0.0  # of the event that told it; WAHA's clock
@@ -89,6 +91,8 @@ class Sessions:
         known = self._known_as(name)
         if known and status and at > known.told_at:  # else an event overtook the answer
             before = known.status
+            # By WAHA's clock, which need not be ours: an event that is much older says nothing new.
+            known.status_at = max(known.status_at, at - _CLOCKS_SECONDS)
             self._set_status(name, known, status)
             if before not in (None, status):
                 self.told(name, status)

@@ -232,7 +232,8 @@ class Settings(BaseSettings):
         SecretStr(""), description="whsec_…: signs what goes to the backend; new,old while rotating"
     )
     waha_api_url: BaseUrl = Field(
-        "http://localhost:3000/api", description="WAHA's API: for look-ups of LIDs, and for help"
+        "http://localhost:3000/api",
+        description="WAHA's API: for LIDs, help, sessions, and messages that never came",
     )
     waha_api_key: Annotated[SecretStr, AfterValidator(_key)] = Field(
         SecretStr(""),

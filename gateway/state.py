@@ -29,6 +29,8 @@ SENTENCES = {
     "backlog.old": "{waiting} wait or are in flight, the oldest for {seconds:.0f} s",
     "backlog.stray": "messages wait of tenants that tenants.json lacks: {tenants}",
     "backlog.unknown": "unknown, {why}",
+    "dead_letters.none": "none",
+    "dead_letters.some": "{count} wait for a decision: replay or delete them",
     "backend_gate.open": "open, {in_flight} in flight",
     "backend_gate.closed": "closed, away is {urls}; messages wait",
     "backend_gate.one_closed": "closed, away is {urls}; messages wait",
@@ -105,6 +107,7 @@ class State:
         return [
             *self._of_the_store(),
             self._of_the_backlog(backlog),
+            *_of_the_letters(backlog),
             self._of_the_gates(),
             self._of_the_tenants(),
             self._of_waha(),
@@ -166,16 +169,16 @@ class State:
         return Part("waha.well" if self._watch.ever else "waha.unasked")
 
     def _of_the_gaps(self) -> Part:
-        gaps = self.gaps()
+        gaps = self.gap_ages()
         if not gaps:
             return Part("recovery.whole")
         values = {"seconds": max(gaps.values()), "sessions": _some(list(gaps))}
         return Part("recovery.gap", Level.LOOK, values)
 
-    def gaps(self) -> dict[str, float]:
+    def gap_ages(self) -> dict[str, float]:
         """Sessions of which messages may be missing, and for how many seconds they have been."""
         now = time.time()
-        return {name: max(0.0, now - since) for name, since in self._recovery.gaps().items()}
+        return {name: max(0.0, now - since) for name, since in self._recovery.gaps_since().items()}
 
     def _of_the_sessions(self) -> Iterator[Part]:
         known = self._sessions.all()
@@ -200,6 +203,15 @@ class State:
         if odd := "; ".join(self._shapes.odd()):
             return Part("webhook_bodies.odd", Level.LOOK, {"what": odd})
         return Part("webhook_bodies.well")
+
+
+def _of_the_letters(backlog: Backlog | StoreUnavailable) -> Iterator[Part]:
+    if isinstance(backlog, StoreUnavailable):
+        return
+    if backlog.dead:
+        yield Part("dead_letters.some", Level.LOOK, {"count": backlog.dead})
+    else:
+        yield Part("dead_letters.none")
 
 
 async def backlog_of(store: Store) -> Backlog | StoreUnavailable:

@@ -138,6 +138,7 @@ def test_ready_has_a_line_for_each_part(client: TestClient) -> None:
         "store",
         "mappings_file",
         "backlog",
+        "dead_letters",
         "backend_gate",
         "tenants_file",
         "waha",
@@ -149,7 +150,7 @@ def test_ready_has_a_line_for_each_part(client: TestClient) -> None:
     others = [line for name, line in answer.json().items() if name not in ("status", "waha")]
     assert all(line.startswith("ok: ") for line in others)
     assert answer.json()["waha_session default"].startswith("ok: WORKING, last event ")
-    assert len(answer.text.splitlines()) == 12
+    assert len(answer.text.splitlines()) == 13
 
 
 def test_ready_says_that_a_session_is_down(client: TestClient) -> None:

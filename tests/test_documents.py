@@ -15,6 +15,7 @@ from starlette.routing import Route
 from gateway import commands
 from gateway.metrics import Metrics
 from gateway.settings import HELP_MESSAGE, Settings
+from tests import test_layers
 from tests.clients import client_of
 from tests.e2e.router import ROOT
 
@@ -34,6 +35,19 @@ OTHERS = {
     "WAHA_DASHBOARD_PASSWORD", "WAHA_HOOK_HMAC_KEY", "WHATSAPP_FILES_LIFETIME", "WHATSAPP_HOOK_URL",
     "SCAN_QR_CODE", "LOCK_CHANGED",
 }  # fmt: skip
+
+# Commands whose answer is not shown, and what runs them.
+_SIGNED = "BACKEND_SIGNING_SECRET=whsec_…"
+_EXPRESS = "test_express_takes_what_is_signed_once_and_nothing_else"
+RUN_OTHERWISE = {
+    "make run": "test_make_run_serves",
+    "make demo": "test_make_demo_shows_what_the_backend_got",
+    ".venv/bin/python -m uvicorn examples.backend:app --port 8000": "stand_ins",
+    f"{_SIGNED} .venv/bin/python -m uvicorn examples.backend:app --port 8000": "router_with",
+    ".venv/bin/python examples/waha.py": "stand_ins",
+    ".venv/bin/python examples/waha.py --lid 158764321000007=971501234507": "walk_through",
+    f"cd examples/express && npm install && {_SIGNED} npm start": _EXPRESS,
+}
 
 pages = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
@@ -253,6 +267,7 @@ def fences(text: str) -> list[tuple[str, str, str]]:
 def test_every_command_is_run_by_a_test_or_marked_as_not_run(path: Path) -> None:
     text = TEXTS[path]
     followed = (ROOT / "tests" / "test_readme.py").read_text("utf-8")
+    tests = followed + (ROOT / "tests" / "test_example.py").read_text("utf-8")
     parts = re.findall(
         r"<!-- (walk-through[^:]*): run by tests/test_readme.py -->(.*?)<!-- end of",
         text,
@@ -267,8 +282,11 @@ def test_every_command_is_run_by_a_test_or_marked_as_not_run(path: Path) -> None
             assert block in run, block
         if language == "sh":
             # The paragraph says so, which may be of several lines.
-            paragraph = text[: text.index(block)].rsplit("\n\n", 2)[-2:]
-            assert re.search(r"[Rr]un by the\s*tests", " ".join(paragraph)), f"{before}\n{block}"
+            paragraph = " ".join(text[: text.index(block)].rsplit("\n\n", 2)[-2:])
+            assert re.search(r"[Rr]un by the\s*tests", paragraph), f"{before}\n{block}"
+            if not re.search(r"[Nn]o[tr] (?:are )?run(?: by)?|not run", paragraph):
+                for line in block.splitlines():
+                    assert f"def {RUN_OTHERWISE[line.partition(' #')[0].strip()]}(" in tests, line
 
 
 @pages
@@ -289,10 +307,15 @@ def test_the_check_that_a_backend_copies_is_the_examples() -> None:
 
 def test_the_rooms_of_the_architecture_are_the_rooms_there_are() -> None:
     text = TEXTS[ROOT / "ARCHITECTURE.md"]
-    rooms = text.split("## The rooms")[1].split("Imports point one way")[0]
-    for path in (ROOT / "gateway").rglob("*.py"):
-        if path.name != "__init__.py":
-            assert path.name in rooms, f"{path.name} is not in ARCHITECTURE.md"
+    rooms, imports = text.split("## The rooms")[1].split("## The way of a message")[0].split(
+        "Imports point one way"
+    )  # fmt: skip
+    there = {path.name for path in (ROOT / "gateway").rglob("*.py")} - {"__init__.py"}
+    named = set(re.findall(r"\b(\w+\.py)\b", rooms)) - {"__init__.py", "whatsapp_router.py"}
+    assert named == there
+    for row in test_layers.ROWS:
+        for room in row - {"gateway"}:
+            assert re.search(rf"\b{room}\b", imports), room
 
 
 def test_all_eighteen_traps_are_there() -> None:

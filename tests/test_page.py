@@ -15,10 +15,12 @@ from gateway import spelling, state
 from gateway.hour import Hour
 from gateway.metrics import Metrics
 from gateway.model import Note
+from gateway.page import views
 from gateway.page.door import COOKIE
 from gateway.page.words import LANGUAGES, wanted, words_of
 from gateway.store.history import Kind
 from tests.clients import HOOK, client_of
+from tests.conftest import wait_until
 from tests.messages import ALI, OMAR, SARA, webhook
 
 KEY = "k" * 32
@@ -346,7 +348,7 @@ def test_every_language_has_every_word() -> None:
             assert fields == sorted(re.findall(r"\{(\w+)\}", english[name])), (language, name)
     said = {*state.SENTENCES, *(f"state.{level.name.lower()}" for level in state.Level)}
     said |= {f"history.{one.value}" for one in (*Kind, *Note)}
-    said |= {"history.merged_none", "letters.some"}
+    said |= {"history.merged_none"}
     said |= {f"message.{where}" for where in ("waiting", "held", "dead_letter")}
     assert said <= english.keys()
     source = "".join(
@@ -356,9 +358,17 @@ def test_every_language_has_every_word() -> None:
     )
     named = set(re.findall(r"""\b(?:w|words)\(["']([a-z_.]*[a-z])["']""", source))
     assert named <= english.keys()
-    composed = ("nav.", "figure.", "tenant.", "done.", "unit.", "trouble.", "user.")
-    unused = english.keys() - said - named
-    assert not {name for name in unused if not name.startswith(composed)}
+    templates = "".join(re.findall(r"[^\s]+", source))
+    composed = {f"nav.{name}" for name in re.findall(r'\("(\w+)","/router/', templates)}
+    composed |= {f"tenant.{name}" for name in (*views._SORTS, "inactive", "unknown")}
+    composed |= {f"figure.{name}" for name in ("users", "tenants", "waiting", "held", "dead")}
+    composed |= {
+        f"done.{name}" for name in re.findall(r'"(\w+)" if |done="(\w+)"', source) for name in name
+    }
+    composed |= {f"unit.{name}" for name in ("day", "hour", "minute", "second")}
+    composed |= {"trouble.unavailable", "trouble.not_allowed", "done.no_lock"}
+    composed |= {f"user.{name}" for name in ("no_tenant", "inactive", "own_number", "ask_unlock")}
+    assert english.keys() - said - named - composed == set()
 
 
 @pytest.mark.parametrize(
@@ -394,18 +404,29 @@ def test_an_hour_of_minutes() -> None:
     metrics = Metrics()
     hour = Hour(metrics)
     assert len(hour.minutes()) == 60
-    for outcome in ("locked", "routed", "duplicate", "ignored", "unknown_user"):
+    for outcome in ("locked", "moved", "routed", "duplicate", "ignored", "unknown_user"):
         metrics.webhook(outcome, 0.1)
+    metrics.recovered("routed")
+    metrics.recovered("duplicate")
     metrics.attempted("delivered", 0.1)
-    assert hour.minutes()[-1] == (3, 1)
+    assert hour.minutes()[-1] == (5, 1)
     hour.turn()
-    assert hour.minutes()[-2:] == [(3, 1), (0, 0)]
+    assert hour.minutes()[-2:] == [(5, 1), (0, 0)]
     metrics.webhook("routed", 0.1)
     for _ in range(59):
         hour.turn()
     assert hour.minutes()[0] == (1, 0)
     hour.turn()
     assert sum(minute.came for minute in hour.minutes()) == 0
+
+
+async def test_each_minute_of_the_hour_ends() -> None:
+    metrics = Metrics()
+    hour = Hour(metrics, clock=lambda: 59.99)  # each is almost over
+    metrics.webhook("routed", 0.1)
+    hour.start()
+    await wait_until(lambda: hour.minutes()[-3].came == 1)
+    hour.stop()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import pytest
 from aiohttp import web
 
 from examples.waha import StandIn
-from tests.conftest import FakeBackend, Received, wait_until
+from gateway.app import create_app
+from tests.clients import settings_of
+from tests.conftest import LIMITS, FakeBackend, Received, wait_until
 from tests.e2e.router import Router
 from tests.messages import ALI, OMAR, SARA, webhook
 
@@ -85,20 +87,14 @@ async def test_what_came_while_a_session_did_not_work_is_fetched_once_it_does(
 ) -> None:
     router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
     await start(router)
-
-    async def status(name: str, at: float) -> None:
-        body = json.loads(webhook(None, sent=at, event="session.status"))
-        body["payload"] = {"name": "default", "status": name}
-        assert await post(router, json.dumps(body).encode()) == "ignored"
-
     assert await post(router, webhook("start_realty_2", sent=NOW - 100)) == "routed"
-    await status("FAILED", NOW - 90)
+    await tell_status(router, "FAILED")
     waha.messages = [payload("missed", sent=NOW - 50)]
-    assert await post(router, webhook("after it", sent=NOW - 10)) == "routed"
+    assert await post(router, webhook("after it", sent=time.time() + 1)) == "routed"
     await wait_until(lambda: "missed" in texts(backend.received), seconds=20)
-    waha.messages.append(payload("missed too", sent=NOW - 8))
-    await status("FAILED", NOW - 9)
-    await status("WORKING", NOW - 5)
+    waha.messages.append(payload("missed too", sent=time.time()))
+    await tell_status(router, "FAILED")
+    await tell_status(router, "WORKING")
     await wait_until(lambda: "missed too" in texts(backend.received), seconds=20)
     assert len(backend.received) == 4
     await stop(router)
@@ -128,8 +124,8 @@ async def test_on_demand_hundreds_come_oldest_first(
     await stop(router)
 
 
-async def tell_status(router: Router, name: str, at: float) -> None:
-    body = json.loads(webhook(None, sent=at, event="session.status"))
+async def tell_status(router: Router, name: str) -> None:
+    body = json.loads(webhook(None, sent=time.time(), event="session.status"))
     body["payload"] = {"name": "default", "status": name}
     assert await post(router, json.dumps(body).encode()) == "ignored"
 
@@ -141,6 +137,7 @@ async def metrics_of(router: Router) -> str:
 async def test_a_session_that_breaks_off_while_its_gap_is_asked_for_is_asked_once_more(
     tmp_path: Path, waha: StandIn, backend: FakeBackend
 ) -> None:
+    """From where the gap began: what came live meanwhile must not hide it."""
     router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
     await start(router)
     assert await post(router, webhook("start_realty_2", sent=NOW - 500)) == "routed"
@@ -148,13 +145,50 @@ async def test_a_session_that_breaks_off_while_its_gap_is_asked_for_is_asked_onc
     waha.delay = 1.5
     await start(router)
     await wait_until(lambda: waha.listed == 1)
-    await tell_status(router, "FAILED", NOW - 50)
+    await tell_status(router, "FAILED")
+    assert await post(router, webhook("live", sent=time.time() + 1)) == "routed"
     waha.delay = 0.0
     await wait_until(lambda: "🩹" in router.log.read_text("utf-8"))
-    waha.messages = [payload("missed", sent=NOW - 20)]
-    await tell_status(router, "WORKING", NOW - 1)
+    waha.messages = [payload("missed", sent=NOW - 200)]
+    await tell_status(router, "WORKING")
     await wait_until(lambda: "missed" in texts(backend.received))
     await stop(router)
+
+
+async def test_what_came_a_moment_before_the_last_one_is_asked_for_too(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend
+) -> None:
+    """WAHA knows no order: the last one that came need not be the last one before the gap. Those of
+    one second keep the order of the newest-first list."""
+    router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
+    await start(router)
+    assert await post(router, webhook("start_realty_2", sent=NOW - 100)) == "routed"
+    waha.messages = [payload(f"{number}", sent=NOW - 130) for number in (3, 2, 1)]
+    assert (await recover(router)).json()["routed"] == 3
+    await wait_until(lambda: len(backend.received) == 4)
+    assert texts(backend.received)[1:] == ["1", "2", "3"]
+    metrics = await metrics_of(router)
+    assert 'gateway_lock_changes_total{reason="new_link"} 1.0' in metrics
+    waha.messages = [payload("start_realty_3", OMAR, sent=NOW - 90)]
+    assert (await recover(router)).json()["routed"] == 1
+    assert 'gateway_lock_changes_total{reason="new_link"} 2.0' in await metrics_of(router)
+    await stop(router)
+
+
+async def test_more_messages_than_memory_holds_are_taken_in_all_the_same(
+    tmp_path: Path, waha: StandIn, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.recovery._MOST", 200)
+    waha.messages = [
+        payload(f"start_realty_2 {number}", sent=NOW - 1000 + number) for number in range(450)
+    ]
+    settings = {"waha_api_url": waha.url, "backend_api_url": backend.url}
+    app = create_app(settings_of(tmp_path, **settings), limits=LIMITS)
+    async with app.router.lifespan_context(app):
+        way = httpx.ASGITransport(app, client=("testclient", 1))
+        async with httpx.AsyncClient(transport=way, base_url="http://localhost") as client:
+            answer = await client.post("/router/recover", json={"hours": 1}, timeout=60)
+    assert answer.json()["routed"] == 450
 
 
 async def test_an_order_without_hours_asks_from_where_the_gap_begins_and_closes_it(
@@ -301,5 +335,7 @@ async def test_switched_off_it_asks_for_nothing(
         await start(router)
         assert await post(router, webhook("start_realty_2", sent=NOW)) == "routed"
         assert (await recover(router, hours=1)).status_code == 409
+        await tell_status(router, "FAILED")
+        assert "gateway_recovery_gap_seconds{" not in await metrics_of(router)
         await stop(router)
     assert waha.listed == 0

@@ -11,6 +11,7 @@ from gateway.metrics import Metrics
 from gateway.sessions import Sessions
 from gateway.waha.client import Waha
 from gateway.watch import Watch
+from tests.conftest import wait_until
 
 
 @pytest.fixture
@@ -58,6 +59,26 @@ async def test_a_waha_that_has_died_is_noticed(
     assert watch.silent_since is None
     told = [one.message.partition(":")[0] for one in caplog.records if one.name == "gateway.watch"]
     assert told == ["📵 WAHA does not answer", "📱 WAHA answers again"]
+
+
+async def test_it_looks_again_and_again_whatever_waha_answers(
+    watch: Watch, waha: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gateway.watch._EVERY_SECONDS", 0.01)
+    looked = 0
+    look = watch.look
+
+    async def stumbles() -> None:
+        nonlocal looked
+        looked += 1
+        if looked == 2:
+            raise RuntimeError("unforeseen")
+        await look()
+
+    monkeypatch.setattr(watch, "look", stumbles)
+    watch.start()
+    await wait_until(lambda: looked >= 4)
+    assert "the look at WAHA stumbled" in caplog.text
 
 
 async def test_a_wrong_key_is_an_answer_and_told(

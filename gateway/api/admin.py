@@ -114,7 +114,7 @@ def letters_router(store: Store, operator: Operator, home_session: str) -> APIRo
     @api.delete("/{number}")
     async def delete(number: LetterId) -> Json:
         """Delete one for good."""
-        if not await operator.bury(Selection(id=number)):
+        if not await operator.delete_letters(Selection(id=number)):
             return _not_found(number)
         return Json({"status": "deleted", "id": number})
 

@@ -15,7 +15,10 @@ from gateway.errors import (
     GatewayError,
     NoBackUp,
     NotAllowed,
+    NotLockable,
     StoreUnavailable,
+    TooLongForQr,
+    WahaError,
 )
 
 _STATUS: dict[type[GatewayError], int] = {
@@ -24,7 +27,10 @@ _STATUS: dict[type[GatewayError], int] = {
     BadSignature: 401,
     NotAllowed: 403,
     NoBackUp: 409,
+    WahaError: 409,
     BodyTooLarge: 413,
+    TooLongForQr: 422,
+    NotLockable: 422,
     StoreUnavailable: 503,
 }
 
@@ -65,4 +71,5 @@ def of_error(error: GatewayError) -> Json:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, BodyTooLarge | BodyTooSlow):
         headers["Connection"] = "close"  # the rest of the body is not read
-    return Json({"detail": str(error)}, _STATUS[type(error)], headers)
+    status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+    return Json({"detail": str(error)}, status, headers)

@@ -90,5 +90,5 @@ async def _figures(store: Store, courier: Courier, state: State, settings: Setti
         waiting_by_tenant=dict(
             itertools.islice(backlog.by_tenant.items() if backlog else (), settings.metrics_tenants)
         ),
-        gaps=state.gaps(),
+        gaps=state.gap_ages(),
     )

@@ -6,14 +6,9 @@ from typing import Annotated
 from fastapi import HTTPException, Path, Query
 
 from gateway import spelling
-from gateway.model import LARGEST_TENANT, SESSION_NAME, TenantId, UserId, scoped
-from gateway.tenants import Tenants
+from gateway.model import LARGEST_TENANT, SESSION_NAME, UserId, scoped
 
 LARGEST_ID = 2**63 - 1
-_REFUSALS = {
-    "no_tenant": "is not in tenants.json: add it there first",
-    "inactive": "is not active: see tenants.json",
-}
 
 Session = Annotated[
     str | None,
@@ -31,14 +26,6 @@ def person(text: str, session: str | None, home_session: str) -> UserId:
     raise HTTPException(
         422, f"{text[:60]!r} is no user: 5-20 digits in any usual spelling, …@c.us or …@lid"
     )
-
-
-def new_home(tenant: int, tenants: Tenants) -> TenantId:
-    """tenant, if users may be locked to it; else 422."""
-    number = TenantId(tenant)
-    if refusal := tenants.refusal(number):
-        raise HTTPException(422, f"tenant {tenant} {_REFUSALS[refusal]}")
-    return number
 
 
 def time_text(seconds: float) -> str:

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Body, HTTPException
 
 from gateway.api.answers import Json
 from gateway.api.inputs import Session
-from gateway.errors import WahaError
 from gateway.recovery import Recovery
 
 
@@ -28,10 +27,7 @@ def recovery_router(recovery: Recovery, *, home_session: str) -> APIRouter:
             raise HTTPException(
                 409, f"nothing was ever heard of session {name}: say how many `hours` back to look"
             )
-        try:
-            outcomes = await recovery.recover(name, since)
-        except WahaError as exc:
-            raise HTTPException(409, f"WAHA does not tell: {exc}") from exc
+        outcomes = await recovery.recover(name, since)
         names = ("routed", "unknown_user", "duplicate", "ignored")
         return Json({"status": "recovered", **{name: outcomes[name] for name in names}})
 

@@ -8,7 +8,7 @@ import logging
 from starlette.requests import HTTPConnection
 
 from gateway.api import answers
-from gateway.errors import GatewayError, StoreUnavailable
+from gateway.errors import BadBody, BadSignature, BodyTooLarge, GatewayError, NotAllowed
 from gateway.log import Throttle
 
 log = logging.getLogger(__name__)
@@ -21,8 +21,8 @@ class Refusals:
     def answer(self, connection: HTTPConnection, error: GatewayError) -> answers.Json:
         """The answer that error is, noted in the log if its kind is new there."""
         answer = answers.of_error(error)
-        # What the store cannot take is no fault of the caller's; the store tells of it itself.
-        if not isinstance(error, StoreUnavailable):
+        # Others say that something cannot be done, which is no fault of the caller's.
+        if isinstance(error, BadBody | BadSignature | BodyTooLarge | NotAllowed):
             source = connection.client.host if connection.client else "nowhere"
             self._note(source, connection.scope.get("path", ""), answer.status_code, error)
         return answer

@@ -7,10 +7,10 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Body, HTTPException, Query
 from starlette.responses import Response
 
-from gateway import deeplink, qr
+from gateway import qr
 from gateway.api.answers import Json
-from gateway.api.inputs import Limit, TenantNumber, new_home, time_or_null
-from gateway.errors import TooLongForQr
+from gateway.api.inputs import Limit, TenantNumber, time_or_null
+from gateway.links import Link, Links
 from gateway.model import LARGEST_TENANT, TenantId, Totals, UserId
 from gateway.operator import Operator
 from gateway.store import Store
@@ -66,7 +66,7 @@ def tenants_router(store: Store, operator: Operator, tenants: Tenants) -> APIRou
         if to == number:
             raise HTTPException(422, f"`to` is {to}, where the users are already")
         count, along = await operator.move(
-            TenantId(number), new_home(to, tenants), with_waiting=waiting == "move"
+            TenantId(number), TenantId(to), with_waiting=waiting == "move"
         )
         if not count and not along and TenantId(number) not in (tenants.listed or {}):
             return Json({"status": "not_found", "tenant_id": number}, 404)
@@ -75,30 +75,27 @@ def tenants_router(store: Store, operator: Operator, tenants: Tenants) -> APIRou
     return api
 
 
-def links_router(tenants: Tenants, *, prefix: str, gateway_phone: str) -> APIRouter:
+def links_router(links: Links) -> APIRouter:
     api = APIRouter(prefix="/router/link", tags=["links"])
 
-    def link_of(number: int, note: str) -> tuple[str, str, str]:
-        """Phone, text and wa.me address; 404 if there is no such tenant."""
-        tenant = tenants.get(TenantId(number))
-        if tenant is None:
-            raise HTTPException(404, f"tenant {number} is not in tenants.json")
-        phone = tenant.gateway_phone or gateway_phone
-        text = deeplink.text_of(TenantId(number), prefix=prefix, note=note)
-        return phone, text, deeplink.address(text, phone=phone)
+    def link_of(number: int, note: str) -> Link:
+        """404 if there is no such tenant."""
+        if link := links.of(TenantId(number), note):
+            return link
+        raise HTTPException(404, f"tenant {number} is not in tenants.json")
 
     @api.get("/{number}")
     async def link(number: TenantNumber, text: Note = "") -> Json:
         """The link that a tenant hands out; text follows it on a new line."""
-        phone, whole, address = link_of(number, text)
+        found = link_of(number, text)
         query = f"?{urlencode({'text': text})}" if text else ""
         return Json(
             {
-                "deep_link": address,
+                "deep_link": found.url,
                 "tenant_id": number,
-                "active": tenants.may_lock(TenantId(number)),
-                "gateway_phone": phone,
-                "text": whole,
+                "active": found.active,
+                "gateway_phone": found.phone,
+                "text": found.text,
                 "qr_svg": f"/router/link/{number}/qr.svg{query}",
                 "qr_png": f"/router/link/{number}/qr.png{query}",
             }
@@ -113,14 +110,11 @@ def links_router(tenants: Tenants, *, prefix: str, gateway_phone: str) -> APIRou
         margin: Margin = qr.QUIET_ZONE,
     ) -> Response:
         """The link as a QR code. A PNG's side is at most `size`, for a module is whole pixels."""
-        address = link_of(number, text)[2]
+        url = link_of(number, text).url
         draw, media = (qr.svg, "image/svg+xml") if kind == "svg" else (qr.png, "image/png")
-        try:
-            # In a thread: a large one takes half a second.
-            drawn = await asyncio.to_thread(draw, address, size=size, margin=margin)
-            return Response(drawn, media_type=media)
-        except TooLongForQr as exc:
-            raise HTTPException(422, str(exc)) from exc
+        # In a thread: a large one takes half a second.
+        drawn = await asyncio.to_thread(draw, url, size=size, margin=margin)
+        return Response(drawn, media_type=media)
 
     return api
 

@@ -3,23 +3,20 @@
 import base64
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, HTTPException, Query
+from fastapi import APIRouter, Body, Query
 
 from gateway.api.answers import Json
-from gateway.api.inputs import Before, Session, new_home, person, time_or_null, time_text
-from gateway.model import LARGEST_TENANT, Export, HistoryLine, Kept, unscoped
+from gateway.api.inputs import Before, Session, person, time_or_null, time_text
+from gateway.model import LARGEST_TENANT, Export, HistoryLine, Kept, TenantId, unscoped
 from gateway.operator import Operator
 from gateway.store import Store
-from gateway.tenants import Tenants
 
 
 def users_router(
     store: Store,
     operator: Operator,
-    tenants: Tenants,
     *,
     home_session: str,
-    gateway_phone: str,
 ) -> APIRouter:
     api = APIRouter(prefix="/router", tags=["users"])
 
@@ -82,9 +79,7 @@ def users_router(
         """Lock a user to a tenant, or move the user there. What already waits goes where it was to
         go; what was held for want of a lock goes to the new tenant."""
         who = person(phone, session, home_session)
-        if unscoped(who) == gateway_phone:
-            raise HTTPException(422, f"{gateway_phone} is the gateway's own number: no user")
-        known, before, released = await operator.lock(who, new_home(tenant_id, tenants))
+        known, before, released = await operator.lock(who, TenantId(tenant_id))
         return Json(
             {
                 "status": "locked",

@@ -67,25 +67,7 @@ class WebhookEndpoint:
         content = answer_of(outcome)
         if not (at_once and at_once.answer(orjson.dumps(content))):
             await Json(content)(scope, receive, send)
-        self._count(outcome, time.perf_counter() - began)
-
-    def _count(self, outcome: Accepted | Ignored, seconds: float) -> None:
-        metrics = self._metrics
-        if isinstance(outcome, Ignored):
-            metrics.webhook("ignored", seconds)
-            return
-        decision = outcome.decision
-        if decision is None:
-            metrics.webhook("duplicate", seconds)
-        elif isinstance(decision, Bind):
-            new = decision.previous is None
-            metrics.webhook("locked" if new else "moved", seconds)
-            metrics.lock_changed("new_link" if new else "other_link")
-        else:
-            unknown = isinstance(decision, AskForLink)
-            metrics.webhook("unknown_user" if unknown else "routed", seconds)
-            if decision.link:
-                metrics.link_without_effect(decision.link.note.value)
+        self._metrics.webhook(outcome.outcome, time.perf_counter() - began)
 
 
 def _refusal(exc: GatewayError) -> str:

@@ -3,8 +3,9 @@
 import argparse
 import sys
 
-from gateway import deeplink, qr
+from gateway import qr
 from gateway.errors import TooLongForQr
+from gateway.links import Links
 from gateway.model import LARGEST_TENANT, TenantId
 from gateway.settings import Settings
 from gateway.tenants import FILE_NAME, Tenants
@@ -16,19 +17,17 @@ def link(settings: Settings, options: argparse.Namespace) -> int:
         print(f"{options.tenant} is no tenant: a number of 1-{LARGEST_TENANT}", file=sys.stderr)
         return 2
     number = TenantId(options.tenant)
-    tenant = Tenants(settings.data_dir / FILE_NAME).get(number)
-    if tenant is None:
-        print(f"tenant {number} is not in {FILE_NAME}", file=sys.stderr)
-        return 1
-    if not tenant.active:
-        print(f"tenant {number} is not active: the link locks nobody", file=sys.stderr)
+    links = Links(Tenants(settings.data_dir / FILE_NAME), settings)
     try:
-        options.text.encode()
+        found = links.of(number, options.text)
     except UnicodeEncodeError:
         print("--text: is not UTF-8", file=sys.stderr)
         return 2
-    text = deeplink.text_of(number, prefix=settings.deep_link_prefix, note=options.text)
-    address = deeplink.address(text, phone=tenant.gateway_phone or settings.gateway_phone)
+    if found is None:
+        print(f"tenant {number} is not in {FILE_NAME}", file=sys.stderr)
+        return 1
+    if not found.active:
+        print(f"tenant {number} is not active: the link locks nobody", file=sys.stderr)
     if options.qr:
         draw = {".svg": qr.svg, ".png": qr.png}.get(options.qr.suffix.lower())
         if draw is None or not (32 <= options.size <= 4096 and 0 <= options.margin <= 50):
@@ -38,9 +37,9 @@ def link(settings: Settings, options: argparse.Namespace) -> int:
             )
             return 2
         try:
-            options.qr.write_bytes(draw(address, size=options.size, margin=options.margin))
+            options.qr.write_bytes(draw(found.url, size=options.size, margin=options.margin))
         except (TooLongForQr, OSError) as exc:
             print(f"{options.qr}: {exc}", file=sys.stderr)
             return 1
-    print(address)
+    print(found.url)
     return 0

@@ -11,9 +11,9 @@ from markupsafe import Markup
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway import deeplink, qr, spelling
-from gateway.errors import BadBody, TooLongForQr
-from gateway.hour import MINUTES, Hour
+from gateway import qr, spelling
+from gateway.errors import BadBody, NotLockable, TooLongForQr
+from gateway.hour import MINUTES
 from gateway.model import (
     LARGEST_TENANT,
     SESSION_NAME,
@@ -27,14 +27,11 @@ from gateway.model import (
     session_of,
     unscoped,
 )
-from gateway.operator import Operator
 from gateway.page.frame import HEADERS, HOME, PATH, Frame, Visit, see_other
 from gateway.page.words import Words
-from gateway.sessions import Sessions
+from gateway.parts import Parts
 from gateway.settings import Settings
-from gateway.state import Level, Part, State, backlog_of
-from gateway.store import Store
-from gateway.tenants import Tenants
+from gateway.state import Level, Part, backlog_of
 from gateway.waha import events
 
 _ROWS = 100  # of a table, on one page
@@ -63,24 +60,14 @@ class _Row:
 
 
 class Page:
-    def __init__(
-        self,
-        *,
-        store: Store,
-        operator: Operator,
-        state: State,
-        tenants: Tenants,
-        sessions: Sessions,
-        hour: Hour,
-        frame: Frame,
-        settings: Settings,
-    ) -> None:
-        self._store = store
-        self._operator = operator
-        self._state = state
-        self._tenants = tenants
-        self._sessions = sessions
-        self._hour = hour
+    def __init__(self, parts: Parts, *, frame: Frame, settings: Settings) -> None:
+        self._store = parts.store
+        self._operator = parts.operator
+        self._state = parts.state
+        self._tenants = parts.tenants
+        self._sessions = parts.sessions
+        self._hour = parts.hour
+        self._links = parts.links
         self._frame = frame
         self._settings = settings
 
@@ -102,8 +89,6 @@ class Page:
         backlog = await backlog_of(self._store)
         parts = self._state.parts(backlog)
         known = backlog if isinstance(backlog, Backlog) else None
-        if known and known.dead:
-            parts.append(Part("letters.some", Level.LOOK, {"count": known.dead}))
         worst = max((part.level for part in parts), key=lambda level: level.value)
         users, homes = self._store.totals()
         figures = {"users": users, "tenants": homes}
@@ -249,7 +234,7 @@ class Page:
         which, asked = self._selection(form)
         number, todo = _number(form.get("id", "")), form.get("do")
         if todo == "delete" and number:
-            count = await self._operator.bury(Selection(id=number))
+            count = await self._operator.delete_letters(Selection(id=number))
             return see_other(f"{PATH}letters", done="deleted" if count else "")
         if todo == "replay" and number:
             count = await self._operator.replay(Selection(id=number))
@@ -262,17 +247,16 @@ class Page:
 
     async def _card(self, visit: Visit) -> Response:
         number = _number(visit.asked("tenant"), most=LARGEST_TENANT)
-        text, wrong, code, address = visit.asked("text")[:1000], None, None, None
-        tenant = self._tenants.get(TenantId(number)) if number else None
-        if number and tenant is None:
-            wrong = visit.words("user.no_tenant", tenant=number)
-        elif visit.asked("tenant") and not number:
+        text, wrong, code = visit.asked("text")[:1000], None, None
+        link = self._links.of(TenantId(number), text) if number else None
+        if visit.asked("tenant") and not number:
             wrong = visit.words("user.bad_tenant")
-        elif number:
-            address = self._address(TenantId(number), text)
+        elif number and link is None:
+            wrong = visit.words("user.no_tenant", tenant=number)
+        elif link:
             try:
                 # In a thread: a large one takes a tenth of a second.
-                drawn = await asyncio.to_thread(qr.inline, address)
+                drawn = await asyncio.to_thread(qr.inline, link.url)
                 code = Markup(drawn)  # noqa: S704  # modules alone, no text
             except TooLongForQr:
                 wrong = visit.words("card.too_long")
@@ -283,27 +267,25 @@ class Page:
             number=number or "",
             text=text,
             wrong=wrong,
+            link_=link,
             code=code,
-            address=address,
-            name=tenant.name if tenant else "",
-            active=bool(tenant and tenant.active),
-            phone=(tenant and tenant.gateway_phone) or self._settings.gateway_phone,
             query=urlencode({"text": text}) if text else "",
         )
 
     async def _card_file(self, visit: Visit) -> Response:
         stem, _, kind = visit.request.path_params["file"].partition(".")
-        number = _number(stem, most=LARGEST_TENANT)
-        draw, media = {"svg": (qr.svg, "image/svg+xml"), "png": (qr.png, "image/png")}.get(
-            kind, (None, "")
-        )
-        if number is None or draw is None or self._tenants.get(TenantId(number)) is None:
+        number, text = _number(stem, most=LARGEST_TENANT), visit.asked("text")[:1000]
+        kinds = {"svg": (qr.svg, "image/svg+xml"), "png": (qr.png, "image/png")}
+        link = self._links.of(TenantId(number), text) if number else None
+        if link is None or kind not in kinds:
             said = visit.words("trouble.not_found")
             return self._frame.show(visit, "trouble.html", 404, said=said)
+        draw, media = kinds[kind]
         try:
-            drawn = await _drawn(draw, self._address(TenantId(number), visit.asked("text")[:1000]))
+            drawn = await asyncio.to_thread(draw, link.url, size=512)
         except TooLongForQr:
-            return self._frame.show(visit, "trouble.html", 422, said=visit.words("card.too_long"))
+            said = visit.words("card.too_long")
+            return self._frame.show(visit, "trouble.html", 422, said=said)
         name = f'attachment; filename="office-{number}.{kind}"'
         return Response(drawn, 200, {**HEADERS, "Content-Disposition": name}, media)
 
@@ -330,10 +312,11 @@ class Page:
         """Why user cannot be locked to tenant; None if there is no reason."""
         if tenant is None:
             return words("user.bad_tenant")
-        if unscoped(user) == self._settings.gateway_phone:
-            return words("user.own_number", user=unscoped(user))
-        if refusal := self._tenants.refusal(TenantId(tenant)):
-            return words(f"user.{refusal}", tenant=tenant)
+        try:
+            self._operator.check_lock(user, TenantId(tenant))
+        except NotLockable as exc:
+            which = {"user": unscoped(user)} if exc.why == "own_number" else {"tenant": tenant}
+            return words(f"user.{exc.why}", **which)
         return None
 
     def _selection(self, asked: Mapping[str, str]) -> tuple[Selection, dict[str, Any]]:
@@ -349,12 +332,6 @@ class Page:
             wrong = "user"
         which = Selection(tenant=TenantId(tenant) if tenant else None, user=user)
         return Selection(id=0) if wrong else which, {**told, "wrong": wrong}  # 0: there is none
-
-    def _address(self, tenant: TenantId, text: str) -> str:
-        known = self._tenants.get(tenant)
-        phone = (known and known.gateway_phone) or self._settings.gateway_phone
-        said = deeplink.text_of(tenant, prefix=self._settings.deep_link_prefix, note=text)
-        return deeplink.address(said, phone=phone)
 
 
 def _text(body: bytes) -> str:
@@ -392,7 +369,3 @@ def _done(visit: Visit) -> Markup | None:
         return None
     values = {key: _number(visit.asked(key)) or 0 for key in ("tenant", "count")}
     return visit.words(name, **values)
-
-
-async def _drawn(draw: Callable[..., bytes], address: str) -> bytes:
-    return await asyncio.to_thread(draw, address, size=512)

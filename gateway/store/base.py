@@ -189,7 +189,7 @@ class Store(Protocol):
         They keep their keys; own faults and age start again.
         """
 
-    async def bury(self, which: Selection) -> int:
+    async def delete_letters(self, which: Selection) -> int:
         """Delete dead letters for good; durable. How many."""
 
     async def help_waits(self) -> list[tuple[UserId, float]]:

@@ -795,7 +795,7 @@ class FileStore:
             changes.offer(lines.find_head(tx, *line, now))
         return changes
 
-    async def bury(self, which: Selection) -> int:
+    async def delete_letters(self, which: Selection) -> int:
         up_to = await self._journal.run(letters.newest)
         total = 0
         while True:

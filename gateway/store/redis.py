@@ -677,7 +677,7 @@ class RedisStore:
     async def replay(self, which: Selection) -> int:
         return await self._to_the_letters("replay", which)
 
-    async def bury(self, which: Selection) -> int:
+    async def delete_letters(self, which: Selection) -> int:
         return await self._to_the_letters("bury", which)
 
     async def _to_the_letters(self, op: str, which: Selection) -> int:

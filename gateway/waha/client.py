@@ -1,4 +1,5 @@
-"""What we ask of WAHA: which phone a LID is, to send a text, how a session stands and is set up.
+"""What we ask of WAHA: which phone a LID is, to send a text, how a session stands and is set up,
+which messages it has.
 
 Source: WAHA docs of July 2026, "Contacts" (API - lids), "Send messages", "Sessions"; statuses from
 WAHA's source at 2026.2.1: 422 after 10-15 s while the session is not WORKING, 400 from NOWEB

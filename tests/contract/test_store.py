@@ -814,7 +814,7 @@ async def test_only_what_was_chosen_is_replayed_or_deleted(store: Store) -> None
         await bury_first(store)
     (alis,) = await store.dead_letters(Selection(user=user(ALI)), limit=1)
     assert await store.replay(Selection(id=alis.id)) == 1
-    assert await store.bury(Selection(user=user(SARA))) == 1
+    assert await store.delete_letters(Selection(user=user(SARA))) == 1
     assert [one.user for one in await store.dead_letters(Selection(), limit=10)] == [OMAR]
     assert [one.user for one in await drain(store)] == [ALI]
 

@@ -1,0 +1,179 @@
+"""The parts of the gateway that know nothing of HTTP in: made, started, and ended in the reverse
+order of their making, whatever happens in between."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import httpx
+
+from gateway import VERSION
+from gateway.delivery import Courier
+from gateway.errors import StartRefused, StoreUnavailable
+from gateway.help import Helper
+from gateway.hour import Hour
+from gateway.ingest import Ingest, Rules
+from gateway.lids import Lids
+from gateway.links import Links
+from gateway.metrics import Metrics
+from gateway.model import Address
+from gateway.operator import Operator
+from gateway.pulse import Pulse
+from gateway.recovery import Recovery
+from gateway.sessions import Sessions
+from gateway.settings import Settings, split
+from gateway.shapes import Shapes
+from gateway.state import State
+from gateway.store import Limits, Store, open_store
+from gateway.store.opening import share_folder
+from gateway.targets import Targets
+from gateway.tenants import FILE_NAME, Tenants
+from gateway.waha.client import Waha
+from gateway.watch import Watch
+
+GRACE_SECONDS = 25.0  # for what is in flight at the end; docker compose is given 30 s
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the HTTP side needs of them."""
+
+    metrics: Metrics
+    tenants: Tenants
+    links: Links
+    store: Store
+    sessions: Sessions
+    courier: Courier
+    ingest: Ingest
+    operator: Operator
+    recovery: Recovery
+    state: State
+    hour: Hour
+
+
+@contextlib.asynccontextmanager
+async def running(
+    settings: Settings,
+    *,
+    transport: Callable[[int], httpx.AsyncBaseTransport],
+    limits: Limits | None,
+    leave: Callable[[str], None],
+) -> AsyncIterator[Parts]:
+    """All of them, at work until the block ends. Raise StartRefused.
+
+    leave: called with the reason, once, when the store can be trusted no more.
+    """
+    async with contextlib.AsyncExitStack() as ends:
+        tenants = Tenants(settings.data_dir / FILE_NAME)
+        place = settings.store_place
+        metrics, pulse = Metrics(version=VERSION, store=place.partition(":")[0]), Pulse()
+        metrics.watch_stalls(pulse.longest_stall)
+        # The files' store locks the folder for itself.
+        folder = None if place.startswith("file:") else share_folder(settings.data_dir)
+        if folder:
+            ends.callback(folder.close)
+        store = await open_store(place, limits or _limits(settings), leave, metrics.committed)
+        ends.push_async_callback(store.close)
+        waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
+        ends.push_async_callback(waha.close)
+        sessions, shapes = Sessions(metrics), Shapes(metrics)
+        lids = Lids(
+            waha,
+            store,
+            sessions,
+            metrics,
+            home_session=settings.waha_session,
+            gateway_phone=settings.gateway_phone,
+            keep_asking=settings.hold_seconds,
+        )
+        helper = Helper(
+            waha,
+            store,
+            sessions,
+            lids,
+            metrics,
+            text=settings.help_message.strip(),
+            per_minute=settings.help_per_minute,
+            home_session=settings.waha_session,
+        )
+        targets = Targets(
+            Address(settings.backend_url, split(settings.backend_signing_secret)),
+            tenants,
+            timeout=settings.backend_timeout,
+            transport=transport(settings.max_in_flight),
+        )
+        courier = Courier(
+            store,
+            targets,
+            lids,
+            metrics,
+            max_in_flight=settings.max_in_flight,
+            max_age=settings.max_delivery_age,
+        )
+        operator = Operator(
+            store, tenants, sessions, lids, metrics, gateway_phone=settings.gateway_phone
+        )
+        ingest = Ingest(store, _rules(settings), tenants, sessions, shapes, lids, helper, metrics)
+        recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
+        watch = Watch(waha, sessions, metrics, home_session=settings.waha_session)
+        state = State(store, courier, tenants, sessions, shapes, watch, recovery)
+        hour = Hour(metrics)
+
+        async def stop_at_once() -> None:
+            """Each may wait for what is on its way."""
+            await asyncio.gather(courier.stop(GRACE_SECONDS), helper.stop(), recovery.stop())
+
+        # Each can be stopped before it was started.
+        ends.callback(pulse.stop)
+        ends.callback(tenants.stop)
+        ends.push_async_callback(lids.stop)
+        ends.push_async_callback(stop_at_once)
+        ends.callback(hour.stop)
+        ends.callback(watch.stop)
+        pulse.start()
+        try:
+            await lids.start()
+            await helper.start()
+            tenants.start()
+            courier.start()
+            await recovery.start()
+        except StoreUnavailable as exc:
+            raise StartRefused(f"the store went away while we started: {exc}") from exc
+        watch.start()
+        hour.start()
+        yield Parts(
+            metrics,
+            tenants,
+            Links(tenants, settings),
+            store,
+            sessions,
+            courier,
+            ingest,
+            operator,
+            recovery,
+            state,
+            hour,
+        )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_in_flight=settings.max_in_flight,
+        max_in_flight_per_tenant=settings.max_in_flight_per_tenant,
+        max_backlog=settings.max_backlog,
+        max_backlog_per_tenant=settings.max_backlog_per_tenant,
+        hold_seconds=settings.hold_seconds,
+        help_cooldown=settings.help_cooldown,
+    )
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        home_session=settings.waha_session,
+        gateway_phone=settings.gateway_phone,
+        prefix=settings.deep_link_prefix,
+        policy=settings.lock_policy,
+        forward_events=settings.forward_events,
+        hold_seconds=settings.hold_seconds,
+    )
