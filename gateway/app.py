@@ -126,7 +126,7 @@ def _open(
         explain_router(parts.ingest, access, settings.max_body_bytes),
         recovery_router(parts.recovery, home_session=home),
     ):
-        app.include_router(one, dependencies=[Depends(_guard(access))])
+        app.include_router(one, dependencies=[Depends(access.check_admin)])
     return endpoint
 
 
@@ -175,16 +175,9 @@ def _tell_of_events(forwarded: frozenset[str]) -> None:
         )
 
 
-def _guard(access: Access) -> Callable[[Request], None]:
-    def check(request: Request) -> None:
-        access.check_admin(request)
-
-    return check
-
-
 def _add_documents(app: FastAPI, access: Access) -> None:
     """/docs and /openapi.json, behind the same key as what they describe."""
-    guard = [Depends(_guard(access))]
+    guard = [Depends(access.check_admin)]
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=guard)
     async def openapi() -> answers.Json:

@@ -444,3 +444,19 @@ async def test_each_minute_of_the_hour_ends() -> None:
 )
 def test_spellings(text: str, person: str | None) -> None:
     assert spelling.person(text) == person
+
+
+def test_on_redis_the_page_shows_the_same(tmp_path: Path, redis_socket: str) -> None:
+    with client_of(tmp_path, store_url=f"unix:{redis_socket}", handler=refusing) as client:
+        client.post(HOOK, content=webhook("start_realty_2", bare_id="R1"))
+        letters(client, 1)
+        assert "Belongs to office 2" in text_of(client.get(f"{PATH}user", params={"user": ALI}))
+        order = {"user": ALI, "do": "lock", "from": "2", "to": "5"}
+        order["token"] = token_of(asking(client))
+        assert "done=locked" in client.post(f"{PATH}user", data=order).headers["location"]
+        page = text_of(client.get(f"{PATH}user", params={"user": ALI}))
+        assert "Moved from office 2 to office 5" in page
+        assert "undelivered" in page
+        assert "wait for a decision: 1" in text_of(client.get(HOME))
+        for path in VIEWS:
+            assert client.get(path).status_code == 200, path

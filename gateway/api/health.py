@@ -71,7 +71,7 @@ def _line(part: Part) -> str:
 
 async def _figures(store: Store, courier: Courier, state: State, settings: Settings) -> Figures:
     """What is not counted as it happens."""
-    health, (users, homes), targets = store.health(), store.totals(), courier.targets
+    health, (users, tenants), targets = store.health(), store.totals(), courier.targets
     asked = await backlog_of(store)
     backlog = None if isinstance(asked, StoreUnavailable) else asked
     return Figures(
@@ -83,7 +83,7 @@ async def _figures(store: Store, courier: Courier, state: State, settings: Setti
         gates_closed=len(targets.closed()),
         shared_gate_open=not targets.shared.gate.closed,
         locked_users=users,
-        locked_tenants=homes,
+        locked_tenants=tenants,
         store_up=health.refusing is None,
         mappings_lag=health.mappings_lag if health.has_file else None,
         disk_free=shutil.disk_usage(settings.data_dir).free if health.has_file else None,

@@ -143,7 +143,7 @@ class Frame:
     ) -> Response:
         """then: where to go on; None: where it was asked for."""
         if then is None:
-            then = _address(request.url.path, request.query_params)
+            then = _with_query(request.url.path, request.query_params)
         return self._draw(request, words, "login.html", 401, wrong=wrong, then=_own_path(then))
 
     async def _leave(self, visit: Visit) -> Response:
@@ -174,11 +174,11 @@ class Frame:
             w=words,
             languages=LANGUAGES,
             here=here,
-            link=lambda **changes: _address(here, {**query, **changes}),
+            link=lambda **changes: _with_query(here, {**query, **changes}),
             static=f"{PATH}static/",
             stamp=self._stamp,
             version=VERSION,
-            user_link=lambda who: _address(
+            user_link=lambda who: _with_query(
                 f"{PATH}user", {"user": who["number"], "session": who["session"]}
             ),
             has_key=self._door.has_key,
@@ -225,10 +225,10 @@ def _own_path(path: str) -> str:
 
 def see_other(path: str, /, **query: object) -> Response:
     """What follows an order: the view at path, to be fetched by GET."""
-    return RedirectResponse(_address(path, query), 303, {"Cache-Control": "no-store"})
+    return RedirectResponse(_with_query(path, query), 303, {"Cache-Control": "no-store"})
 
 
-def _address(path: str, query: Mapping[str, object]) -> str:
+def _with_query(path: str, query: Mapping[str, object]) -> str:
     """path with these parameters; one that is empty or None is left out."""
     left = {name: value for name, value in query.items() if value not in ("", None)}
     return f"{path}?{urlencode(left)}" if left else path

@@ -90,8 +90,8 @@ class Page:
         parts = self._state.parts(backlog)
         known = backlog if isinstance(backlog, Backlog) else None
         worst = max((part.level for part in parts), key=lambda level: level.value)
-        users, homes = self._store.totals()
-        figures = {"users": users, "tenants": homes}
+        users, tenants = self._store.totals()
+        figures = {"users": users, "tenants": tenants}
         if known:
             figures |= {"waiting": known.waiting, "held": known.held, "dead": known.dead}
         minutes = self._hour.minutes()

@@ -4,13 +4,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from gateway.errors import StartRefused
-from gateway.store.base import HELP_SECONDS, Limits, Page, Store
+from gateway.store.base import HELP_SECONDS, Limits, LocksPage, Store
 from gateway.store.files import FileStore
 from gateway.store.journal import Committed
 from gateway.store.redis import RedisStore
 from gateway.store.scripts import SCHEMES
 
-__all__ = ["HELP_SECONDS", "Limits", "Page", "Store", "open_store"]
+__all__ = ["HELP_SECONDS", "Limits", "LocksPage", "Store", "open_store"]
 
 
 Leave = Callable[[str], None]

@@ -50,7 +50,7 @@ HELP_SECONDS = 600.0  # a help message that could not be sent by then would only
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class LocksPage:
     """Some locks in the order of their user ids. next: pass it as `after` for more, if not None."""
 
     locks: Mapping[UserId, TenantId]
@@ -210,7 +210,7 @@ class Store(Protocol):
     def totals(self) -> tuple[int, int]:
         """How many users have a lock, and at how many tenants."""
 
-    async def locks(self, limit: int, after: UserId | None) -> Page:
+    async def locks(self, limit: int, after: UserId | None) -> LocksPage:
         """Up to limit locks whose user ids come after `after`."""
 
     async def backlog(self) -> Backlog: ...

@@ -61,7 +61,7 @@ from gateway.model import (
 )
 from gateway.store import backup, held, helped, letters, lines, mappings, seen
 from gateway.store import history as history_rows
-from gateway.store.base import Limits, Page
+from gateway.store.base import Limits, LocksPage
 from gateway.store.history import (
     SAYS_WAHA,
     Kind,
@@ -630,7 +630,7 @@ class FileStore:
     def totals(self) -> tuple[int, int]:
         return len(self._mappings), self._mappings.tenants
 
-    async def locks(self, limit: int, after: UserId | None) -> Page:
+    async def locks(self, limit: int, after: UserId | None) -> LocksPage:
         users = self._mappings.users()
         # In a thread: among a million users it takes a while.
         first = await asyncio.to_thread(
@@ -638,7 +638,7 @@ class FileStore:
         )
         page = first[:limit]
         found = {user: tenant for user in page if (tenant := self._mappings.get(user))}
-        return Page(found, page[-1] if len(first) > limit else None)
+        return LocksPage(found, page[-1] if len(first) > limit else None)
 
     # delivering
 

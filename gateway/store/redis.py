@@ -59,7 +59,7 @@ from gateway.model import (
     Totals,
     UserId,
 )
-from gateway.store.base import HELP_SECONDS, Limits, Page
+from gateway.store.base import HELP_SECONDS, Limits, LocksPage
 from gateway.store.journal import Committed
 from gateway.store.scripts import (
     HOME,
@@ -570,11 +570,11 @@ class RedisStore:
     def totals(self) -> tuple[int, int]:
         return self._totals
 
-    async def locks(self, limit: int, after: UserId | None) -> Page:
+    async def locks(self, limit: int, after: UserId | None) -> LocksPage:
         pages = [await self._users(session, limit + 1, after) for session in sorted(self._sessions)]
         first = heapq.nsmallest(limit + 1, (pair for page in pages for pair in page))
         page = dict(first[:limit])
-        return Page(page, first[limit - 1][0] if len(first) > limit else None)
+        return LocksPage(page, first[limit - 1][0] if len(first) > limit else None)
 
     async def users_of(
         self, tenant: TenantId, limit: int, after: UserId | None
