@@ -167,7 +167,7 @@ class Page:
             ids=[unscoped(one) for one in outline.ids],
             tenant=lock.tenant,
             name=self._name_of(lock.tenant),
-            since=next((line.at for line in history if line.kind in _LOCKS), None),
+            since=None if before else next((x.at for x in history if x.kind in _LOCKS), None),
             history=[(line, _history(visit.words, line)) for line in history[:20]],
             older=history[19].id if len(history) > 20 else None,
             messages=[(one, _text(one.body)) for one in outline.messages],

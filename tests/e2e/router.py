@@ -25,9 +25,13 @@ def free_port() -> int:
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """This one, without settings of the router's but those given."""
+    """This one, without settings of the router's but those given; whatever runs on this machine
+    gets no message of a test."""
     neutral = {k: v for k, v in os.environ.items() if k.lower() not in Settings.model_fields}
-    nobody = {"WAHA_API_URL": "http://127.0.0.1:9/api"}
+    nobody = {
+        "WAHA_API_URL": "http://127.0.0.1:9/api",
+        "BACKEND_API_URL": "http://127.0.0.1:9",
+    }
     return (
         neutral
         | {"PYTHONUTF8": "1"}
