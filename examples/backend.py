@@ -18,6 +18,9 @@ from collections import OrderedDict
 from fastapi import FastAPI, HTTPException, Request
 
 SECRETS = [s for s in os.environ.get("BACKEND_SIGNING_SECRET", "").split(",") if s]
+for _secret in SECRETS:
+    if len(base64.b64decode(_secret.removeprefix("whsec_").encode("ascii", "ignore"))) < 24:
+        raise SystemExit("BACKEND_SIGNING_SECRET: must be whsec_ and 24-64 bytes in base64")
 OLDEST_SECONDS = 300  # a signature older than this is a replay
 REMEMBERED = 100_000  # idempotency keys; a real backend keeps them in its database
 
@@ -54,7 +57,7 @@ def check_signature(request: Request, body: bytes, tenant: int) -> None:
     sent = request.headers.get("webhook-timestamp", "")
     given = request.headers.get("webhook-signature", "").encode().split()
     if not sent.isdecimal() or abs(time.time() - int(sent)) > OLDEST_SECONDS:
-        raise HTTPException(401, "webhook-timestamp is missing or too old")
+        raise HTTPException(401, "not signed, or too old: webhook-timestamp is missing or not now")
     for secret in SECRETS:
         key = base64.b64decode(secret.removeprefix("whsec_"))
         digest = hmac.new(key, f"{id_}.{sent}.".encode() + body, hashlib.sha256).digest()

@@ -60,7 +60,7 @@ def main() -> None:
             _wait_for(f"http://127.0.0.1:{router_port}/health")
             _play(f"http://127.0.0.1:{router_port}", Path(folder) / "backend.log")
             locks = (Path(folder) / "data" / "router_mappings.json").read_text().strip()
-            print(f"\ndata/router_mappings.json: {locks}")
+            print(f"\nrouter_mappings.json, in a folder of the demo's own: {locks}")
         finally:
             for process in (router, backend):
                 process.terminate()

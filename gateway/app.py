@@ -96,8 +96,8 @@ def create_app(
         return refusals.answer(request, exc)
 
     @app.exception_handler(RequestValidationError)
-    async def unusable(_: Request, exc: RequestValidationError) -> Response:
-        return answers.of_input(exc.errors())
+    async def unusable(request: Request, exc: RequestValidationError) -> Response:
+        return answers.of_input(exc.errors(), request.headers.get("content-type"))
 
     _add_documents(app, access)
     return app

@@ -236,6 +236,8 @@ class Courier:
             log.exception("an attempt stumbled", extra={"event": "delivery.error"})
             unforeseen = BackendUnavailable(f"unforeseen: {exc!r}")
             return self._failed(delivery, target, unforeseen, began)
+        if target.has_failed:
+            self._make_due_soon(target)  # who waits for a backoff need not
         target.last_success, target.failures = self._clock(), 0
         target.gate.tell(Sign.SUCCESS, delivery.user, delivery.tenant, self._monotonic())
         log.info(
@@ -345,10 +347,13 @@ class Courier:
             target.url,
             extra={"event": "gate.opened", "url": target.url},
         )
+        self._make_due_soon(target)
+        self._landed.set()
+
+    def _make_due_soon(self, target: Target) -> None:
         task = asyncio.create_task(self._make_all_due(target))
         self._openings.add(task)
         task.add_done_callback(self._openings.discard)
-        self._landed.set()
 
     async def _make_all_due(self, target: Target) -> None:
         while True:

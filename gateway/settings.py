@@ -4,7 +4,6 @@ A wrong value stops the start and names itself: see load().
 """
 
 import base64
-import binascii
 import functools
 import ipaddress
 import re
@@ -180,7 +179,7 @@ def _signing_secrets(value: SecretStr) -> SecretStr:
     for secret in split(_secrets(value)):
         try:
             key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-        except binascii.Error:
+        except ValueError:  # binascii.Error is one, too
             key = b""
         # Standard Webhooks 1.0: "between 24 bytes (192 bits) and 64 bytes (512 bits)".
         if not secret.startswith("whsec_") or not 24 <= len(key) <= 64:

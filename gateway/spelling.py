@@ -19,8 +19,12 @@ def person(text: str) -> str | None:
     found = _PHONE.fullmatch(_PUNCTUATION.sub("", number) + at + server)
     if not found:
         return None
-    # The prefix for calls abroad (ITU-T E.164): no country's code begins with 0.
-    return found[1].removeprefix("00") if len(found[1]) > _SHORTEST + 1 else found[1]
+    if at:  # as WhatsApp writes it
+        return found[1]
+    # 00 is the prefix for calls abroad; no country's code begins with 0 (ITU-T E.164), so a number
+    # that does is one without it.
+    number = found[1].removeprefix("00") if len(found[1]) > _SHORTEST + 1 else found[1]
+    return None if number.startswith("0") else number
 
 
 def fold(text: str) -> str:

@@ -33,6 +33,11 @@ class Target:
     last_failure: str = ""
     formerly: list[Gate] = field(default_factory=list)
 
+    @property
+    def has_failed(self) -> bool:
+        """It answers, perhaps, but took nothing lately."""
+        return self.failures >= _SEVERAL_FAILURES
+
     def seconds_closed(self, since: float, now: float) -> float:
         """How long messages had to wait between the two, in monotonic seconds."""
         return sum(gate.seconds_closed(since, now) for gate in (self.gate, *self.formerly))
@@ -99,7 +104,7 @@ class Targets:
     def failing(self) -> list[Target]:
         """Those that answer, but took nothing lately."""
         self._follow()
-        return [one for one in self._targets.values() if one.failures >= _SEVERAL_FAILURES]
+        return [one for one in self._targets.values() if one.has_failed]
 
     def tenants_of(self, target: Target) -> Among:
         self._follow()

@@ -84,6 +84,23 @@ async def emptied(store: Store) -> None:
         await asyncio.sleep(0.005)
 
 
+async def test_once_a_backend_takes_something_again_nobody_waits_for_a_backoff(
+    store: Store, backend: FakeBackend, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answered 401 to everything, so no gate was closed, and some wait for minutes by now."""
+    monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 3600.0)
+    backend.answer = lambda _: 401
+    courier = start()
+    others = [f"97150000000{n}" for n in range(6)]
+    for who in others:
+        await say(store, "start_realty_2", who)
+    await wait_until(lambda: courier.targets.failing())
+    backend.answer = lambda _: 200
+    await say(store, "start_realty_2", ALI)
+    await emptied(store)
+    assert courier.targets.failing() == []
+
+
 async def test_messages_arrive_in_order_one_at_a_time(
     store: Store, backend: FakeBackend, start: Start
 ) -> None:

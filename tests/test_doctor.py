@@ -15,6 +15,11 @@ from gateway.waha.webhooks import Wanted, repaired
 from tests.clients import settings_of
 
 URL = "http://router:8001/webhook/waha"
+KEYS = {
+    "webhook_hmac_key": "k" * 32,
+    "admin_api_key": "k" * 32,
+    "backend_signing_secret": "whsec_" + "c2VjcmV0" * 5,
+}
 
 
 @pytest.mark.parametrize(
@@ -72,15 +77,28 @@ async def test_backends(status: int, verdict: Verdict) -> None:
 @pytest.mark.parametrize(
     ("how", "verdicts"),
     [
-        ({}, "mind mind"),
-        ({"webhook_hmac_key": "k" * 32, "admin_api_key": "k" * 32}, "ok ok"),
-        ({"waha_api_key": "k" * 32, "host": "0.0.0.0"}, "mind WRONG"),
-        ({"host": "0.0.0.0"}, "WRONG WRONG"),
+        ({}, "mind mind mind"),
+        (KEYS, "ok ok ok"),
+        ({"waha_api_key": "k" * 32, "host": "0.0.0.0"}, "mind WRONG mind"),
+        ({"host": "0.0.0.0"}, "WRONG WRONG mind"),
     ],
 )
 def test_doors(tmp_path: Path, how: dict[str, Any], verdicts: str) -> None:
     found = list(doctor._doors(settings_of(tmp_path, **how)))[1:]
     assert " ".join(one.verdict.value.strip() for one in found) == verdicts
+
+
+@pytest.mark.parametrize(("status", "found"), [(401, 0), (200, 2), (400, 1)])
+async def test_a_router_that_is_older_than_its_keys(
+    tmp_path: Path, status: int, found: int
+) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(status)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        settings = settings_of(tmp_path, **KEYS)
+        told = [one async for one in doctor._asked_for_keys(client, settings)]
+    assert [one.verdict for one in told] == [Verdict.WRONG] * found
 
 
 def test_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

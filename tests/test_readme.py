@@ -1,5 +1,6 @@
 """Whoever follows the README and the documents sees what they show: each command is run."""
 
+import base64
 import contextlib
 import os
 import re
@@ -94,8 +95,13 @@ def test_the_walk_through_of_commands_gives_the_answers_it_shows(tmp_path: Path)
 def test_the_checklist_gives_the_answers_it_shows(tmp_path: Path) -> None:
     steps = walk_through("walk-through of the checklist")
     assert len(steps) == 12
-    keys = {"admin_api_key": "a" * 32, "webhook_hmac_key": "h" * 32}
-    with stand_ins(tmp_path) as (waha, backend):
+    secret = "whsec_" + base64.b64encode(b"s" * 32).decode()
+    keys = {
+        "admin_api_key": "a" * 32,
+        "webhook_hmac_key": "h" * 32,
+        "backend_signing_secret": secret,
+    }
+    with stand_ins(tmp_path, backend_signing_secret=secret) as (waha, backend):
         how = {"waha_api_url": f"http://localhost:{waha}/api", **keys}
         with running(tmp_path, backend_api_url=f"http://localhost:{backend}", **how) as router:
             follow(steps, router)
@@ -135,7 +141,7 @@ def test_make_demo_shows_what_the_backend_got() -> None:
 
 
 @contextlib.contextmanager
-def stand_ins(folder: Path) -> Iterator[tuple[int, int]]:
+def stand_ins(folder: Path, **settings: str) -> Iterator[tuple[int, int]]:
     """Ports of a stand-in for WAHA and of the example backend, as the README starts them."""
     waha, backend = free_port(), free_port()
     with contextlib.ExitStack() as stack:
@@ -147,7 +153,7 @@ def stand_ins(folder: Path) -> Iterator[tuple[int, int]]:
             process = subprocess.Popen(
                 [sys.executable, *command, "--port", str(port)],
                 cwd=ROOT,
-                env=environment(),
+                env=environment(**settings),
                 stdout=log,
                 stderr=log,
             )

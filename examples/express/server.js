@@ -10,6 +10,10 @@ const crypto = require("node:crypto");
 const express = require("express");
 
 const SECRETS = (process.env.BACKEND_SIGNING_SECRET ?? "").split(",").filter(Boolean);
+if (SECRETS.some((one) => Buffer.from(one.replace(/^whsec_/, ""), "base64").length < 24)) {
+  console.error("BACKEND_SIGNING_SECRET: must be whsec_ and 24-64 bytes in base64");
+  process.exit(1);
+}
 const OLDEST_SECONDS = 300; // a signature older than this is a replay
 const REMEMBERED = 100_000; // idempotency keys; a real backend keeps them in its database
 
@@ -20,7 +24,10 @@ const done = new Set();
 app.post("/api/webhook/waha", express.raw({ type: () => true, limit: "8mb" }), (request, response) => {
   const tenant = Number(request.get("X-Tenant-ID"));
   const wrong = SECRETS.length > 0 && whyNotTrusted(request, tenant);
-  if (wrong) return response.status(401).json({ detail: wrong });
+  if (wrong) {
+    console.warn(`refused with 401: ${wrong}`);
+    return response.status(401).json({ detail: wrong });
+  }
 
   const key = request.get("Idempotency-Key");
   if (done.has(key)) return response.json({ status: "already done" });
@@ -38,7 +45,7 @@ function whyNotTrusted(request, tenant) {
   const sent = request.get("webhook-timestamp") ?? "";
   const given = (request.get("webhook-signature") ?? "").split(" ");
   if (!/^[0-9]+$/.test(sent) || Math.abs(Date.now() / 1000 - Number(sent)) > OLDEST_SECONDS) {
-    return "webhook-timestamp is missing or too old";
+    return "not signed, or too old: webhook-timestamp is missing or not now";
   }
   const fits = SECRETS.some((secret) => {
     const key = Buffer.from(secret.replace(/^whsec_/, ""), "base64");

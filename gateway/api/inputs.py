@@ -24,7 +24,9 @@ def person(text: str, session: str | None, home_session: str) -> UserId:
     if known := spelling.person(text):
         return scoped(session or home_session, known, home_session)
     raise HTTPException(
-        422, f"{text[:60]!r} is no user: 5-20 digits in any usual spelling, …@c.us or …@lid"
+        422,
+        f"{text[:60]!r} is no user: 5-20 digits with the country code in any usual spelling, …@c.us"
+        " or …@lid",
     )
 
 

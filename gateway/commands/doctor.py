@@ -128,6 +128,11 @@ def _doors(settings: Settings) -> Iterator[Finding]:
         yield mind("admin door", "any program on this machine may administer", "set ADMIN_API_KEY")
     else:
         yield wrong("admin door", "shut: no key is set", "set ADMIN_API_KEY")
+    if split(settings.backend_signing_secret):
+        yield well("deliveries", "are signed")
+    else:
+        yield mind("deliveries", "are not signed: a backend cannot tell who sent them",
+                   "set BACKEND_SIGNING_SECRET here and there")  # fmt: skip
 
 
 def _folder(settings: Settings) -> Iterator[Finding]:
@@ -207,6 +212,8 @@ async def _router(
     except httpx.HTTPError as exc:
         yield wrong(what, f"{base}/ready: {_told(exc)}", "see its log")
         return
+    async for finding in _asked_for_keys(client, settings):
+        yield finding
     if ready.status_code in (401, 403):
         yield wrong(what, f"{base} runs with another ADMIN_API_KEY", "restart it with this one")
         return
@@ -223,6 +230,17 @@ async def _router(
     for family in text_string_to_metric_families(metrics.text):
         if family.name == name:
             last_events |= {one.labels["session"]: one.value for one in family.samples}
+
+
+async def _asked_for_keys(client: httpx.AsyncClient, settings: Settings) -> AsyncIterator[Finding]:
+    """Whether the router that runs asks for the keys that are set: it may be older than they."""
+    base, restart = settings.local_url, "restart it"
+    if split(settings.admin_api_key) and (await client.get(f"{base}/ready")).is_success:
+        yield wrong("admin door", "the running router does not ask for ADMIN_API_KEY", restart)
+    if split(settings.webhook_hmac_key):
+        unsigned = await client.post(f"{base}/webhook/waha", content=b"{}")
+        if unsigned.status_code not in (401, 403):
+            yield wrong("webhook door", "the running router takes unsigned webhooks", restart)
 
 
 async def _waha(

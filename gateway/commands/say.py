@@ -16,7 +16,7 @@ def say(settings: Settings, phone: str, text: str, session: str | None) -> int:
     """Compose a webhook as WAHA does, sign it, post it to the running router, show the answer."""
     user = spelling.person(phone)
     if user is None:
-        print(f"{phone!r} is no user: digits in any usual spelling, or …@lid", file=sys.stderr)
+        print(f"{phone!r} is no user: digits with the country code, or …@lid", file=sys.stderr)
         return 2
     body = compose(user, text, session=session or settings.waha_session, now=time.time())
     headers = [("Content-Type", "application/json"), ("User-Agent", "say")]
