@@ -8,6 +8,7 @@ GatewayError
 ├── NotAllowed              403: nothing is open to this caller
 ├── BodyTooLarge            413
 ├── TooLongForQr            422: a link that no QR code holds
+├── TooManyGuesses          429: wrong keys on the page
 ├── NotLockable             422: a user cannot be locked to that tenant
 ├── StoreUnavailable        503: nothing was promised, WAHA sends it again
 ├── NoBackUp                409: no back-up can be written now, or of this store at all
@@ -55,6 +56,10 @@ class TooLongForQr(GatewayError):
 
 
 class NoBackUp(GatewayError):
+    pass
+
+
+class TooManyGuesses(GatewayError):
     pass
 
 

@@ -98,7 +98,11 @@ class Ingest:
                     await self._store.learn(sighting)
             log.debug("ignored: %s", reason, extra={"event": "webhook.ignored", "reason": reason})
             return Ignored(reason)
-        return await self._accept(message, may_help=True)
+        try:
+            return await self._accept(message, may_help=True)
+        except StoreUnavailable:
+            self._sessions.not_kept(message)
+            raise
 
     async def recover(self, body: bytes) -> Accepted | Ignored:
         """As receive(), of a message that WAHA was asked for: the backend gets it with

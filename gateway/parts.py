@@ -117,6 +117,7 @@ async def running(
         ingest = Ingest(store, _rules(settings), tenants, sessions, shapes, lids, helper, metrics)
         recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
         watch = Watch(waha, sessions, metrics, home_session=settings.waha_session)
+        watch.lost, watch.back = recovery.waha_lost, recovery.waha_back
         state = State(store, courier, tenants, sessions, shapes, watch, recovery)
         hour = Hour(metrics)
 

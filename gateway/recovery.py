@@ -32,7 +32,12 @@ _PAGE = 100
 _MOST, _MOST_BYTES = 50_000, 134_217_728  # of messages that are held in memory at once
 _NOTE_SECONDS = 5.0  # between notes of what was heard; a crash recovers so much more
 _AGAIN_SECONDS, _SOON_TRIES, _LATER_SECONDS = 30.0, 20, 300.0  # while WAHA does not tell
+_LEAST_SECONDS = 5.0  # between two tries, however a session flaps
+_RETRIES_SECONDS = 3600.0  # for which WAHA repeats a webhook that was answered 503, as we set it up
 _CANNOT_TELL = (400, 501)  # what an engine, or NOWEB without its store, says of the list
+_NOT_FOUND, _GONE_TRIES = 404, 3
+_STALE_PAGES = 3  # in a row: new messages shift the list, but an engine may know no offset
+_SESSIONS_AT_ONCE = 4  # WAHA is asked for other things, too
 _STORE_SECONDS, _STORE_TRIES = 5.0, 60  # while the store refuses
 
 log = logging.getLogger(__name__)
@@ -44,11 +49,15 @@ Outcomes = Counter[str]
 class _Gap:
     """What was sent after since (Unix seconds) may be missing.
 
-    breaks: how often the session has stopped working since then.
+    breaks: how often the session has stopped working since then. not_before: until then, monotonic,
+    WAHA itself may still bring what is missing. gone: how often WAHA said that it knows no such
+    session.
     """
 
     since: float
     breaks: int = 0
+    not_before: float = 0.0
+    gone: int = 0
     now: asyncio.Event = field(default_factory=asyncio.Event)  # do not wait with the next try
 
 
@@ -65,14 +74,18 @@ class Recovery:
         *,
         hours: float,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.hours = hours
+        self.cannot_tell = False  # some engine said that it has no list
         self._waha = waha
         self._store = store
         self._sessions = sessions
         self._ingest = ingest
         self._metrics = metrics
         self._clock = clock
+        self._monotonic = monotonic
+        self._few = asyncio.Semaphore(_SESSIONS_AT_ONCE)
         self._noted: dict[str, float] = {}  # as the store has it
         self._gaps: dict[str, _Gap] = {}  # by session
         self._turns: dict[str, asyncio.Lock] = {}
@@ -84,7 +97,11 @@ class Recovery:
         """Nothing is recovered of a session of which nothing was ever heard."""
         self._noted = await self._store.heard()
         self._sessions.told = self._status_told
-        for session, at in self._noted.items():
+        self._sessions.refused = self._message_refused
+        for session, heard in self._noted.items():
+            now = self._clock()
+            # A clock that was ahead tells nothing of when.
+            at = heard if heard <= now else now - self.hours * 3600
             self._sessions.heard_before(session, at)
             if self.hours:
                 self._gaps[session] = _Gap(at)
@@ -102,7 +119,17 @@ class Recovery:
 
     def gaps_since(self) -> Mapping[str, float]:
         """Sessions of which messages may be missing, and since when, Unix seconds."""
-        return {session: gap.since for session, gap in self._gaps.items()}
+        now = self._monotonic()
+        return {name: gap.since for name, gap in self._gaps.items() if gap.not_before <= now}
+
+    def waha_lost(self) -> None:
+        """WAHA does not answer: what it sends may not arrive either."""
+        for session in self._sessions.all():
+            self._status_told(session, "")
+
+    def waha_back(self) -> None:
+        for session in self._gaps:
+            self._see_to(session)
 
     def since(self, session: str, hours: float | None) -> float | None:
         """From when on to ask, Unix seconds; None if that is not to be known."""
@@ -119,7 +146,14 @@ class Recovery:
         """
         now = self._clock()
         begin = int(max(min(since, now) - _MARGIN_SECONDS, now - self.hours * 3600, 0.0))
-        async with self._turns.setdefault(session, asyncio.Lock()):
+        if since < begin:
+            log.warning(
+                "What came of session %s before the last %g hours is not asked for (RECOVER_HOURS)",
+                session,
+                self.hours,
+                extra={"event": "recovery.too_old", "session": session},
+            )
+        async with self._turns.setdefault(session, asyncio.Lock()), self._few:
             gap = self._gaps.get(session)
             breaks = gap.breaks if gap else 0
             with contextlib.suppress(WahaRefused):  # it may tell of messages all the same
@@ -145,13 +179,14 @@ class Recovery:
         that is so in each part only."""
         known: set[str] = set()
         part: list[dict[str, Any]] = []
-        offset = size = 0
-        while True:
+        offset = size = stale = 0
+        while stale < _STALE_PAGES:
             page = await self._waha.messages(session, since=since, limit=_PAGE, offset=offset)
+            if not page:
+                break
             told = map(_with_id, page)
             fresh = [one for one in told if one["id"] not in known and _sent(one) >= since]
-            if not fresh:
-                break  # nothing more, or an engine that knows no offset
+            stale = 0 if fresh else stale + 1
             known.update(one["id"] for one in fresh)
             part += fresh
             offset += len(page)
@@ -180,7 +215,9 @@ class Recovery:
         """Those that the store refused, which holds up the later ones of the same chats only."""
         left: list[dict[str, Any]] = []
         held_up: set[str] = set()
-        for message in messages:
+        for number, message in enumerate(messages):
+            if number % _PAGE == 0:
+                await asyncio.sleep(0)  # a store that refuses at once would hold up all others
             chat = str(message.get("from"))
             if chat not in held_up:
                 try:
@@ -199,23 +236,43 @@ class Recovery:
 
     def _see_to(self, session: str) -> None:
         """Ask for the session's gap now, and until it is closed."""
-        self._gaps[session].now.set()
-        if session not in self._closing:
-            task = self._closing[session] = asyncio.create_task(self._close(session))
-            task.add_done_callback(lambda _: self._closing.pop(session, None))
+        gap = self._gaps[session]
+        gap.not_before = 0.0
+        gap.now.set()
+        self._begin_closing(session)
+
+    def _begin_closing(self, session: str) -> None:
+        before = self._closing.get(session)
+        if before is None or before.done():
+            self._closing[session] = asyncio.create_task(self._close(session))
 
     async def _close(self, session: str) -> None:
         tries = 0
         while gap := self._gaps.get(session):
+            if (early := gap.not_before - self._monotonic()) > 0:
+                await _wait_for(gap.now, early)
+                gap.not_before = 0.0
+                continue
             gap.now.clear()
+            began = self._monotonic()
             try:
                 await self.recover(session, gap.since)
             except WahaRefused as exc:
                 if exc.status in _CANNOT_TELL:  # else a person can mend it, as a wrong key
+                    self.cannot_tell = True
                     self._gaps.pop(session, None)
                     log.info(
                         "WAHA cannot tell what came while nobody listened (%s)",
                         masked(str(exc)),
+                        extra={"event": "recovery.refused", "session": session},
+                    )
+                    return
+                gap.gone = gap.gone + 1 if exc.status == _NOT_FOUND else 0
+                if gap.gone >= _GONE_TRIES:
+                    self._gaps.pop(session, None)
+                    log.warning(
+                        "WAHA has no session %s any more: what came of it is not asked for",
+                        session,
                         extra={"event": "recovery.refused", "session": session},
                     )
                     return
@@ -227,11 +284,9 @@ class Recovery:
                 log.exception("a recovery stumbled", extra={"event": "recovery.error"})
             if self._gaps.get(session) is gap:
                 tries += 1
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(
-                        _AGAIN_SECONDS if tries <= _SOON_TRIES else _LATER_SECONDS
-                    ):
-                        await gap.now.wait()
+                soon = tries <= _SOON_TRIES
+                await _wait_for(gap.now, _AGAIN_SECONDS if soon else _LATER_SECONDS)
+                await asyncio.sleep(max(0.0, began + _LEAST_SECONDS - self._monotonic()))
 
     def _complain(self, session: str, exc: GatewayError) -> None:
         if self._complaints.passes((session, type(exc))):
@@ -255,6 +310,17 @@ class Recovery:
         elif gap:
             gap.breaks += 1
 
+    def _message_refused(self, session: str, sent: float) -> None:
+        """WAHA sends it again, for a while: what comes behind it must not hide it."""
+        if not self.hours:
+            return
+        gap = self._gaps.get(session)
+        if gap is None:
+            gap = _Gap(sent, not_before=self._monotonic() + _RETRIES_SECONDS)
+            self._gaps[session] = gap
+            self._begin_closing(session)
+        gap.since = min(gap.since, sent)
+
     def _last_heard(self, session: str) -> float | None:
         known = self._sessions.all().get(session)
         return max(known.last_message if known else 0.0, self._noted.get(session, 0.0)) or None
@@ -275,6 +341,13 @@ class Recovery:
         if news:
             await self._store.note_heard(news)
             self._noted |= news
+
+
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Not for longer than so many."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def _oldest_first(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -46,6 +46,8 @@ class Sessions:
         self._metrics = metrics
         # Called with name and status whenever WAHA tells one, or a message proves one.
         self.told: Callable[[str, str], None] = lambda _name, _status: None
+        # Called with name and time (Unix seconds) of a person's message that could not be kept.
+        self.refused: Callable[[str, float], None] = lambda _name, _sent: None
 
     def hear(self, message: InboundMessage) -> None:
         """Note what an event tells of its session."""
@@ -60,6 +62,8 @@ class Sessions:
         # WAHA knows no order: what was raised before the status we know is no news.
         # No time of WAHA's may rule the future, though.
         told_at = min(message.event_time, message.arrived)
+        # And a clock that has gone back must not silence what comes.
+        known.status_at = min(known.status_at, message.arrived)
         if message.session_status and told_at >= known.status_at:
             known.status_at, known.told_at = told_at, message.arrived
             self._set_status(message.session, known, message.session_status)
@@ -89,7 +93,11 @@ class Sessions:
         self._own_as_asked |= own_ids
         self.own_ids |= own_ids
         known = self._known_as(name)
-        if known and status and at > known.told_at:  # else an event overtook the answer
+        if known is None or status is None:
+            return
+        # An event overtook the answer, unless the clock has gone back since that came.
+        overtaken = at <= known.told_at <= at + _CLOCKS_SECONDS
+        if not overtaken:
             before = known.status
             # By WAHA's clock, which need not be ours: an event that is much older says nothing new.
             known.status_at = max(known.status_at, at - _CLOCKS_SECONDS)
@@ -125,6 +133,11 @@ class Sessions:
         known = self._known.get(message.session)
         if known and message.event in MESSAGE_EVENTS and not message.own:
             known.last_message = max(known.last_message, float(message.sent.second))
+
+    def not_kept(self, message: InboundMessage) -> None:
+        """A message was answered 503."""
+        if message.event in MESSAGE_EVENTS and not message.own:
+            self.refused(message.session, float(message.sent.second))
 
     def can_send(self, name: str) -> bool:
         """False while the session is known not to be WORKING."""

@@ -5,6 +5,9 @@ import unicodedata
 
 _PHONE = re.compile(r"\+?([0-9]{5,20})(?:@c\.us|@s\.whatsapp\.net)?")
 _LID = re.compile(r"[0-9]{5,20}@lid")
+# A spreadsheet's 491511234567.0, and two numbers in one: +49 1511 234567/8.
+_NO_NUMBER = re.compile(r"\.0+$|/[0-9]{1,2}$")
+_TRUNK = re.compile(r"^(\s*(?:\+|00)[0-9 ]+)\(0\)")  # +971 (0)50 …: not dialled from abroad
 _SAME_LETTERS = str.maketrans("يىك", "ییک")
 _SHORTEST = 5  # digits of a phone
 _PUNCTUATION = re.compile(r"[\s()./‐-―-]")  # only before the @: the dot of @c.us is kept
@@ -16,6 +19,9 @@ def person(text: str) -> str | None:
     if _LID.fullmatch(text):
         return text
     number, at, server = text.partition("@")
+    if _NO_NUMBER.search(number):
+        return None
+    number = _TRUNK.sub(r"\1", number)
     found = _PHONE.fullmatch(_PUNCTUATION.sub("", number) + at + server)
     if not found:
         return None

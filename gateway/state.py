@@ -43,6 +43,8 @@ SENTENCES = {
     "waha.refused": "refuses us: {why}",
     "waha.silent": "has not answered for {seconds:.0f} s: see WAHA_API_URL and the log",
     "recovery.whole": "nothing that WAHA knows of is missing",
+    "recovery.off": "off: RECOVER_HOURS=0",
+    "recovery.cannot": "WAHA's engine cannot tell what may be missing",
     "recovery.gap": "what came of session {sessions} in the last {seconds:.0f} s is not known yet",
     "waha_sessions.none": "no event since the start",
     "waha_session.well": "{status}, {heard}",
@@ -170,8 +172,10 @@ class State:
 
     def _of_the_gaps(self) -> Part:
         gaps = self.gap_ages()
+        if not self._recovery.hours:
+            return Part("recovery.off")
         if not gaps:
-            return Part("recovery.whole")
+            return Part("recovery.cannot" if self._recovery.cannot_tell else "recovery.whole")
         values = {"seconds": max(gaps.values()), "sessions": _some(list(gaps))}
         return Part("recovery.gap", Level.LOOK, values)
 

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from gateway.errors import WahaError, WahaRefused
+from gateway.errors import WahaError
 from gateway.log import masked
 from gateway.metrics import Metrics
 from gateway.sessions import Sessions
@@ -17,6 +17,7 @@ from gateway.waha.client import Waha
 _EVERY_SECONDS = 60.0
 _SILENT_SECONDS = 5.0  # while it does not answer
 _NOT_FOUND = 404
+_AT_ONCE = 4  # sessions
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class Watch:
         self.silent_since: float | None = None
         self.ever = False
         self.refused: str | None = None
+        self.lost: Callable[[], None] = lambda: None  # called when WAHA falls silent
+        self.back: Callable[[], None] = lambda: None  # and when it answers again
         self._waha = waha
         self._sessions = sessions
         self._metrics = metrics
@@ -53,21 +56,35 @@ class Watch:
             self._task.cancel()
 
     async def look(self) -> None:
-        """Ask once, of each session."""
-        for name in {self._home_session: None, **self._sessions.all()}:
-            asked_at = self._clock()
-            try:
-                status, own_ids = await self._waha.look_at(name)
-            except WahaRefused as exc:  # it is there
+        """Ask once: of the home session, and if WAHA is there of the others."""
+        if await self._look_at(self._home_session):
+            others = [name for name in self._sessions.all() if name != self._home_session]
+            few = asyncio.Semaphore(_AT_ONCE)
+
+            async def look_at(name: str) -> None:
+                async with few:
+                    await self._look_at(name)
+
+            await asyncio.gather(*map(look_at, others))
+
+    async def _look_at(self, name: str) -> bool:
+        """Whether WAHA answered."""
+        asked_at, is_home = self._clock(), name == self._home_session
+        try:
+            status, own_ids = await self._waha.look_at(name)
+        except WahaError as exc:
+            if exc.status is not None:  # it is there, whatever it says
                 self._refused(name, exc, asked_at)
-            except WahaError as exc:
+            elif is_home:
                 self._silent(exc)
-                return
-            else:
-                self._sessions.asked(name, status, own_ids, asked_at)
-                if name == self._home_session:
-                    self.refused = None
+                return False
+        else:
+            self._sessions.asked(name, status, own_ids, asked_at)
+            if is_home:
+                self.refused = None
+        if is_home:
             self._there()
+        return True
 
     async def _look_again_and_again(self) -> None:
         while True:
@@ -77,10 +94,11 @@ class Watch:
                 log.exception("the look at WAHA stumbled", extra={"event": "waha.error"})
             await asyncio.sleep(_EVERY_SECONDS if self.silent_since is None else _SILENT_SECONDS)
 
-    def _refused(self, name: str, exc: WahaRefused, at: float) -> None:
+    def _refused(self, name: str, exc: WahaError, at: float) -> None:
         if exc.status == _NOT_FOUND and name != self._home_session:
             self._sessions.forget(name)
         elif exc.status == _NOT_FOUND:
+            self.refused = None
             self._sessions.asked(name, "NOT_FOUND", frozenset(), at)
         elif name == self._home_session:
             if self.refused is None:
@@ -92,12 +110,14 @@ class Watch:
     def _there(self) -> None:
         if self.silent_since is not None:
             log.info("📱 WAHA answers again", extra={"event": "waha.back"})
+            self.back()
         self.ever, self.silent_since = True, None
         self._metrics.waha_up(True)
 
     def _silent(self, exc: WahaError) -> None:
         if self.silent_since is None:
             self.silent_since = self._clock()
+            self.lost()
             log.warning(
                 "📵 WAHA does not answer: %s", masked(str(exc)), extra={"event": "waha.silent"}
             )

@@ -208,6 +208,11 @@ async def test_a_damaged_page_or_a_lost_mappings_file_is_no_back_up(tmp_path: Pa
             file.write(b"\x77" * 16)
     with pytest.raises(StartRefused, match=r"router\.db: SQLite"):
         backup.prove(kept)
+    (tmp_path / "data" / "tenants.json").write_text("{")  # a start would be refused for it
+    slip = Path(shutil.move(backup.write_alone(tmp_path / "data"), tmp_path / "slip"))
+    with pytest.raises(StartRefused, match=r"tenants\.json: not JSON"):
+        backup.prove(slip)
+    (tmp_path / "data" / "tenants.json").unlink()
     (tmp_path / "data" / "router_mappings.json").unlink()
     lacking = backup.write_alone(tmp_path / "data")
     with pytest.raises(StartRefused, match=r"there are locks, but no router_mappings\.json"):

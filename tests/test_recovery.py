@@ -1,8 +1,11 @@
 """What WAHA has and the router has not: asked for, once, in order, by the ordinary rules."""
 
 import asyncio
+import contextlib
 import json
 import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,12 @@ from aiohttp import web
 
 from examples.waha import StandIn
 from gateway.app import create_app
+from gateway.errors import WahaRefused
+from gateway.ingest import Ignored
+from gateway.metrics import Metrics
+from gateway.recovery import Recovery
+from gateway.sessions import Sessions
+from gateway.store import Store
 from tests.clients import settings_of
 from tests.conftest import LIMITS, FakeBackend, Received, wait_until
 from tests.e2e.router import Router
@@ -151,7 +160,7 @@ async def test_a_session_that_breaks_off_while_its_gap_is_asked_for_is_asked_onc
     await wait_until(lambda: "🩹" in router.log.read_text("utf-8"))
     waha.messages = [payload("missed", sent=NOW - 200)]
     await tell_status(router, "WORKING")
-    await wait_until(lambda: "missed" in texts(backend.received))
+    await wait_until(lambda: "missed" in texts(backend.received), seconds=20)
     await stop(router)
 
 
@@ -189,6 +198,115 @@ async def test_more_messages_than_memory_holds_are_taken_in_all_the_same(
         async with httpx.AsyncClient(transport=way, base_url="http://localhost") as client:
             answer = await client.post("/router/recover", json={"hours": 1}, timeout=60)
     assert answer.json()["routed"] == 450
+
+
+@dataclass
+class Asked:
+    """A recovery whose clocks we set, with what it asked WAHA for and what was taken in."""
+
+    recovery: Recovery
+    sessions: Sessions
+    taken: list[str]
+    since: list[int]
+
+
+@contextlib.asynccontextmanager
+async def recovery_of(
+    store: Store, pages: Callable[[int], list[Any]], **how: Any
+) -> AsyncIterator[Asked]:
+    """pages: what WAHA answers to the n-th question."""
+    taken: list[str] = []
+    since: list[int] = []
+
+    class Asking:
+        async def look_at(self, _: str) -> tuple[str, frozenset[str]]:
+            return "WORKING", frozenset()
+
+        async def messages(self, _: str, *, since: int, **__: int) -> list[Any]:
+            asked.since.append(since)
+            return pages(len(asked.since))
+
+    class Taking:
+        async def recover(self, body: bytes) -> Ignored:
+            taken.append(json.loads(body)["payload"]["body"])
+            return Ignored("test")
+
+    metrics = Metrics()
+    sessions = Sessions(metrics)
+    waha: Any = Asking()
+    ingest: Any = Taking()
+    made = Recovery(waha, store, sessions, ingest, metrics, **{"hours": 24} | how)
+    asked = Asked(made, sessions, taken, since)
+    await made.start()
+    yield asked
+    await made.stop()
+
+
+async def test_a_list_that_shifts_while_it_is_read_is_read_to_its_end(store: Store) -> None:
+    """The newest stand first: with a hundred that come meanwhile page two is page one again."""
+    first = [payload(f"a{n}", sent=NOW - n) for n in range(100)]
+    second = [payload(f"b{n}", sent=NOW - 500 - n) for n in range(100)]
+    answers = [first, first, second, []]
+    async with recovery_of(store, lambda n: answers[n - 1]) as asked:
+        await asked.recovery.recover("default", NOW - 1000)
+    assert len(asked.taken) == 200
+
+
+async def test_an_engine_that_knows_no_offset_is_not_asked_for_ever(store: Store) -> None:
+    page = [payload(f"{n}", sent=NOW - n) for n in range(100)]
+    async with recovery_of(store, lambda _: page) as asked:
+        await asked.recovery.recover("default", NOW - 1000)
+    assert (len(asked.taken), len(asked.since)) == (100, 4)
+
+
+async def test_a_waha_that_was_away_is_asked_when_it_is_back(store: Store) -> None:
+    """Its sessions worked before and after, so no status tells of it."""
+    await store.note_heard({"default": NOW - 300})
+    async with recovery_of(store, lambda _: []) as asked:
+        await wait_until(lambda: not asked.recovery.gaps_since())
+        before = len(asked.since)
+        asked.recovery.waha_lost()
+        assert asked.recovery.gaps_since() == {"default": pytest.approx(NOW - 300, abs=1)}
+        asked.recovery.waha_back()
+        await wait_until(lambda: not asked.recovery.gaps_since())
+        assert len(asked.since) == before + 1
+
+
+async def test_a_message_that_was_not_kept_is_asked_for_once_waha_gives_up_on_it(
+    store: Store,
+) -> None:
+    now = 1000.0
+    async with recovery_of(store, lambda _: [], monotonic=lambda: now) as asked:
+        asked.sessions.refused("default", NOW - 50)
+        asked.sessions.refused("default", NOW - 90)
+        assert asked.recovery.gaps_since() == {}, "WAHA repeats it: nothing is missing yet"
+        now += 3601
+        assert asked.recovery.gaps_since() == {"default": NOW - 90}
+        asked.sessions.told("default", "WORKING")
+        await wait_until(lambda: not asked.recovery.gaps_since())
+        assert asked.since == [int(NOW - 150)]
+
+
+async def test_a_session_that_waha_has_no_more_is_given_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.recovery._AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.recovery._LEAST_SECONDS", 0.01)
+    await store.note_heard({"sales": NOW - 300})
+
+    def gone(_: int) -> list[Any]:
+        raise WahaRefused("no such session", 404)
+
+    async with recovery_of(store, gone) as asked:
+        await wait_until(lambda: not asked.recovery.gaps_since())
+    assert len(asked.since) == 3
+
+
+async def test_what_was_heard_by_a_clock_that_was_ahead_hides_nothing(store: Store) -> None:
+    await store.note_heard({"default": time.time() + 86_400})
+    async with recovery_of(store, lambda _: []) as asked:
+        await wait_until(lambda: asked.since)
+    assert asked.since[0] < time.time() - 23 * 3600
 
 
 async def test_an_order_without_hours_asks_from_where_the_gap_begins_and_closes_it(

@@ -87,6 +87,16 @@ def test_what_waha_answers_counts_unless_an_event_overtook_the_answer() -> None:
     assert not sessions.can_send("default")
 
 
+def test_a_clock_that_was_ahead_silences_nothing() -> None:
+    sessions = Sessions(Metrics())
+    sessions.asked("default", "WORKING", frozenset(), NOW + 86_400)
+    hear(sessions, status("FAILED"))
+    assert not sessions.can_send("default")
+    sessions.all()["default"].told_at = NOW + 3600  # an event that came by it
+    sessions.asked("default", "WORKING", frozenset(), NOW)
+    assert sessions.can_send("default")
+
+
 def test_the_gauges_of_a_session() -> None:
     metrics = Metrics()
     sessions = Sessions(metrics)

@@ -7,6 +7,7 @@ import pytest
 from aiohttp import web
 
 from examples.waha import StandIn
+from gateway.errors import WahaSilent, WahaUnavailable
 from gateway.metrics import Metrics
 from gateway.sessions import Sessions
 from gateway.waha.client import Waha
@@ -48,17 +49,53 @@ async def test_a_waha_that_has_died_is_noticed(
     caplog.set_level("INFO")
     await watch.look()
     assert (watch.silent_since, watch.ever) == (None, True)
-    waha.odd_answer = lambda: web.Response(status=503)
+    there, watch._waha = watch._waha, Waha("http://127.0.0.1:9/api", "")
     await watch.look()
     await watch.look()
     assert watch.silent_since is not None
     assert abs(watch.silent_since - time.time()) < 60
     assert metrics.value("gateway_waha_up") == 0
-    waha.odd_answer = None
+    await watch._waha.close()
+    watch._waha = there
     await watch.look()
     assert watch.silent_since is None
     told = [one.message.partition(":")[0] for one in caplog.records if one.name == "gateway.watch"]
     assert told == ["📵 WAHA does not answer", "📱 WAHA answers again"]
+
+
+async def test_one_session_that_stumbles_hides_no_other(
+    client: Waha, waha: StandIn, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = Sessions(metrics)
+    watch = Watch(client, sessions, metrics, home_session="default")
+    told: list[str] = []
+    watch.lost, watch.back = lambda: told.append("lost"), lambda: told.append("back")
+    waha.configs |= {"a": {}, "b": {}, "c": {}}
+    for name in "abc":
+        sessions.asked(name, "WORKING", frozenset(), 1.0)
+    waha.statuses["c"] = "FAILED"
+    look_at = client.look_at
+
+    async def stumbles(name: str) -> tuple[str | None, frozenset[str]]:
+        if name == "a":
+            raise WahaSilent("it hangs")
+        if name == "b":
+            raise WahaUnavailable("500", 500)
+        return await look_at(name)
+
+    monkeypatch.setattr(client, "look_at", stumbles)
+    await watch.look()
+    assert (watch.silent_since, up(metrics, "c"), told) == (None, 0, [])
+    monkeypatch.setattr(client, "look_at", look_at)
+    waha.delay = 0.0
+    silent = Waha("http://127.0.0.1:9/api", "")
+    watch._waha = silent
+    await watch.look()
+    await watch.look()
+    watch._waha = client
+    await watch.look()
+    await silent.close()
+    assert told == ["lost", "back"]
 
 
 async def test_it_looks_again_and_again_whatever_waha_answers(

@@ -18,6 +18,7 @@ from gateway.errors import (
     NotLockable,
     StoreUnavailable,
     TooLongForQr,
+    TooManyGuesses,
     WahaError,
 )
 
@@ -31,6 +32,7 @@ _STATUS: dict[type[GatewayError], int] = {
     BodyTooLarge: 413,
     TooLongForQr: 422,
     NotLockable: 422,
+    TooManyGuesses: 429,
     StoreUnavailable: 503,
 }
 

@@ -17,6 +17,7 @@ from gateway.settings import Settings
 from gateway.store import backup, mappings, opening
 
 _LOCK_NAME = "backup.lock"
+_ORIGIN_NAME = "backup.of"
 _NAME = re.compile(r"router-[0-9]{8}-[0-9]{6}(?:-[0-9]+)?")
 
 
@@ -28,14 +29,14 @@ async def back_up(settings: Settings, data: Path, into: Path, *, keep: int) -> i
     """
     if keep < 1:
         raise StartRefused(f"--keep {keep}: must be 1 or more")
-    with _one_at_a_time(data):
+    with _one_at_a_time(data), _one_at_a_time(into, makes=True):
+        _check_whose(into, data)
         return await _back_up(settings, data, into, keep)
 
 
 async def _back_up(settings: Settings, data: Path, into: Path, keep: int) -> int:
     written = await _written(settings, data)
     try:
-        into.mkdir(parents=True, exist_ok=True)
         target = _fresh(into)
         partial = target.with_name(f"{target.name}.partial")
         partial.mkdir(mode=0o700)  # tenants.json holds secrets
@@ -77,18 +78,31 @@ def put_back(data: Path, place: Path) -> int:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(data: Path) -> Iterator[None]:
+def _one_at_a_time(folder: Path, *, makes: bool = False) -> Iterator[None]:
     """Two at once would take the copy from each other."""
     try:
-        mutex = open(data / _LOCK_NAME, "ab")
+        if makes:
+            folder.mkdir(parents=True, exist_ok=True)
+        mutex = open(folder / _LOCK_NAME, "ab")
     except OSError as exc:
-        raise StartRefused(f"{data}: there is nothing to back up ({exc})") from exc
+        raise StartRefused(f"{folder}: cannot be used ({exc})") from exc
     with mutex:
         try:
             fcntl.flock(mutex, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
-            raise StartRefused(f"{data}: another back-up of it is under way") from exc
+            raise StartRefused(f"{folder}: another back-up is under way there") from exc
         yield
+
+
+def _check_whose(into: Path, data: Path) -> None:
+    """Back-ups of two routers in one folder would be deleted for one another's."""
+    origin, ours = into / _ORIGIN_NAME, str(data.resolve())
+    if origin.exists() and (theirs := origin.read_text("utf-8").strip()) != ours:
+        raise StartRefused(
+            f"{into}: holds back-ups of {theirs}: give {ours} a folder of its own, or delete"
+            f" {_ORIGIN_NAME} there"
+        )
+    origin.write_text(f"{ours}\n", "utf-8")
 
 
 def _fresh(into: Path) -> Path:

@@ -15,11 +15,12 @@ from itsdangerous import BadData, Signer, TimestampSigner
 from starlette.requests import Request
 
 from gateway.api.access import Access
-from gateway.errors import BadSignature, NotAllowed
+from gateway.errors import BadSignature, NotAllowed, TooManyGuesses
 
 COOKIE = "gateway_page"
 SECONDS = 12 * 3600  # a visit lasts a working day
 _GUESS_SECONDS = 0.5
+_MOST_GUESSES = 10
 _MOST_LEFT = 10_000
 _HOW: dict[str, Any] = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
 _LOCAL_VISIT = "this machine"
@@ -34,6 +35,7 @@ class Door:
         self._tokens = Signer(keys, salt="page token", **_HOW)
         self._left: dict[str, None] = {}  # visits that ended before their time; here only
         self._brake = asyncio.Lock()
+        self._guessing = 0  # who were wrong and wait
 
     @property
     def has_key(self) -> bool:
@@ -46,9 +48,10 @@ class Door:
         if not self.has_key:
             self._access.check_page(request)
             return _LOCAL_VISIT
-        visit = request.cookies.get(COOKIE, "")
+        cookie = request.cookies.get(COOKIE, "")
         try:
-            self._visits.unsign(visit, max_age=SECONDS)
+            # What was signed: the cookie around it can be written in more than one way.
+            visit = self._visits.unsign(cookie, max_age=SECONDS).decode()
         except BadData as exc:
             raise BadSignature("the page wants ADMIN_API_KEY") from exc
         if visit in self._left:
@@ -56,15 +59,22 @@ class Door:
         return visit
 
     def log_in(self, request: Request, key: str) -> str:
-        """A new visit, for the cookie. Raise BadSignature if key is not ADMIN_API_KEY."""
+        """A new visit, for the cookie. Raise BadSignature if key is not ADMIN_API_KEY, and
+        TooManyGuesses while many are waiting for having been wrong."""
         _check_site(request)
+        if self._guessing >= _MOST_GUESSES:
+            raise TooManyGuesses("too many wrong keys: try again in some seconds")
         self._access.check_admin_key(key)
         return self._visits.sign(secrets.token_urlsafe(16)).decode()
 
     async def slow_down(self) -> None:
         """After a wrong key: whoever guesses waits in line, whoever knows it does not."""
-        async with self._brake:
-            await asyncio.sleep(_GUESS_SECONDS)
+        self._guessing += 1
+        try:
+            async with self._brake:
+                await asyncio.sleep(_GUESS_SECONDS)
+        finally:
+            self._guessing -= 1
 
     def leave(self, visit: str) -> None:
         """End a visit; other routers take its cookie until its time is over."""

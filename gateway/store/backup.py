@@ -15,10 +15,11 @@ from pathlib import Path
 
 from gateway.errors import NoBackUp, StartRefused
 from gateway.store import history, journal, mappings, opening
+from gateway.tenants import FILE_NAME as _TENANTS_NAME
+from gateway.tenants import Tenants
 
 FOLDER_NAME = "backup.new"  # in the data folder: what a router wrote last, until it is fetched
 SUMS_NAME = "SHA256SUMS"
-_TENANTS_NAME = "tenants.json"
 _FILES = (opening.DATABASE_NAME, mappings.FILE_NAME, _TENANTS_NAME)
 _BESIDE = (f"{opening.DATABASE_NAME}-wal", f"{opening.DATABASE_NAME}-shm")
 _AT_ONCE = 1_048_576
@@ -117,6 +118,8 @@ def prove(folder: Path) -> None:
         ) from exc
     if found != "ok":
         raise StartRefused(f"{database}: SQLite calls it damaged ({found}): the router's is, too")
+    if (folder / _TENANTS_NAME).exists():
+        Tenants(folder / _TENANTS_NAME)
     if mappings.read(folder / mappings.FILE_NAME) is None and has_locks:
         raise StartRefused(
             f"{folder}: there are locks, but no {mappings.FILE_NAME} beside router.db"

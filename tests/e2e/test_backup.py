@@ -20,7 +20,9 @@ KEYS = {"admin_api_key": "a" * 32}
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(one.name for one in folder.iterdir())
+    """All but what is there for back-ups to come."""
+    beside = ("backup.of", "backup.lock")
+    return sorted(one.name for one in folder.iterdir() if one.name not in beside)
 
 
 async def test_after_the_loss_of_a_disk_all_of_the_back_up_is_there_and_delivered(
@@ -100,6 +102,20 @@ async def test_no_back_up_of_half_a_folder_and_the_new_one_is_never_deleted(
     assert refused.returncode == 1
     assert "is not whole" in refused.stderr
     assert names(kept) == [good]
+
+
+async def test_back_ups_of_two_routers_do_not_share_a_folder(tmp_path: Path) -> None:
+    """Or they would be deleted for one another's."""
+    kept = tmp_path / "kept"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        router = Router(tmp_path / name).start()
+        assert router.post(webhook("start_realty_2", sent=time.time())).status_code == 200
+        router.stop()
+        done = await asyncio.to_thread(router.run, "backup", str(kept), "--keep", "1")
+        assert (done.returncode == 0) is (name == "one"), done.stderr
+    assert "holds back-ups of" in done.stderr
+    assert len(names(kept)) == 1
 
 
 async def test_a_back_up_or_restore_that_is_killed_leaves_no_half_one(tmp_path: Path) -> None:
