@@ -57,6 +57,31 @@ def test_this_machine_is_served_without_keys(tmp_path: Path, call: HTTPConnectio
 
 
 @pytest.mark.parametrize(
+    ("origin", "may"),
+    [
+        ("http://localhost:8001", True),
+        ("http://localhost:9999", False),
+        ("http://evil.example", False),
+        ("https://localhost:8001", False),
+        ("null", False),
+        ("", True),
+    ],
+)
+def test_only_the_pages_own_forms_may_say_where_they_come_from(
+    tmp_path: Path, origin: str, may: bool
+) -> None:
+    access, call = Access(settings_of(tmp_path)), connection(origin=origin)
+    if may:
+        access.check_page(call)
+    else:
+        with pytest.raises(NotAllowed, match="a web page sent it"):
+            access.check_page(call)
+    if origin:
+        with pytest.raises(NotAllowed):
+            access.check_admin(call)
+
+
+@pytest.mark.parametrize(
     ("call", "host"),
     [
         (connection(), "0.0.0.0"),

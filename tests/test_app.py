@@ -1,12 +1,24 @@
 """A start that fails half-way, and an end."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
-from gateway.errors import StartRefused, StoreUnavailable
+from examples.waha import StandIn
+from gateway.errors import StartRefused, StoreUnavailable, WahaSilent
+from gateway.parts import running
 from gateway.recovery import Recovery
-from tests.clients import client_of
+from tests.clients import client_of, settings_of
+from tests.conftest import LIMITS, wait_until
+from tests.messages import webhook
+
+
+def unavailable(_: httpx.Request) -> httpx.Response:
+    return httpx.Response(503)
 
 
 def test_a_start_that_fails_half_way_lets_go_of_everything(
@@ -24,6 +36,26 @@ def test_a_start_that_fails_half_way_lets_go_of_everything(
             pass
     with client_of(tmp_path) as client:
         assert client.get("/health").status_code == 200
+
+
+async def test_what_may_be_missing_is_noted_when_waha_falls_silent_or_a_message_is_refused(
+    tmp_path: Path, waha: StandIn
+) -> None:
+    settings = settings_of(tmp_path, waha_api_url=waha.url)
+    how: dict[str, Any] = {"limits": replace(LIMITS, max_backlog_per_tenant=1), "leave": print}
+    way = httpx.MockTransport(unavailable)
+    async with running(settings, transport=lambda _: way, **how) as parts:
+        await parts.ingest.receive(webhook("start_realty_2", sent=time.time()), {})
+        await wait_until(lambda: parts.state._watch.ever)
+        assert parts.recovery.gaps_since() == {}
+        with pytest.raises(StoreUnavailable):
+            await parts.ingest.receive(webhook("hello", sent=time.time()), {})
+        assert list(parts.recovery._gaps) == ["default"], "noted, and not asked for yet"
+        parts.recovery._gaps.clear()
+        parts.state._watch._silent(WahaSilent("gone"))
+        assert list(parts.recovery.gaps_since()) == ["default"]
+        parts.state._watch._there()
+        await wait_until(lambda: not parts.recovery.gaps_since())
 
 
 def test_the_gateways_own_numbers_are_locked_to_nobody(tmp_path: Path) -> None:

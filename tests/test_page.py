@@ -1,6 +1,7 @@
 """The page over HTTP: who may look, whose orders count, and what stands there. In a browser:
 tests/browser."""
 
+import asyncio
 import json
 import re
 from html import unescape
@@ -12,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from gateway import spelling, state
+from gateway.app import create_app
 from gateway.hour import Hour
 from gateway.metrics import Metrics
 from gateway.model import Note
@@ -19,8 +21,8 @@ from gateway.page import views
 from gateway.page.door import COOKIE
 from gateway.page.words import LANGUAGES, wanted, words_of
 from gateway.store.history import Kind
-from tests.clients import HOOK, client_of
-from tests.conftest import wait_until
+from tests.clients import HOOK, client_of, settings_of
+from tests.conftest import LIMITS, wait_until
 from tests.messages import ALI, OMAR, SARA, webhook
 
 KEY = "k" * 32
@@ -88,9 +90,103 @@ def test_the_key_opens_every_view_and_comes_back_to_where_one_was(tmp_path: Path
         assert again.get(HOME).status_code == 401, "it was signed with the new one"
 
 
+async def test_many_wrong_keys_are_not_even_compared(tmp_path: Path) -> None:
+    app = create_app(settings_of(tmp_path, admin_api_key=KEY), limits=LIMITS)
+    async with app.router.lifespan_context(app):
+        way = httpx.ASGITransport(app, client=("testclient", 1))
+        async with httpx.AsyncClient(transport=way, base_url="http://localhost") as client:
+
+            async def guess(key: str) -> int:
+                answer = await client.post(f"{PATH}login", data={"key": key})
+                return answer.status_code
+
+            told = await asyncio.gather(*(guess("wrong") for _ in range(30)))
+            assert (told.count(401), told.count(429)) == (10, 20)
+            assert await guess(KEY) == 303
+
+
+def test_a_page_of_a_visit_goes_on_while_the_key_is_changed(tmp_path: Path) -> None:
+    with client_of(tmp_path, admin_api_key=KEY) as client:
+        log_in(client)
+        visit, token = client.cookies[COOKIE], token_of(client.get(HOME))
+    with client_of(tmp_path, admin_api_key=f"new-{KEY},{KEY}") as client:
+        client.cookies.set(COOKIE, visit)
+        order = {"user": ALI, "do": "lock", "from": "", "to": "2", "token": token}
+        assert client.post(f"{PATH}user", data=order).status_code == 303
+        assert locked(client, ALI) == 2
+
+
+def test_who_leaves_is_out_and_a_wrong_key_costs_no_way(tmp_path: Path) -> None:
+    with client_of(tmp_path, admin_api_key=KEY) as client:
+        wrong = log_in(client, "wrong", next=f"{PATH}tenants")
+        assert f'name="next" value="{PATH}tenants"' in wrong.text
+        log_in(client)
+        visit, token = client.cookies[COOKIE], token_of(client.get(HOME))
+        client.cookies.clear()
+        client.cookies.set(COOKIE, visit)
+        assert client.get(HOME).status_code == 200
+        left = client.post(f"{PATH}leave", data={"token": token})
+        assert left.headers["location"] == HOME
+        other_end = visit[:-1] + chr(ord(visit[-1]) + 1)  # base64: the same signature, perhaps
+        for cookie in (visit, f"{visit}=", other_end):
+            client.cookies.clear()
+            client.cookies.set(COOKIE, cookie)
+            assert client.get(HOME).status_code == 401, "the cookie is of no use any more"
+        again = client.post(f"{PATH}leave", data={"token": token})
+        assert (again.status_code, again.headers["location"]) == (303, HOME)
+
+
+@pytest.mark.parametrize("query", ["lang=fa&path=x", "lang=fa&query=y", "lang=fa&lang=ar&name=z"])
+def test_whatever_stands_in_the_address_the_language_is_chosen(tmp_path: Path, query: str) -> None:
+    with client_of(tmp_path, admin_api_key=KEY) as client:
+        assert client.get(f"{HOME}?{query}").status_code == 303
+
+
+def form_of(page: Any) -> dict[str, str]:
+    """What a question's Yes sends."""
+    asked = page.text.split("alertdialog")[1].split("</form>")[0]
+    return dict(re.findall(r'name="(\w+)" value="([^"]*)"', asked))
+
+
+def test_a_client_of_another_session_stays_one(tmp_path: Path) -> None:
+    """The same number may have a lock in each of them."""
+    with client_of(tmp_path, handler=refusing) as client:
+        client.post(HOOK, content=webhook("start_realty_2", bare_id="1"))
+        client.post(HOOK, content=webhook("start_realty_7", session="sales", bare_id="2"))
+        letters(client, 2)
+        page = client.get(f"{PATH}letters", params={"tenant": "7"}).text
+        (link,) = re.findall(rf'href="({PATH}user\?[^"]*)"', page)
+        shown = client.get(unescape(link))
+        assert "Belongs to office 7" in text_of(shown)
+        assert "(sales)" in text_of(shown)
+        number = re.findall(r"letters\?id=(\d+)", page)[0]
+        one = client.get(f"{PATH}letters", params={"id": number}).text
+        assert unescape(re.findall(rf'href="({PATH}user\?[^"]*)"', one)[0]) == unescape(link)
+        asked = {"user": ALI, "session": "sales", "ask": "replay"}
+        done = client.post(
+            f"{PATH}letters", data=form_of(client.get(f"{PATH}letters", params=asked))
+        )
+        assert "session=sales" in done.headers["location"]
+        assert "count=1" in done.headers["location"]
+        asked = {"user": ALI, "session": "sales", "ask": "unlock"}
+        client.post(f"{PATH}user", data=form_of(client.get(f"{PATH}user", params=asked)))
+        assert locked(client, ALI) == 2, "the other one was meant"
+
+
 @pytest.mark.parametrize(
     "path",
-    ["https://evil.example", "//evil.example", "/\\evil", "/router/", "/x", "", "javascript:"],
+    [
+        f"{PATH}login",
+        f"{PATH}leave",
+        f"{PATH}static/page.css",
+        "https://evil.example",
+        "//evil.example",
+        "/\\evil",
+        "/router/",
+        "/x",
+        "",
+        "javascript:",
+    ],
 )
 def test_a_log_in_leads_nowhere_but_to_the_page(tmp_path: Path, path: str) -> None:
     with client_of(tmp_path, admin_api_key=KEY) as client:
