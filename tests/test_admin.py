@@ -165,6 +165,11 @@ def test_ready_says_that_a_session_is_down(client: TestClient) -> None:
     assert answer.json()["waha_session default"].startswith("degraded: FAILED, last event ")
 
 
+def test_ready_does_not_say_that_nothing_is_missing_where_nobody_asks(tmp_path: Path) -> None:
+    with client_of(tmp_path, recover_hours=0) as client:
+        assert client.get("/ready").json()["recovery"] == "ok: off: RECOVER_HOURS=0"
+
+
 def test_ready_says_that_a_backend_answers_and_takes_nothing(tmp_path: Path) -> None:
     """A wrong BACKEND_SIGNING_SECRET closes no gate: it is an answer."""
     status = 401
