@@ -136,7 +136,8 @@ class Sessions:
 
     def not_kept(self, message: InboundMessage) -> None:
         """A message was answered 503."""
-        if message.event in MESSAGE_EVENTS and not message.own:
+        known = message.session in self._known  # of names that are made up there is no end
+        if known and message.event in MESSAGE_EVENTS and not message.own:
             self.refused(message.session, float(message.sent.second))
 
     def can_send(self, name: str) -> bool:

@@ -97,6 +97,21 @@ def test_a_clock_that_was_ahead_silences_nothing() -> None:
     assert sessions.can_send("default")
 
 
+def test_refused_messages_of_made_up_sessions_fill_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.sessions._MOST", 2)
+    sessions = Sessions(Metrics())
+    refused: list[str] = []
+    sessions.refused = lambda name, _: refused.append(name)
+    for name in ("a", "b", "c", "d"):
+        inbound = message("hello", session=name)
+        sessions.hear(inbound)
+        sessions.not_kept(inbound)
+        sessions.not_kept(message("mine", session=name, own=True))
+    assert refused == ["a", "b"]
+
+
 def test_the_gauges_of_a_session() -> None:
     metrics = Metrics()
     sessions = Sessions(metrics)
