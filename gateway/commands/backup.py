@@ -97,12 +97,17 @@ def _one_at_a_time(folder: Path, *, makes: bool = False) -> Iterator[None]:
 def _check_whose(into: Path, data: Path) -> None:
     """Back-ups of two routers in one folder would be deleted for one another's."""
     origin, ours = into / _ORIGIN_NAME, str(data.resolve())
-    if origin.exists() and (theirs := origin.read_text("utf-8").strip()) != ours:
+    try:
+        if not origin.exists():
+            mappings.replace_file(origin, f"{ours}\n".encode())
+        theirs = origin.read_text("utf-8").strip()
+    except (OSError, ValueError) as exc:
+        raise StartRefused(f"{origin}: cannot be used ({exc})") from exc
+    if theirs != ours:
         raise StartRefused(
             f"{into}: holds back-ups of {theirs}: give {ours} a folder of its own, or delete"
             f" {_ORIGIN_NAME} there"
         )
-    origin.write_text(f"{ours}\n", "utf-8")
 
 
 def _fresh(into: Path) -> Path:

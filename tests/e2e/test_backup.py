@@ -116,6 +116,13 @@ async def test_back_ups_of_two_routers_do_not_share_a_folder(tmp_path: Path) -> 
         assert (done.returncode == 0) is (name == "one"), done.stderr
     assert "holds back-ups of" in done.stderr
     assert len(names(kept)) == 1
+    (kept / "backup.of").unlink()
+    (kept / "backup.of").mkdir()
+    refused = await asyncio.to_thread(router.run, "backup", str(kept))
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert "backup.of: cannot be used" in line
+    assert len(names(kept)) == 1
 
 
 async def test_a_back_up_or_restore_that_is_killed_leaves_no_half_one(tmp_path: Path) -> None:
