@@ -1,25 +1,70 @@
 """The deep link: "start_realty_42" in what a user writes → tenant 42, and tenant 42 → its link.
 
 https://wa.me/<number>?text=start_realty_42 only fills in the text; the user may edit it, add words
-around it, or send it with the direction marks that Arabic keyboards and copied links bring along.
+around it, mark it bold, or send it with the invisible characters that keyboards and copied links
+bring along. A number that is cut short would be another tenant's, so what may be a longer number
+("start_realty_1,234") is no link at all.
 """
 
+import itertools
 import re
 import sys
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
-from urllib.parse import quote
+from unicodedata import category
+from urllib.parse import quote, unquote
 
 from gateway.model import LARGEST_TENANT, TenantId
 
 # WhatsApp's own limit for a text. What stands behind it was not typed by a person.
 _LONGEST_TEXT = 65_536
-_NUMBER = r"(\d{1,10})(?!\w)"  # \d on purpose: a flyer is read off on a Persian keyboard, too
-_INVISIBLE = re.compile(
-    "["
-    + "".join(chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) == "Cf")
+_MOST_LINKS = 50  # looked at in one text
+_LONGEST_RUN = 12  # of quotation marks, bullets and emphasis in front of a link
+
+# Characters without a glyph: Unicode's property Default_Ignorable_Code_Point
+# (DerivedCoreProperties.txt, Unicode 16), and format characters (Cf).
+_IGNORABLE_RANGES = (
+    (0x00AD, 0x00AD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5),
+    (0x180B, 0x180F), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164),
+    (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3),
+    (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _categories() -> list[str]:
+    return [category(chr(code)) for code in range(sys.maxunicode + 1)]
+
+
+def _ranges(wanted: str) -> str:
+    """The characters of a Unicode category, as they stand in a regular expression's [ ]."""
+    codes = (code for code, one in enumerate(_categories()) if one == wanted)
+    runs = itertools.groupby(enumerate(codes), key=lambda pair: pair[1] - pair[0])
+    bounds = ([code for _, code in run] for _, run in runs)
+    return "".join(f"{re.escape(chr(run[0]))}-{re.escape(chr(run[-1]))}" for run in bounds)
+
+
+_IGNORABLE = re.compile(
+    f"[{_ranges('Cf')}"
+    + "".join(f"{chr(first)}-{chr(last)}" for first, last in _IGNORABLE_RANGES)
     + "]"
 )
+# Normalised they would look like the blank between two words, and like digits of the number.
+_NO_BREAK = re.compile("[\u00a0\u2007\u2009\u200a\u202f](?=\\d)")
+_GROUPS = "\u066c"  # Arabic thousands separator: stands for each of these
+_OTHER_NUMBERS = _ranges("No")
+_OTHER_NUMBER = re.compile(f"(?<=\\d)[{_OTHER_NUMBERS}]|[{_OTHER_NUMBERS}](?=\\d)")
+_categories.cache_clear()  # 9 MB
+# Between two digits each of these may belong to one number: 1,234 2.5 1'234 2-3 2/3 10:30. The
+# blank between two words is Zs, too.
+_JOINING = frozenset(["Pc", "Pd", "Pi", "Pf", "Po", "Sc", "Sk", "Sm", "Zs"])
+_DIGIT, _WORD = re.compile(r"\d"), re.compile(r"\w")
+_ESCAPES = re.compile("(?:%[0-9a-fA-F]{2})+")
+_UNDERSCORE = re.compile("%5f", re.IGNORECASE)
+_EMPHASIS = "*_~`"  # WhatsApp's help centre, "How to format your messages"
+# What people put around a link that is all they send: quotation marks, "> ", bullets.
+_AROUND = re.compile(r"(?:[\s>\"'«»‹›“”‘’‛‟„‚「」『』*_~`•·◦▪‣●○–—-]|[0-9]{1,2}[.)]\s)*")
 
 
 def parse(text: str, *, prefix: str, must_open: bool) -> TenantId | None:
@@ -28,16 +73,15 @@ def parse(text: str, *, prefix: str, must_open: bool) -> TenantId | None:
     must_open: only a link that the text begins with counts. Otherwise the link may stand anywhere
     as a word of its own; of two different ones the text must begin with one.
     """
-    text = text[:_LONGEST_TEXT]
-    if not text.isascii():
-        text = _INVISIBLE.sub("", text)
-    link = _link(prefix)
-    if (opening := link.match(text.lstrip())) and (tenant := _tenant(opening[1])):
-        return tenant
-    if must_open:
+    text = _plain(text[:_LONGEST_TEXT]).lstrip()
+    if not _mention(prefix).search(text):  # as in nearly all messages
         return None
-    named = {tenant for number in link.findall(text) if (tenant := _tenant(number))}
-    return named.pop() if len(named) == 1 else None
+    named: set[TenantId] = set()
+    for tenant, opens in _links(text, prefix):
+        if opens:
+            return tenant
+        named.add(tenant)
+    return named.pop() if len(named) == 1 and not must_open else None
 
 
 def text_of(tenant: TenantId, *, prefix: str, note: str = "") -> str:
@@ -53,11 +97,74 @@ def address(text: str, *, phone: str) -> str:
     return f"https://wa.me/{phone}?text={quote(text, safe='')}"
 
 
+def _plain(text: str) -> str:
+    """text in NFKC without invisible characters; what NFKC would hide of a number stays visible."""
+    if not text.isascii():
+        text = _IGNORABLE.sub("", text)
+        if _DIGIT.search(text):
+            text = _OTHER_NUMBER.sub("x", _NO_BREAK.sub(_GROUPS, text))
+        text = unicodedata.normalize("NFKC", text)
+    return _UNDERSCORE.sub("_", text) if "%" in text else text
+
+
+def _links(text: str, prefix: str) -> Iterator[tuple[TenantId, bool]]:
+    """Each link of text with whether the text begins with it. text has no blanks in front."""
+    for number, found in enumerate(_link(prefix).finditer(text)):
+        if number == _MOST_LINKS:
+            return
+        rest = _behind(text, found)
+        if rest is None:
+            continue
+        tenant = int(found[2])
+        if 0 < tenant <= LARGEST_TENANT:
+            yield TenantId(tenant), _opens(text, found, rest)
+
+
+def _behind(text: str, found: re.Match[str]) -> str | None:
+    """What follows the link and its emphasis; None if the number goes on there, or a word does."""
+    rest = text[found.end() : found.end() + _LONGEST_TEXT]
+    marks = found[1]
+    closing = rest[: len(marks)]
+    if closing == marks[::-1]:
+        rest = rest[len(marks) :]
+    elif "_" in marks and not re.search(r"_(?!\w)", rest):
+        return None  # an underscore that nothing closes belongs to the word
+    if escapes := _ESCAPES.match(rest):  # of an address that was copied whole
+        rest = unquote(escapes[0]) + rest[escapes.end() :]
+    if _WORD.match(rest) or _goes_on(rest):
+        return None
+    return rest
+
+
+def _goes_on(rest: str) -> bool:
+    """Whether a number in front of rest is the beginning of a longer one."""
+    joining = rest[:1] != " " and category(rest[:1] or " ") in _JOINING
+    return joining and rest[1:2].isdecimal()
+
+
+def _opens(text: str, found: re.Match[str], rest: str) -> bool:
+    """Whether text begins with the link: emphasis aside, and quotation marks and bullets as well if
+    the link is all that it says."""
+    before = text[: found.start()]
+    if not before:
+        marks = found[1]
+        # Emphasis ends somewhere; a bullet or a quotation does not.
+        return not marks or rest != text[found.end() :] or all(mark in rest for mark in marks)
+    if len(before) > _LONGEST_RUN or _WORD.search(rest):
+        return False
+    return _AROUND.fullmatch(before) is not None
+
+
+@lru_cache
+def _mention(prefix: str) -> re.Pattern[str]:
+    return re.compile(re.escape(f"{prefix}_"), re.IGNORECASE)
+
+
 @lru_cache
 def _link(prefix: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(prefix)}_{_NUMBER}", re.IGNORECASE)
-
-
-def _tenant(number: str) -> TenantId | None:
-    tenant = int(number)
-    return TenantId(tenant) if 0 < tenant <= LARGEST_TENANT else None
+    """Emphasis, if any, and a link behind it that begins a word."""
+    marks = re.escape(_EMPHASIS)
+    return re.compile(
+        rf"(?<![\w{marks}])([{marks}]{{0,{_LONGEST_RUN}}})(?<![^\W_]){re.escape(prefix)}_(\d{{1,10}})",
+        re.IGNORECASE,
+    )

@@ -11,6 +11,7 @@ from gateway.model import (
     AskForLink,
     Bind,
     Chat,
+    Content,
     Forward,
     InboundMessage,
     Lock,
@@ -27,6 +28,10 @@ _CHATS = {
     Chat.STATUS: "a status (story): no user",
     Chat.NEWSLETTER: "a channel: no user",
     Chat.BROADCAST: "a broadcast list: no user",
+}
+_CONTENTS = {
+    Content.PLACEHOLDER: "none that can be read yet; it may come under the same id",
+    Content.NOTICE: "a notice of WhatsApp's: nobody wrote it",
 }
 _NOTES = {
     Note.CONFIRMED: "names tenant {0}, where the user is already: the lock's time is renewed",
@@ -47,6 +52,8 @@ def of_event(
     rules["chat"] = _chat(message)
     if message.odd_part:
         rules["shape"] = f"no usable `{message.odd_part}`: has WAHA changed its form?"
+    if reason == "no_content":
+        rules["content"] = f"{_CONTENTS[message.content]}: goes to no tenant"
     if reason == "from_me":
         rules["own"] = f"sent by the gateway's own number: message.any is not in {setting}"
     return rules

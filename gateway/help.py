@@ -13,7 +13,15 @@ from gateway.errors import StoreUnavailable, WahaError, WahaRefused, WahaSilent
 from gateway.lids import Lids
 from gateway.log import Throttle, masked, shown
 from gateway.metrics import Metrics
-from gateway.model import MESSAGE_EVENTS, InboundMessage, UserId, is_lid, session_of, unscoped
+from gateway.model import (
+    MESSAGE_EVENTS,
+    Content,
+    InboundMessage,
+    UserId,
+    is_lid,
+    session_of,
+    unscoped,
+)
 from gateway.sessions import Sessions
 from gateway.store import HELP_SECONDS, Store
 from gateway.waha.client import Waha
@@ -70,6 +78,8 @@ class Helper:
         """Why no help message could follow on message, whoever it is from; None if one could."""
         if message.event not in MESSAGE_EVENTS or message.own:
             return "it is no message of theirs"
+        if message.content is not Content.SENT:
+            return "it holds nothing that a person is known to send"
         if not self._text:
             return "HELP_MESSAGE is empty"
         if message.sent.second < message.arrived - HELP_SECONDS:

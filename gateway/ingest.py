@@ -11,7 +11,7 @@ from gateway import explanation, routing
 from gateway.errors import StoreUnavailable
 from gateway.help import Helper
 from gateway.lids import Lids
-from gateway.log import shown
+from gateway.log import Throttle, shown
 from gateway.metrics import Metrics
 from gateway.model import (
     Accepted,
@@ -23,6 +23,7 @@ from gateway.model import (
     InboundMessage,
     LockPolicy,
     Note,
+    UnreadableReason,
     is_lid,
     request_id,
 )
@@ -85,6 +86,7 @@ class Ingest:
         self._helper = helper
         self._metrics = metrics
         self._clock = clock
+        self._complaints = Throttle()
 
     async def receive(self, body: bytes, headers: Mapping[str, str]) -> Accepted | Ignored:
         """What became of a webhook; durable on return. Raise BadBody or StoreUnavailable."""
@@ -96,8 +98,7 @@ class Ingest:
                 with contextlib.suppress(StoreUnavailable):  # not worth a 503
                     # Our own answer may be what shows a LID's phone.
                     await self._store.learn(sighting)
-            log.debug("ignored: %s", reason, extra={"event": "webhook.ignored", "reason": reason})
-            return Ignored(reason)
+            return await self._ignore(message, reason)
         try:
             return await self._accept(message, may_help=True)
         except StoreUnavailable:
@@ -110,7 +111,7 @@ class Ingest:
         message = self._parse(body, {"content-type": "application/json"})
         message = replace(message, headers=(*message.headers, ("x-recovered", "true")))
         if reason := routing.reason_to_ignore(message, self._rules.forward_events):
-            return Ignored(reason)
+            return await self._ignore(message, reason)
         return await self._accept(message, may_help=False)
 
     async def explain(self, body: bytes, headers: Mapping[str, str]) -> Explained:
@@ -132,6 +133,29 @@ class Ingest:
         if rehearsal.refused:
             return Explained(StoreUnavailable(rehearsal.refused), told)
         return Explained(rehearsal.accepted, told)
+
+    async def _ignore(self, message: InboundMessage, reason: str) -> Ignored:
+        """Keep the message if a person should see it: nobody else will."""
+        if message.unreadable and reason in ("no_user", "no_content"):
+            await self._store.keep_unreadable(message, message.unreadable)
+            self._complain(message, message.unreadable)
+        log.debug("ignored: %s", reason, extra={"event": "webhook.ignored", "reason": reason})
+        return Ignored(reason)
+
+    def _complain(self, message: InboundMessage, reason: UnreadableReason) -> None:
+        if self._complaints.passes((message.session, reason)):
+            log.warning(
+                "🧩 A message of session %s goes to nobody (%s, said once a minute): see GET"
+                " /router/unreadable",
+                message.session,
+                reason.value,
+                extra={
+                    "event": "webhook.unreadable",
+                    "reason": reason.value,
+                    "session": message.session,
+                    "request_id": request_id(message.headers),
+                },
+            )
 
     async def _accept(self, message: InboundMessage, *, may_help: bool) -> Accepted:
         accepted = await self._store.accept(message, self._decide(message, may_help=may_help))

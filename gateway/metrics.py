@@ -56,6 +56,7 @@ class Figures:
     oldest_seconds: float | None  # age of the oldest that waits; 0 if none does
     held: int | None
     dead_letters: int | None
+    unreadable: int | None
     in_flight: int
     gates_closed: int
     shared_gate_open: bool
@@ -127,6 +128,9 @@ class Metrics:
         )
         self._held = self._gauge("gateway_held_messages", "Kept for a link to come")
         self._dead = self._gauge("gateway_dead_letters", "Given up on, kept for a person to see")
+        self._unreadable = self._gauge(
+            "gateway_unreadable_messages", "Of the last 48 h, that went to nobody"
+        )
         self._in_flight = self._gauge("gateway_in_flight", "At backends now, of this router")
         self._gates = self._gauge("gateway_gates_closed", "Backends that are away, by URL")
         self._gate = self._gauge("gateway_backend_gate_open", "Whether the common backend is there")
@@ -252,6 +256,7 @@ class Metrics:
             (self._oldest, figures.oldest_seconds),
             (self._held, figures.held),
             (self._dead, figures.dead_letters),
+            (self._unreadable, figures.unreadable),
             (self._in_flight, figures.in_flight),
             (self._gates, figures.gates_closed),
             (self._gate, figures.shared_gate_open),

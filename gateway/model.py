@@ -14,7 +14,12 @@ TenantId = NewType("TenantId", int)
 # WAHA raises one message under both names; which of them somebody subscribed to is not our affair.
 MESSAGE_EVENTS = frozenset({"message", "message.any"})
 
-SESSION_NAME = "[A-Za-z0-9_-]{1,64}"  # of a WAHA session
+# Of a WAHA session, as it is kept. WAHA itself allows less (SESSION_NAME_OF_WAHA), but for the call
+# `/api/sessions/start`, which takes anything; what is none of these is kept by its hash.
+SESSION_NAME = "[A-Za-z0-9_.:@=-](?:[A-Za-z0-9_.:@= -]{0,62}[A-Za-z0-9_.:@=-])?"
+SESSION_NAME_IN_WORDS = "1-64 of A-Z a-z 0-9 _ . : @ = - and blanks between them"
+SESSION_NAME_OF_WAHA = "[A-Za-z0-9_-]{1,54}"
+HASHED_SESSION = "hash-"  # and a part of the name's hash
 LARGEST_TENANT = 2_147_483_647  # backends keep the number in a signed 32-bit column
 
 
@@ -67,6 +72,15 @@ class Lock:
     changed: Moment
 
 
+class Content(Enum):
+    """What an event of a message holds. Only what was SENT uses up the message's id."""
+
+    SENT = "sent"  # by a person: text, media, a place, a card …
+    PLACEHOLDER = "placeholder"  # nothing that can be read yet; the content may come under this id
+    NOTICE = "notice"  # WhatsApp itself says something
+    UNKNOWN = "unknown"  # of a kind that is not known, perhaps something sent
+
+
 class Chat(Enum):
     """What kind of chat an event belongs to. Only a PERSON can be routed."""
 
@@ -103,7 +117,9 @@ class InboundMessage:
     lid: UserId | None
     own: bool  # sent by the gateway's number itself
     text: str  # what the person wrote, or "": the only place where a deep link counts
+    content: Content  # of an event that is no message: SENT
     sent: Moment
+    sent_is_readable: bool  # False: WAHA's time says nothing, so `sent` is our own
     event_time: float  # Unix seconds; orders a line
     arrived: float  # Unix seconds, our clock
     seen_key: SeenKey | None  # None: nothing tells a copy from a new one
@@ -111,9 +127,9 @@ class InboundMessage:
     message_id: str | None
     session_status: str | None  # what a session.status event says, as WAHA writes it
     own_ids: frozenset[str]  # of the session's own number, unscoped; empty if the event has none
-    odd_part: (
-        str | None
-    )  # what an event of this name has, and this one lacks or has in no known form
+    # What an event of this name has, and this one lacks or has in no known form.
+    odd_part: str | None
+    unreadable: "UnreadableReason | None"  # why it goes to nobody though somebody may have sent it
     headers: tuple[tuple[str, str], ...]  # those that go on to the backend
     body: bytes
 
@@ -366,12 +382,13 @@ class Erased:
     dead_letters: int
     aliases: int
     help: int
+    unreadable: int
     history: int  # lines that no longer say whose they are
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One message as it is kept. where: "waiting", "held" or "dead_letter"."""
+    """One message as it is kept. where: "waiting", "held", "dead_letter" or "unreadable"."""
 
     where: str
     tenant: TenantId | None
@@ -403,6 +420,27 @@ class Outline:
     dead_letters: int
 
 
+class UnreadableReason(Enum):
+    """Why a message goes to nobody."""
+
+    NO_CHAT = "no_chat"  # whose it is cannot be found in it
+    NOT_DECRYPTED = "not_decrypted"  # its content has not come
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A message that was answered 200 and went to nobody. arrived: Unix seconds; user: if known."""
+
+    id: int
+    arrived: float
+    session: str
+    event: str
+    reason: UnreadableReason
+    user: UserId | None
+    message_id: str | None
+    body: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which dead letters: all that fit every field that is not None."""
@@ -420,6 +458,7 @@ class Backlog:
     oldest: float | None
     by_tenant: Mapping[TenantId, int]  # the largest first
     held: int = 0  # messages kept for a link
+    unreadable: int = 0  # messages that went to nobody
     dead: int = 0  # dead letters; a store may stop counting at 100,000
 
 

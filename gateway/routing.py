@@ -8,6 +8,7 @@ from gateway.model import (
     AskForLink,
     Bind,
     Chat,
+    Content,
     Decision,
     Forward,
     InboundMessage,
@@ -32,6 +33,8 @@ def reason_to_ignore(message: InboundMessage, forward_events: frozenset[str]) ->
         return str(message.chat.value)
     if a_message and message.own and not (everything or "message.any" in forward_events):
         return "from_me"
+    if message.content in (Content.PLACEHOLDER, Content.NOTICE):
+        return "no_content"
     return None
 
 
@@ -50,7 +53,9 @@ def decide(
     """
     from_a_person = message.event in MESSAGE_EVENTS and not message.own
     text = message.text if from_a_person else ""
-    stale = message.sent < lock.changed
+    stale = message.sent < lock.changed or (
+        lock.tenant is not None and not message.sent_is_readable
+    )
     if lock.tenant is None:
         link = deeplink.parse(text, prefix=prefix, must_open=False)
         if link is None:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import StartRefused
-from gateway.model import MESSAGE_EVENTS, SESSION_NAME, LockPolicy
+from gateway.model import MESSAGE_EVENTS, SESSION_NAME, SESSION_NAME_IN_WORDS, LockPolicy
 
 # Keys that stand in public documents (the last two are WAHA's and the predecessor's examples), or
 # that people write who mean to come back to it. Letters and digits only: see is_guessable.
@@ -145,7 +145,7 @@ def _store_url(value: str) -> str:
 
 def _session(value: str) -> str:
     if not re.fullmatch(SESSION_NAME, value):
-        raise ValueError("must be 1-64 of A-Z a-z 0-9 _ -")
+        raise ValueError(f"must be {SESSION_NAME_IN_WORDS}")
     return value
 
 

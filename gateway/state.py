@@ -1,5 +1,6 @@
 """How the gateway is, part by part: what /ready says in a line each, and the page in colours."""
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from enum import Enum
 
 from gateway.delivery import Courier
 from gateway.errors import StoreUnavailable
-from gateway.model import Backlog
+from gateway.model import HASHED_SESSION, SESSION_NAME_OF_WAHA, Backlog
 from gateway.recovery import Recovery
 from gateway.sessions import Sessions
 from gateway.shapes import Shapes
@@ -31,6 +32,8 @@ SENTENCES = {
     "backlog.unknown": "unknown, {why}",
     "dead_letters.none": "none",
     "dead_letters.some": "{count} wait for a decision: replay or delete them",
+    "unreadable.none": "none",
+    "unreadable.some": "{count} of the last 48 h went to nobody: GET /router/unreadable",
     "backend_gate.open": "open, {in_flight} in flight",
     "backend_gate.closed": "closed, away is {urls}; messages wait",
     "backend_gate.one_closed": "closed, away is {urls}; messages wait",
@@ -52,6 +55,7 @@ SENTENCES = {
     "waha_session.starting": "{status}, {heard}",
     "waha_session.unknown": "{status}, {heard}",
     "waha_session.trouble": "{status}, {heard}",
+    "session_names.odd": "WAHA's API may not know sessions by such names: {sessions}",
     "webhook_bodies.well": "have the known form",
     "webhook_bodies.odd": "{what}",
 }
@@ -110,6 +114,7 @@ class State:
             *self._of_the_store(),
             self._of_the_backlog(backlog),
             *_of_the_letters(backlog),
+            *_of_the_unreadable(backlog),
             self._of_the_gates(),
             self._of_the_tenants(),
             self._of_waha(),
@@ -188,6 +193,8 @@ class State:
         known = self._sessions.all()
         if not known:
             yield Part("waha_sessions.none")
+        if odd := [name for name in known if not _is_plain(name)]:
+            yield Part("session_names.odd", Level.LOOK, {"sessions": _some(odd)})
         now = time.time()
         for name, session in known.items():
             seconds = now - session.last_event
@@ -218,6 +225,15 @@ def _of_the_letters(backlog: Backlog | StoreUnavailable) -> Iterator[Part]:
         yield Part("dead_letters.none")
 
 
+def _of_the_unreadable(backlog: Backlog | StoreUnavailable) -> Iterator[Part]:
+    if isinstance(backlog, StoreUnavailable):
+        return
+    if backlog.unreadable:
+        yield Part("unreadable.some", Level.LOOK, {"count": backlog.unreadable})
+    else:
+        yield Part("unreadable.none")
+
+
 async def backlog_of(store: Store) -> Backlog | StoreUnavailable:
     """What waits, or why that is not to be known."""
     try:
@@ -229,6 +245,12 @@ async def backlog_of(store: Store) -> Backlog | StoreUnavailable:
 def age(backlog: Backlog) -> float:
     """Seconds for which the oldest has waited; 0 if none does."""
     return 0.0 if backlog.oldest is None else max(0.0, time.time() - backlog.oldest)
+
+
+def _is_plain(session: str) -> bool:
+    """Whether WAHA's API allows the name."""
+    allowed = re.fullmatch(SESSION_NAME_OF_WAHA, session) is not None
+    return allowed and not session.startswith(HASHED_SESSION)
 
 
 def _some(things: Sequence[object]) -> str:

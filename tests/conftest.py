@@ -1,6 +1,9 @@
 """Stores, and a backend and a WAHA that are real servers."""
 
 import asyncio
+import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +32,44 @@ async def wait_until(condition: Callable[[], object], *, seconds: float = 10.0) 
     raise AssertionError(f"still not true after {seconds} s")
 
 
+_SHARED: set[int] = set()  # processes that outlive a test
+
+
+def _children() -> set[int]:
+    """Processes that this one has started and that still run; none where there is no /proc."""
+    found: set[int] = set()
+    for children in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            found |= set(map(int, children.read_text("ascii").split()))
+    return found
+
+
+def _command_of(pid: int) -> str:
+    """Its command line; empty if it has ended, and nobody has asked how."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text("utf-8").replace("\0", " ")
+    return ""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """What a test has started ends with it, also if it fails: it would be in the next one's way."""
+    before = _children()
+    yield
+    if left := _children() - before - _SHARED:
+        names = [_command_of(pid) for pid in left]
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if any(names):
+            pytest.fail(f"left running: {names}")
+
+
 @pytest.fixture(scope="session")
 def redis_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server, of this test run alone."""
     server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    _SHARED.add(server.pid)
     yield str(server.socket)
     server.stop()
 

@@ -139,6 +139,7 @@ def test_ready_has_a_line_for_each_part(client: TestClient) -> None:
         "mappings_file",
         "backlog",
         "dead_letters",
+        "unreadable",
         "backend_gate",
         "tenants_file",
         "waha",
@@ -150,7 +151,7 @@ def test_ready_has_a_line_for_each_part(client: TestClient) -> None:
     others = [line for name, line in answer.json().items() if name not in ("status", "waha")]
     assert all(line.startswith("ok: ") for line in others)
     assert answer.json()["waha_session default"].startswith("ok: WORKING, last event ")
-    assert len(answer.text.splitlines()) == 13
+    assert len(answer.text.splitlines()) == 14
 
 
 def test_ready_says_that_a_session_is_down(client: TestClient) -> None:
@@ -210,6 +211,7 @@ def test_the_documents_are_served(client: TestClient) -> None:
         "/router/link/{number}",
         "/router/link/{number}/qr.{kind}",
         "/router/pending",
+        "/router/unreadable",
         "/router/backup",
         "/router/recover",
         "/router/explain",

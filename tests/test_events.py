@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadBody
-from gateway.model import NEVER, Bind, Chat, Lock, LockPolicy, Moment
+from gateway.model import NEVER, SESSION_NAME, Bind, Chat, Lock, LockPolicy, Moment
 from gateway.routing import decide, reason_to_ignore
-from tests.messages import ALI, LID, NOW, example, message, parse, webhook
+from gateway.waha import events
+from tests.messages import ALI, LID, NOW, SARA, example, message, parse, tenant, webhook
 
 # example: user, alias, reason to ignore with FORWARD_EVENTS=*, with the default, tenant it binds to
 EXAMPLES: dict[int, tuple[str | None, str | None, str | None, str | None, int | None]] = {
@@ -55,6 +57,18 @@ EXAMPLES: dict[int, tuple[str | None, str | None, str | None, str | None, int | 
     38: ("971501234538", None, None, None, None),
     39: ("971501234539", None, None, None, None),
     40: ("971501234540", None, None, None, None),
+    61: ("971501000061", None, None, None, 7),
+    62: ("971501000062", None, None, None, None),
+    63: ("971501000063", None, "no_content", "no_content", None),
+    64: ("971501000063", None, None, None, 12),
+    65: ("971501000065", None, None, None, None),
+    66: ("971501000061", None, None, "event_not_forwarded", None),
+    67: ("971501000069", "158764321000069@lid", None, "event_not_forwarded", None),
+    68: ("971501000068", "158764321000068@lid", None, None, 7),
+    70: ("971501000070", None, None, None, None),
+    71: ("971501000071", "158764321000071@lid", None, None, None),
+    75: (None, None, "no_user", "event_not_forwarded", None),
+    76: ("971501000076", None, None, "event_not_forwarded", None),
 }
 
 
@@ -159,6 +173,55 @@ def test_users_of_another_session_are_other_users() -> None:
         ),
         ({"user": LID, "own": True, "_data": {"key": {"senderPn": f"{ALI}@c.us"}}}, None, LID),
         ({"user": LID, "_data": "gone"}, None, LID),
+        # An ack on GOWS is the receipt, and a call names who began it.
+        ({"user": LID, "_data": {"SenderAlt": f"{ALI}@s.whatsapp.net"}}, ALI, LID),
+        ({"user": LID, "own": True, "_data": {"SenderAlt": f"{ALI}@c.us"}}, ALI, LID),
+        ({"user": LID, "_data": {"IsFromMe": True, "RecipientAlt": f"{ALI}@c.us"}}, ALI, LID),
+        ({"user": LID, "_data": {"IsFromMe": True, "SenderAlt": f"{SARA}@c.us"}}, None, LID),
+        ({"user": LID, "_data": {"CallCreator": LID, "CallCreatorAlt": f"{ALI}@c.us"}}, ALI, LID),
+        # Beside somebody else's id.
+        ({"user": LID, "_data": {"Chat": "1@g.us", "Sender": LID, "SenderAlt": ALI}}, None, LID),
+        (
+            {
+                "user": LID,
+                "_data": {"CallCreator": f"{SARA}@c.us", "CallCreatorAlt": f"{ALI}@c.us"},
+            },
+            None,
+            LID,
+        ),
+        # The chat goes by phone, what is raw by LID.
+        ({"_data": {"Info": {"Sender": LID, "SenderAlt": f"{ALI}@s.whatsapp.net"}}}, ALI, LID),
+        ({"user": f"{ALI}@hosted"}, ALI, None),
+        ({"user": f"{ALI}:99@hosted"}, ALI, None),
+        ({"user": "158764321000005@hosted.lid"}, None, LID),
+        # NOWEB and GOWS have written @c.us behind what they did not know.
+        (
+            {
+                "user": "158764321000005@c.us",
+                "_data": {"key": {"remoteJid": "158764321000005@hosted.lid"}},
+            },
+            None,
+            LID,
+        ),
+        (
+            {
+                "user": "158764321000005@c.us",
+                "_data": {
+                    "Info": {
+                        "Chat": "158764321000005:99@hosted.lid",
+                        "Sender": LID,
+                        "SenderAlt": f"{ALI}:99@hosted",
+                    }
+                },
+            },
+            ALI,
+            LID,
+        ),
+        (
+            {"user": f"{ALI}@c.us", "_data": {"key": {"remoteJid": f"{ALI}@s.whatsapp.net"}}},
+            ALI,
+            None,
+        ),
         ({"user": LID, "_data": {"key": ["gone"], "Info": 7}}, None, LID),
     ],
 )
@@ -168,24 +231,46 @@ def test_which_ids_a_message_shows(how: dict[str, Any], phone: str | None, lid: 
 
 
 @pytest.mark.parametrize(
-    ("timestamp", "second"),
+    ("timestamp", "second", "readable"),
     [
-        (NOW - 5, int(NOW) - 5),
-        (NOW - 4.5, int(NOW) - 5),
-        ((NOW - 5) * 1000, int(NOW) - 5),  # poll votes come in milliseconds
-        (NOW + 5, int(NOW)),
-        (None, int(NOW)),
-        ("1782892860", int(NOW)),
-        (True, int(NOW)),
-        (0, int(NOW)),
-        (-1, int(NOW)),
-        (1e300, int(NOW)),
-        (10**400, int(NOW)),
+        (NOW - 5, int(NOW) - 5, True),
+        (NOW - 4.5, int(NOW) - 5, True),
+        ((NOW - 5) * 1000, int(NOW) - 5, True),  # poll votes come in milliseconds
+        (NOW + 5, int(NOW), True),
+        (None, int(NOW), True),
+        ("1782892860", int(NOW), False),
+        ("2026-07-01T08:15:00Z", int(NOW), False),
+        ("", int(NOW), False),
+        ({"low": 1782892860, "high": 0, "unsigned": True}, int(NOW), False),
+        ([1782892860], int(NOW), False),
+        (True, int(NOW), False),
+        (0, int(NOW), False),
+        (-1, int(NOW), False),
+        (NOW * 10, int(NOW), False),
+        (1e300, int(NOW), False),
+        (10**400, int(NOW), False),
     ],
 )
-def test_a_time_is_taken_as_it_comes_or_counts_as_now(timestamp: object, second: int) -> None:
-    body = webhook(timestamp=timestamp)
-    assert parse(body).sent.second == second
+def test_a_time_is_taken_as_it_comes_or_counts_as_now(
+    timestamp: object, second: int, readable: bool
+) -> None:
+    inbound = parse(webhook(timestamp=timestamp))
+    assert (inbound.sent.second, inbound.sent_is_readable) == (second, readable)
+    link = parse(webhook("start_realty_2", timestamp=timestamp))
+    at_nine = Lock(tenant(9), Moment(int(NOW) - 100, NOW - 100))
+    moved = decide(link, at_nine, policy=LockPolicy.LAST_LINK, prefix="start_realty")
+    assert isinstance(moved, Bind) == readable
+    free = decide(link, Lock(None, NEVER), policy=LockPolicy.LAST_LINK, prefix="start_realty")
+    assert free == Bind(tenant(2))  # nothing to lose
+
+
+def test_a_time_is_from_the_future_only_if_our_clock_is_not_known_to_be_behind() -> None:
+    behind = events.parse(
+        webhook(sent=NOW + 600), {}, home_session="default", gateway_phone="971557357753",
+        now=NOW, latest=NOW + 601,
+    )  # fmt: skip
+    assert behind.sent == Moment(int(NOW) + 600, NOW + 600)
+    assert message(sent=NOW + 600).sent == Moment(int(NOW), NOW)
 
 
 def test_the_fraction_comes_from_the_envelope() -> None:
@@ -215,8 +300,7 @@ def test_the_fraction_comes_from_the_envelope() -> None:
         (b'{"event":"m","session":' + b"[" * 980 + b"]" * 980 + b"}", "a JSON array"),
         (b'{"event":""}', "`event`"),
         (b'{"event":"message","session":7}', "`session`"),
-        (b'{"event":"message","session":"a b"}', "`session`"),
-        (b'{"event":"message","session":"\\u0000"}', "`session`"),
+        (b'{"event":"message","session":""}', "`session`"),
     ],
 )
 def test_what_is_no_event_is_refused_by_name(body: bytes, names: str) -> None:
@@ -229,6 +313,82 @@ def test_half_an_emoji_is_routed_all_the_same() -> None:
     assert b"\\ud83d" in body
     assert parse(body).phone == ALI
     assert parse(body).body == body
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("office_1", "office_1"),
+        ("office.1", "office.1"),
+        ("My Office 1", "My Office 1"),
+        ("a" * 64, "a" * 64),
+        ("a" * 65, "hash-"),
+        ("a/b", "hash-"),
+        (" office", "hash-"),
+        ("مكتب", "hash-"),
+        ("{x}", "hash-"),
+        ("\u0000", "hash-"),
+        ("\ud83d", "hash-"),
+    ],
+)
+def test_a_session_is_kept_by_its_name_or_a_hash_of_it(name: str, kept: str) -> None:
+    inbound = parse(json.dumps(json.loads(webhook()) | {"session": name}).encode())
+    assert inbound.session.startswith(kept)
+    assert inbound.phone == f"{inbound.session}/{ALI}"
+    assert re.fullmatch(SESSION_NAME, inbound.session)
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        "867051314767696@c.us",
+        "867051314767696@bot",
+        "13135550002@c.us",
+        "13135550002@s.whatsapp.net",
+        "0@c.us",
+        "1234@hosted",
+        "whatever@meta.ai",
+    ],
+)
+def test_whatsapps_own_numbers_and_bots_are_nobody(chat: str) -> None:
+    inbound = parse(webhook("start_realty_2", chat))
+    assert (inbound.chat, inbound.phone, inbound.odd_part) == (Chat.NOBODY, None, None)
+    dressed = {"key": {"remoteJid": "718584497008509@bot"}}
+    inbound = parse(webhook("start_realty_2", "718584497008509@c.us", _data=dressed))
+    assert (inbound.chat, inbound.phone, inbound.odd_part) == (Chat.NOBODY, None, None)
+
+
+@pytest.mark.parametrize(
+    ("id_", "data"),
+    [
+        ({"fromMe": False, "remote": f"{ALI}@c.us", "id": "3EB0A",
+          "_serialized": f"false_{ALI}@c.us_3EB0A"}, {}),
+        ({"fromMe": False, "remote": f"{ALI}@c.us", "id": "3EB0A"}, {}),
+        ({"fromMe": False, "remote": {"server": "c.us", "_serialized": f"{ALI}@c.us"},
+          "id": "3EB0A"}, {}),
+        ({"fromMe": False, "remoteJid": f"{ALI}@s.whatsapp.net", "id": "3EB0A"}, {}),
+        ({"id": "3EB0A"}, {}),
+        (None, {"key": {"remoteJid": f"{ALI}@s.whatsapp.net", "fromMe": False, "id": "3EB0A"}}),
+        (None, {"Info": {"Chat": f"{ALI}@s.whatsapp.net", "IsFromMe": False, "ID": "3EB0A"}}),
+        ("", {"id": {"_serialized": f"false_{ALI}@c.us_3EB0A"}}),
+        (7, {"id": f"false_{ALI}@c.us_3EB0A"}),
+    ],
+)  # fmt: skip
+def test_an_id_is_found_whatever_its_form(id_: object, data: dict[str, Any]) -> None:
+    """And twins are one message, whatever the ids of their envelopes."""
+    plain = message(bare_id="3EB0A")
+    for event in ("message", "message.any"):
+        inbound = parse(webhook(id=id_, event=event, _data=data))
+        assert (inbound.phone, inbound.message_id) == (ALI, "3EB0A")
+        assert inbound.seen_key == plain.seen_key
+
+
+def test_twins_without_an_id_are_one_by_their_envelope() -> None:
+    body = json.loads(webhook(id=None, _data={}))
+    first = parse(json.dumps(body).encode())
+    again = parse(json.dumps(body | {"event": "message.any"}).encode())
+    assert first.seen_key == again.seen_key is not None
+    assert parse(webhook(id=None, _data={})).seen_key != first.seen_key
 
 
 def test_an_id_that_cannot_be_stored_is_hashed() -> None:

@@ -445,7 +445,7 @@ def test_every_language_has_every_word() -> None:
     said = {*state.SENTENCES, *(f"state.{level.name.lower()}" for level in state.Level)}
     said |= {f"history.{one.value}" for one in (*Kind, *Note)}
     said |= {"history.merged_none"}
-    said |= {f"message.{where}" for where in ("waiting", "held", "dead_letter")}
+    said |= {f"message.{where}" for where in ("waiting", "held", "dead_letter", "unreadable")}
     assert said <= english.keys()
     source = "".join(
         path.read_text("utf-8")

@@ -175,7 +175,8 @@ def changed(event: str = "message", **payload: Any) -> bytes:
     [
         (webhook("hello"), None),
         (changed(id=...), "id"),
-        (changed(id={"_serialized": f"false_{ALI}@c.us_A"}), "id"),
+        (changed(id={"_serialized": f"false_{ALI}@c.us_A"}), None),
+        (changed(id={"id": "A"}), "id"),
         (changed(id="3EB0"), "id"),
         (changed(id=f"false_{ALI}@user_A"), "chat"),
         (changed(id="false_0@c.us_A"), None),

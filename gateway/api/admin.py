@@ -8,7 +8,15 @@ from fastapi import APIRouter, HTTPException, Path, Query
 from gateway.api.answers import Json
 from gateway.api.inputs import LARGEST_ID, Before, Limit, Session, person, time_text
 from gateway.api.users import body_of
-from gateway.model import LARGEST_TENANT, DeadLetter, Selection, TenantId, UserId, unscoped
+from gateway.model import (
+    LARGEST_TENANT,
+    DeadLetter,
+    Selection,
+    TenantId,
+    Unreadable,
+    UserId,
+    unscoped,
+)
 from gateway.operator import Operator
 from gateway.store import Store
 
@@ -50,6 +58,19 @@ def router(store: Store) -> APIRouter:
                 "tenants": [{"tenant_id": tenant, "waiting": n} for tenant, n in tenants],
             }
         )
+
+    @api.get("/unreadable")
+    async def unreadable(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50, before: Before = None
+    ) -> Json:
+        """Messages of the last 48 h that were answered 200 and went to nobody, newest first:
+        `no_chat` (whose it is cannot be found), `not_decrypted` (its content has not come). `next`,
+        if there is more, goes into `before`."""
+        found = await store.unreadable(limit=limit + 1, before=before)
+        content: dict[str, Any] = {"unreadable": [_unreadable(one) for one in found[:limit]]}
+        if len(found) > limit:
+            content["next"] = found[limit - 1].id
+        return Json(content)
 
     @api.post("/backup")
     async def backup() -> Json:
@@ -119,6 +140,19 @@ def letters_router(store: Store, operator: Operator, home_session: str) -> APIRo
         return Json({"status": "deleted", "id": number})
 
     return api
+
+
+def _unreadable(one: Unreadable) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "arrived": time_text(one.arrived),
+        "session": one.session,
+        "event": one.event,
+        "reason": one.reason.value,
+        "user": one.user and unscoped(one.user),
+        "message_id": one.message_id,
+        **body_of(one.body),
+    }
 
 
 def _not_found(number: int) -> Json:

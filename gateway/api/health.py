@@ -79,6 +79,7 @@ async def _figures(store: Store, courier: Courier, state: State, settings: Setti
         oldest_seconds=age(backlog) if backlog else None,
         held=backlog.held if backlog else None,
         dead_letters=backlog.dead if backlog else None,
+        unreadable=backlog.unreadable if backlog else None,
         in_flight=courier.in_flight,
         gates_closed=len(targets.closed()),
         shared_gate_open=not targets.shared.gate.closed,

@@ -64,6 +64,7 @@ def users_router(
             "dead_letters": erased.dead_letters,
             "aliases": erased.aliases,
             "help": erased.help,
+            "unreadable": erased.unreadable,
             "history": erased.history,
         }
         if not any(counts.values()):

@@ -19,7 +19,7 @@ from gateway.commands.orders import recover, replay
 from gateway.commands.say import say
 from gateway.commands.serve import serve
 from gateway.errors import StartRefused
-from gateway.model import SESSION_NAME
+from gateway.model import SESSION_NAME, SESSION_NAME_IN_WORDS
 from gateway.settings import Settings
 from gateway.store import moving, opening
 
@@ -131,5 +131,5 @@ def parser() -> argparse.ArgumentParser:
 
 def _session(text: str) -> str:
     if not re.fullmatch(SESSION_NAME, text):
-        raise argparse.ArgumentTypeError(f"{text!a}: must be 1-64 of A-Z a-z 0-9 _ -")
+        raise argparse.ArgumentTypeError(f"{text!a}: must be {SESSION_NAME_IN_WORDS}")
     return text

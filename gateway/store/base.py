@@ -26,6 +26,8 @@ from gateway.model import (
     Sighting,
     TenantId,
     Totals,
+    Unreadable,
+    UnreadableReason,
     UserId,
 )
 
@@ -46,6 +48,10 @@ class Limits:
     help_cooldown: float = 604_800.0  # seconds between two help messages to one person
 
 
+UNREADABLE_SECONDS = 48 * 3600.0  # as long as WAHA's repeats of a message are known
+DECRYPTION_SECONDS = 60.0  # before that a message whose content is missing is no news
+MAX_UNREADABLE = 10_000
+MAX_UNREADABLE_BYTES = 64 * 1024 * 1024
 HELP_SECONDS = 600.0  # a help message that could not be sent by then would only confuse
 
 
@@ -87,6 +93,13 @@ class Store(Protocol):
 
     async def learn(self, sighting: Sighting) -> None:
         """Keep which LID is which phone, as accept() does on the way; durable."""
+
+    async def keep_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
+        """Keep a message that goes to nobody for UNREADABLE_SECONDS; durable. The newest
+        MAX_UNREADABLE are kept. One that was NOT_DECRYPTED goes when its content is accepted."""
+
+    async def unreadable(self, *, limit: int, before: int | None = None) -> list[Unreadable]:
+        """Up to limit of them, newest first, with ids below `before`."""
 
     async def held_lids(self) -> list[UserId]:
         """LIDs without a phone of which messages are held, at most 10,000, the newest first."""

@@ -56,10 +56,12 @@ from gateway.model import (
     Sighting,
     TenantId,
     Totals,
+    Unreadable,
+    UnreadableReason,
     UserId,
     is_lid,
 )
-from gateway.store import backup, held, helped, letters, lines, mappings, seen
+from gateway.store import backup, held, helped, letters, lines, mappings, seen, unreadable
 from gateway.store import history as history_rows
 from gateway.store.base import Limits, LocksPage
 from gateway.store.history import (
@@ -203,6 +205,14 @@ class FileStore:
         changes = await self._journal.run(lambda tx: self._learn(tx, sighting), self._publish)
         if changes.locks:
             await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
+
+    async def keep_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
+        if self._low_disk:
+            raise self._patience.unavailable(self._low_disk)
+        await self._journal.run(lambda tx: unreadable.keep(tx, message, reason))
+
+    async def unreadable(self, *, limit: int, before: int | None = None) -> list[Unreadable]:
+        return await self._journal.run(lambda tx: unreadable.some(tx, limit=limit, before=before))
 
     def _learn(self, tx: Tx, sighting: Sighting) -> _Changes:
         changes = _Changes()
@@ -586,6 +596,7 @@ class FileStore:
             for table in ("held", "dead_letter", "help"):
                 gone = tx.execute(f"DELETE FROM {table} WHERE user = ?", (id_,))
                 counts[table] += gone.rowcount
+            counts["unreadable"] += unreadable.erase(tx, id_)
             gone = tx.execute("DELETE FROM alias WHERE lid = ? OR phone = ?", (id_, id_))
             counts["alias"] += gone.rowcount
         # Nothing of it is claimed before the commit.
@@ -598,6 +609,7 @@ class FileStore:
             dead_letters=counts["dead_letter"],
             aliases=counts["alias"],
             help=counts["help"],
+            unreadable=counts["unreadable"],
             history=lines_left,
         )
         return changes, ids, erased
@@ -910,12 +922,13 @@ class FileStore:
             self._backing_up = False
 
     async def backlog(self) -> Backlog:
-        def look(tx: Tx) -> tuple[float | None, int, int]:
-            return lines.oldest(tx), held.count(tx), letters.count(tx)
+        def look(tx: Tx) -> tuple[float | None, int, int, int]:
+            unread = unreadable.count(tx, self._clock())
+            return lines.oldest(tx), held.count(tx), unread, letters.count(tx)
 
-        oldest, kept, dead = await self._journal.run(look)
+        oldest, *counts = await self._journal.run(look)
         by_tenant = self._shares.waiting_by_tenant()
-        return Backlog(self._shares.waiting, oldest, by_tenant, kept, dead)
+        return Backlog(self._shares.waiting, oldest, by_tenant, *counts)
 
     def health(self) -> Health:
         refusing = self._low_disk
@@ -957,6 +970,7 @@ class FileStore:
         await self._write_counts()
         cooldown = self._limits.help_cooldown
         await self._journal.run(lambda tx: helped.expire(tx, now, cooldown=cooldown))
+        await self._journal.run(lambda tx: unreadable.expire(tx, now))
         return keys >= seen.CHUNK or gone >= held.CHUNK
 
     async def _write_counts(self) -> None:
@@ -1020,6 +1034,8 @@ def _messages_of(tx: Tx, user: UserId, limit: int = -1) -> list[Kept]:
         "SELECT 'waiting', tenant, arrived, message_id, body FROM delivery WHERE user = ?1"
         " UNION ALL SELECT 'held', NULL, arrived, message_id, body FROM held WHERE user = ?1"
         " UNION ALL SELECT 'dead_letter', tenant, arrived, message_id, body FROM dead_letter"
+        " WHERE user = ?1"
+        " UNION ALL SELECT 'unreadable', NULL, arrived, message_id, body FROM unreadable"
         " WHERE user = ?1 LIMIT ?2",
         (user, limit),
     )

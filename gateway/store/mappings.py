@@ -18,10 +18,10 @@ from typing import Any
 import orjson
 
 from gateway.errors import StartRefused
-from gateway.model import LARGEST_TENANT, TenantId, UserId
+from gateway.model import LARGEST_TENANT, SESSION_NAME, TenantId, UserId
 
 FILE_NAME = "router_mappings.json"
-_USER = re.compile(r"(?:[A-Za-z0-9_-]{1,64}/)?[0-9]{5,20}(?:@lid)?")
+_USER = re.compile(rf"(?:{SESSION_NAME}/)?[0-9]{{5,20}}(?:@lid)?")
 _AT_ONCE = 100_000  # locks encoded in one go: some 5 ms
 _SLICE = 10_000  # of more: 1 to 2 ms, but most of that is the slicing
 _LOAD_SHARE = 5  # under load a rewrite takes at most this part of the time

@@ -1,8 +1,8 @@
 """Moving house: all that a store holds is put into another one, while no router runs on either.
 
 What travels are rows of the tables in schema.sql by their columns, the seen keys as one table
-`seen` (key in hex), and `lock`: user and tenant, which a folder keeps in router_mappings.json. A
-None is an empty value.
+`seen` (keys are in hex), and `lock`: user and tenant, which a folder keeps in
+router_mappings.json. A None is an empty value.
 
 Until all has arrived and been counted, the new store refuses routers and may be filled anew; from
 then on the old one does.
@@ -31,6 +31,7 @@ TABLES = (
     "heard",
     "dead_letter",
     "held",
+    "unreadable",
     "delivery",
     "seen",
 )

@@ -15,7 +15,7 @@ from gateway.store.seen import SeenKeys
 
 Row = dict[str, Any]
 _CHUNK, _BODIES = 1000, 50  # read in one go; a body may be of megabytes
-_WITH_BODY = ("held", "delivery", "dead_letter")
+_WITH_BODY = ("held", "delivery", "dead_letter", "unreadable")
 _COLUMNS = {
     "alias": "lid, phone, sighted",
     "history": "id, at, user, kind, from_tenant, to_tenant, changed_second, changed_fraction,"
@@ -27,11 +27,18 @@ _COLUMNS = {
     " headers, attempts, died_at, reason, status, answer, body",
     "held": "user, sent_second, sent_fraction, event_time, arrived, idempotency_key, message_id,"
     " headers, body",
+    "unreadable": "key, arrived, session, event, reason, user, message_id, body",
     "delivery": "id, tenant, user, alias, event_time, arrived, idempotency_key, message_id,"
     " headers, due, attempts, own_faults, tried_at, age, body",
 }
 # Lines of one user together: so a store that keeps them by user takes them in one go.
-_ORDER = {"history": "user, id", "held": "id", "delivery": "id", "dead_letter": "id"}
+_ORDER = {
+    "history": "user, id",
+    "held": "id",
+    "unreadable": "id",
+    "delivery": "id",
+    "dead_letter": "id",
+}
 _SEEN = (
     "SELECT lower(hex(key)) AS key, phone, lid, max(routed) AS routed FROM"
     " (SELECT * FROM {} UNION ALL SELECT * FROM {}) GROUP BY key, phone, lid"
@@ -97,6 +104,8 @@ class FileContents:
         else:
             query = f"SELECT {_COLUMNS[table]} FROM {table} ORDER BY {_ORDER.get(table, '1')}"
             found = map(dict, self._tx.execute(query))
+        if table == "unreadable":
+            found = ({**row, "key": row["key"].hex() if row["key"] else None} for row in found)
         while some := list(itertools.islice(found, _BODIES if table in _WITH_BODY else _CHUNK)):
             yield some
 
@@ -125,6 +134,10 @@ class FileContents:
             rows = [row | {"key": bytes.fromhex(row["key"])} for row in rows]
         else:
             names, into = _COLUMNS[table].split(", "), table
+        if table == "unreadable":
+            rows = [
+                row | {"key": bytes.fromhex(row["key"]) if row["key"] else None} for row in rows
+            ]
         marks = ", ".join(f":{name}" for name in names)
         # Of a tenant comes one row for each session.
         again = (

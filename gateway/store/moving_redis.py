@@ -43,7 +43,7 @@ _NUMBERS = {
     "last_seen": float,
 }  # fmt: skip
 _OF_TENANTS = ("delivered", "first_seen", "last_seen")
-_WITH_BODY = ("held", "delivery", "dead_letter")
+_WITH_BODY = ("held", "delivery", "dead_letter", "unreadable")
 
 
 class RedisContents:
@@ -129,7 +129,11 @@ class RedisContents:
                 ("heard", "heard"),
             ):
                 found[table] += await self._client.hlen(key + name)
-            for table, name in (("dead_letter", "letters"), ("delivery", "ids")):
+            for table, name in (
+                ("dead_letter", "letters"),
+                ("delivery", "ids"),
+                ("unreadable", "unreadable"),
+            ):
                 found[table] += await self._client.zcard(key + name)
             found["tenant"] += sum(map(int, await self._client.hvals(key + "delivered")))
         for table in ("held", "history", "seen"):
@@ -213,6 +217,14 @@ class RedisContents:
                 row["idempotency_key"] = row.pop("key")
                 body = row.pop("body").encode("utf-8", "surrogateescape")
                 yield _typed(row.items()) | {"user": user, "body": body}
+
+    async def _unreadable(self, key: str) -> AsyncIterator[Row]:
+        ids = await self._client.zrange(key + "unreadable", 0, -1)
+        keys = [f"{key}u:{id_.decode()}" for id_ in ids]
+        for place in range(0, len(keys), _BODIES):
+            for fields in await self._each("HGETALL", keys[place : place + _BODIES]):
+                row = _typed((n.decode(), v.decode()) for n, v in fields.items() if n != b"body")
+                yield row | {"body": fields[b"body"]}
 
     async def _letters(self, key: str) -> AsyncIterator[Row]:
         async for id_, fields in self._by_id(key, "letters", "x:"):
@@ -356,6 +368,7 @@ _READERS = {
     "tenant": RedisContents._tenants,
     "dead_letter": RedisContents._letters,
     "held": RedisContents._held,
+    "unreadable": RedisContents._unreadable,
     "delivery": RedisContents._deliveries,
     "seen": RedisContents._seen,
 }

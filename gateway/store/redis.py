@@ -57,9 +57,19 @@ from gateway.model import (
     Sighting,
     TenantId,
     Totals,
+    Unreadable,
+    UnreadableReason,
     UserId,
 )
-from gateway.store.base import HELP_SECONDS, Limits, LocksPage
+from gateway.store.base import (
+    DECRYPTION_SECONDS,
+    HELP_SECONDS,
+    MAX_UNREADABLE,
+    MAX_UNREADABLE_BYTES,
+    UNREADABLE_SECONDS,
+    Limits,
+    LocksPage,
+)
 from gateway.store.journal import Committed
 from gateway.store.scripts import (
     HOME,
@@ -224,7 +234,17 @@ class RedisStore:
         gone = 0
         for session in list(self._sessions):
             (some,) = await self._scripts.run(
-                session, "sweep", help_seconds=HELP_SECONDS, chunk=_CHUNK
+                session,
+                "sweep",
+                help_seconds=HELP_SECONDS,
+                chunk=_CHUNK,
+                unreadable={
+                    "most": MAX_UNREADABLE,
+                    "most_bytes": MAX_UNREADABLE_BYTES,
+                    "seconds": UNREADABLE_SECONDS,
+                    "comes_later": UnreadableReason.NOT_DECRYPTED.value,
+                    "chunk": _CHUNK,
+                },
             )
             gone += some
         if gone:
@@ -377,6 +397,34 @@ class RedisStore:
         await self._count()
         self._work.set()
 
+    async def keep_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
+        # Under the user's session as far as there is a user; else all lie together.
+        user = message.phone or message.lid
+        row = {
+            "key": message.seen_key.digest.hex() if message.seen_key else None,
+            "arrived": repr(message.arrived),
+            "session": message.session,
+            "event": message.event,
+            "reason": reason.value,
+            "user": user,
+            "message_id": message.message_id,
+        }
+        session = await self._know(user) if user else HOME
+        await self._scripts.run(session, "keep_unreadable", message.body, row=without_none(row))
+
+    async def unreadable(self, *, limit: int, before: int | None = None) -> list[Unreadable]:
+        found: list[Unreadable] = []
+        for place, session in enumerate(self._by_number()):
+            # Ids are counted by each session for itself: here they are told apart by its number.
+            many = len(self._sessions)
+            own = None if before is None else str((before - place + many - 1) // many)
+            rows = await self._scripts.run(session, "unreadable", limit=limit, before=own)
+            found += [_unreadable(row, place, many) for row in rows]
+        return heapq.nlargest(limit, found, key=lambda one: one.id)
+
+    def _by_number(self) -> list[str]:
+        return sorted(self._sessions, key=self._sessions.__getitem__)
+
     async def held_lids(self) -> list[UserId]:
         found: list[UserId] = []
         for session in list(self._sessions):
@@ -507,17 +555,22 @@ class RedisStore:
 
     async def backlog(self) -> Backlog:
         oldest: float | None = None
-        held = dead = 0
+        held = unread = dead = 0
         waiting: Counter[TenantId] = Counter()
         for session in list(self._sessions):
-            first, counts, some_held, some_dead = await self._scripts.run(session, "backlog")
-            held, dead = held + some_held, dead + some_dead
+            first, counts, some_held, some_unread, some_dead = await self._scripts.run(
+                session,
+                "backlog",
+                wait=DECRYPTION_SECONDS,
+                comes_later=UnreadableReason.NOT_DECRYPTED.value,
+            )
+            held, unread, dead = held + some_held, unread + some_unread, dead + some_dead
             if first and (oldest is None or float(first) < oldest):
                 oldest = float(first)
             for tenant, count in _pairs(counts):
                 if tenant:
                     waiting[TenantId(int(tenant))] += int(count)
-        return Backlog(waiting.total(), oldest, dict(waiting.most_common()), held, dead)
+        return Backlog(waiting.total(), oldest, dict(waiting.most_common()), held, unread, dead)
 
     # locks
 
@@ -859,6 +912,20 @@ def _kept(row: list[bytes]) -> Kept:
     where, tenant, arrived, message_id, body = row
     known = message_id.decode() or None
     return Kept(where.decode(), _tenant(tenant), float(arrived), known, body)
+
+
+def _unreadable(row: list[bytes], place: int, many: int) -> Unreadable:
+    id_, arrived, session, event, reason, user, message_id, body = row
+    return Unreadable(
+        int(id_) * many + place,
+        float(arrived),
+        session.decode(),
+        event.decode(),
+        UnreadableReason(reason.decode()),
+        UserId(user.decode()) if user else None,
+        message_id.decode() or None,
+        body,
+    )
 
 
 def _history_line(row: list[bytes]) -> HistoryLine:

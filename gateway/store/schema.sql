@@ -116,6 +116,20 @@ CREATE INDEX IF NOT EXISTS help_sent ON help (sent_at);
 -- Up to when messages of each WAHA session were accepted: from there on WAHA is asked for more.
 CREATE TABLE IF NOT EXISTS heard (session TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 
+-- Messages that were answered 200 and went to nobody, for a person to see.
+CREATE TABLE IF NOT EXISTS unreadable (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    key BLOB UNIQUE,                       -- of the event, as in seen_0
+    arrived REAL NOT NULL,
+    session TEXT NOT NULL,
+    event TEXT NOT NULL,
+    reason TEXT NOT NULL,                  -- model.UnreadableReason
+    user TEXT,
+    message_id TEXT,
+    body BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS unreadable_user ON unreadable (user) WHERE user IS NOT NULL;
+
 -- Keys of events accepted. Three tables that take turns, see seen.SeenKeys. phone and lid are
 -- hashes of the person's ids, 0 if unknown then, so that no number stands here. routed: it went to
 -- a tenant.

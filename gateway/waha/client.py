@@ -9,6 +9,7 @@ without its store, 501 for what an engine cannot do.
 import asyncio
 import json
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -47,7 +48,7 @@ class Waha:
         Raise WahaRefused if asking again is of no use, else WahaUnavailable.
         """
         number = lid.removesuffix("@lid")
-        answer = await self._call("GET", f"/{session}/lids/{number}%40lid")
+        answer = await self._call("GET", f"/{_quoted(session)}/lids/{number}%40lid")
         found = events.person(answer.get("pn")) if isinstance(answer, dict) else None
         return None if found is None or found.endswith("@lid") else found
 
@@ -59,7 +60,7 @@ class Waha:
     async def session(self, name: str) -> dict[str, Any]:
         """Its name, status, config (an object or null), me, engine …; WahaRefused if there is none
         of that name, or what is answered is no session."""
-        answer = await self._call("GET", f"/sessions/{name}")
+        answer = await self._call("GET", f"/sessions/{_quoted(name)}")
         if not isinstance(answer, dict) or not isinstance(answer.get("config"), dict | None):
             raise WahaRefused(f"{self._url}/sessions/{name}: what it answers is no session", 200)
         return answer
@@ -80,7 +81,8 @@ class Waha:
 
         Raise WahaRefused where the engine cannot tell (WEBJS; NOWEB without its store).
         """
-        path = f"/{session}/chats/all/messages?limit={limit}&offset={offset}&downloadMedia=false"
+        path = f"/{_quoted(session)}/chats/all/messages"
+        path += f"?limit={limit}&offset={offset}&downloadMedia=false"
         path += f"&filter.timestamp.gte={since}&filter.fromMe=false"
         answer = await self._call("GET", path, most=_MESSAGES_BYTES)
         if not isinstance(answer, list):
@@ -89,7 +91,8 @@ class Waha:
 
     async def set_config(self, session: str, config: dict[str, Any]) -> None:
         """Replace the session's whole config. WAHA stops and starts a running session for it."""
-        await self._call("PUT", f"/sessions/{session}", {"name": session, "config": config})
+        body = {"name": session, "config": config}
+        await self._call("PUT", f"/sessions/{_quoted(session)}", body)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -116,6 +119,11 @@ class Waha:
             return json.loads(answer)
         except (ValueError, RecursionError):
             return None
+
+
+def _quoted(name: str) -> str:
+    """As a part of a path: a session's name may hold a blank."""
+    return quote(name, safe="")
 
 
 async def _beginning(response: httpx.Response, most: int) -> bytes:

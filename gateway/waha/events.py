@@ -1,13 +1,17 @@
 """A webhook's body → InboundMessage. The only place that knows WAHA's JSON.
 
 Source: WAHA docs "Events", "Receive messages", "Chat ids" of July 2026, and the engines' source at
-2026.2.1. Its traps, each with an example in tests/payloads:
+2026.2.1 and 2026.4.1. Its traps, each with an example in tests/payloads:
 
 - the person is in the message id ("{fromMe}_{chatId}_{bareId}[_{participant}]"), not in `from`,
-  which is our own number in own messages on WEBJS;
-- `body`, `to`, `participant`, `id`, `timestamp`, `me` may be null or absent, numbers fractional;
+  which is our own number in own messages on WEBJS and WPP;
+- `body`, `to`, `participant`, `id`, `timestamp`, `me` may be null or absent, numbers fractional,
+  ids objects;
 - the same person comes by phone in one event and by LID in the next, and `_data`, where both may
-  stand, is no contract: it is read as optional, whatever its shape.
+  stand, is no contract: it is read as optional, whatever its shape;
+- NOWEB and GOWS write `@c.us` behind the digits of what they do not know (`…@hosted.lid`, `…@bot`):
+  the raw data show what it was;
+- a message comes before its content: see content.py.
 """
 
 import functools
@@ -16,28 +20,33 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 
 from gateway.errors import BadBody
 from gateway.model import (
+    HASHED_SESSION,
     MESSAGE_EVENTS,
     SESSION_NAME,
     Chat,
+    Content,
     InboundMessage,
     Moment,
     SeenKey,
+    UnreadableReason,
     scoped,
 )
+from gateway.waha import content
 
 Json = dict[str, Any]
 
 # A participant is told by its @: ids made by hand ("…_test_1") have underscores of their own.
 # Each part ends where the next begins, or a long id of @ would take for ever.
 _WAHA_ID = re.compile(r"(true|false)_([^_@]+@[^_@]+)_(.+?)(?:_[^_@]+@[^_@]+)?", re.DOTALL)
-_PERSON = re.compile(r"([0-9]{5,20})(?::[0-9]+)?@(c\.us|s\.whatsapp\.net|lid)")
+_PERSON = re.compile(r"([0-9]{5,20})(?::[0-9]+)?@(c\.us|s\.whatsapp\.net|hosted|lid|hosted\.lid)")
+_LID_SERVERS = frozenset({"lid", "hosted.lid"})
 _SESSION = re.compile(SESSION_NAME)
 _STORABLE_ID = re.compile(r"[A-Za-z0-9_.:@=-]{1,128}")
 _SUFFIXES = {
@@ -51,7 +60,12 @@ _BY_CHAT_ID = ("presence.update", "chat.archive", "call.", "label.chat.")
 _OF_NOBODY = frozenset(
     ["session.status", "state.change", "engine.event", "label.upsert", "label.deleted"]
 )
-_NOBODY = re.compile(r"[0-9]{1,4}@c\.us|[^@]*@meta\.ai")  # WhatsApp itself, and its assistant
+# WhatsApp's own numbers, its assistant, and bots, the last also as phones and under what NOWEB and
+# GOWS make of `…@bot`.
+_BOTS = frozenset(["867051314767696", "13135550002"])
+_NOBODY = re.compile(
+    r"[0-9]{1,4}(?::[0-9]+)?@(?:c\.us|s\.whatsapp\.net|hosted)|[^@]*@(?:bot|meta\.ai)"
+)
 # From here on a number means milliseconds: as seconds it would be the year 5138.
 _MILLISECONDS_FROM = 1e11
 _YEAR_2000, _YEAR_2100 = 946_684_800.0, 4_102_444_800.0
@@ -64,12 +78,14 @@ def parse(
     home_session: str,
     gateway_phone: str,
     now: float,
+    latest: float | None = None,
     own_ids: frozenset[str] = frozenset(),
 ) -> InboundMessage:
     """What body says; raise BadBody when it is no WAHA event. Of doubled keys the last counts.
 
     headers: those of the request with lower-case names; X-Webhook-* and Content-Type go on to the
-    backend. A body without `session` counts for home_session. now: Unix seconds. own_ids: of
+    backend. A body without `session` counts for home_session. now: Unix seconds. latest: what was
+    sent after it is from the future; now, where our clock is not known to be behind. own_ids: of
     the gateway's own numbers as earlier events named them, for `me` is null at times.
     """
     envelope = _load(body)
@@ -78,33 +94,24 @@ def parse(
     event = envelope.get("event")
     if not isinstance(event, str) or not event:
         raise BadBody(f'`event` must be a text such as "message", it is {_shown(event)}')
-    session = envelope.get("session")
-    if session is None:
-        session = home_session
-    if not isinstance(session, str) or not _SESSION.fullmatch(session):
-        raise BadBody(f"`session` must be 1-64 of A-Z a-z 0-9 _ -, it is {_shown(session)}")
-
+    session = _session(envelope, home_session)
     payload = _dict(envelope.get("payload"))
     message_id = _message_id(event, payload)
     parts = _WAHA_ID.fullmatch(message_id) if message_id else None
     own = payload.get("fromMe") is True or bool(parts and parts[1] == "true")
-    chat_id = _chat_id(event, payload, parts[2] if parts else None, own)
+    chat_id = _as_it_was(_chat_id(event, payload, parts[2] if parts else None, own), payload)
     me = _dict(envelope.get("me"))
     shown = frozenset(one for name in ("id", "lid") if (one := person(me.get(name))))
     ours = {*own_ids, *shown, gateway_phone}
     chat, user = _chat(chat_id, ours)
+    phone, lid = _both_ids(user, payload, own, ours) if user else (None, None)
 
-    phone, lid = (None, user) if user and user.endswith("@lid") else (user, None)
-    if user and (other := _other_id(payload, own)) and other not in ours:
-        if other.endswith("@lid"):
-            lid = lid or other
-        else:
-            phone = phone or other
-
+    holds = content.content_of(payload) if event in MESSAGE_EVENTS else Content.SENT
     raised_at = seconds(envelope.get("timestamp"))
     sent_at = seconds(payload.get("timestamp"))
+    latest = now if latest is None else max(now, latest)
     bare_id = parts[3] if parts else message_id
-    digest, twins = _seen_key(event, session, own, bare_id, envelope, headers)
+    digest, twins = _seen_key(event, session, own, bare_id, holds, envelope, headers)
     return InboundMessage(
         event=event,
         session=session,
@@ -112,8 +119,10 @@ def parse(
         phone=scoped(session, phone, home_session) if phone else None,
         lid=scoped(session, lid, home_session) if lid else None,
         own=own,
-        text=_text(payload),
-        sent=_sent(sent_at, raised_at, now),
+        text="" if content.is_edit(payload) else content.text_of(payload),
+        content=holds,
+        sent=_sent(sent_at, raised_at, now, latest),
+        sent_is_readable=sent_at is not None or payload.get("timestamp") is None,
         event_time=now if raised_at is None else raised_at,
         arrived=now,
         seen_key=SeenKey(digest[:16], twins) if digest else None,
@@ -121,7 +130,8 @@ def parse(
         message_id=_storable(bare_id) if bare_id else None,
         session_status=status(payload.get("status")) if event == "session.status" else None,
         own_ids=shown,
-        odd_part=_odd_part(event, envelope, parts is not None, chat_id, chat, sent_at),
+        odd_part=_odd_part(event, envelope, chat_id, chat, sent_at),
+        unreadable=_why_unreadable(event, chat_id, chat, own, holds),
         headers=tuple(
             (name, value)
             for name, value in headers.items()
@@ -132,6 +142,16 @@ def parse(
         ),
         body=body,
     )
+
+
+def _session(envelope: Json, home_session: str) -> str:
+    """The session's name as it is kept: its own, or a hash of what could not stand everywhere."""
+    name = envelope.get("session")
+    if name is None:
+        return home_session
+    if not isinstance(name, str) or not name:
+        raise BadBody(f"`session` must be a text, it is {_shown(name)}")
+    return name if _SESSION.fullmatch(name) else f"{HASHED_SESSION}{_digest(name).hex()[:32]}"
 
 
 def _load(body: bytes) -> Any:
@@ -155,15 +175,51 @@ def _refuse_constant(name: str) -> None:
 
 def _message_id(event: str, payload: Json) -> str | None:
     """The id that names the chat, and the message if it is one."""
-    holder = payload
     if event == "message.revoked":
-        holder = _dict(payload.get("after"))
-        if not isinstance(holder.get("id"), str):
-            holder = _dict(payload.get("before"))
-    elif event.startswith("poll.vote"):
-        holder = _dict(payload.get("vote"))
+        return _id_in(_dict(payload.get("after"))) or _id_in(_dict(payload.get("before")))
+    if event.startswith("poll.vote"):
+        return _id_in(_dict(payload.get("vote")))
+    found = _id_in(payload)
+    if found is None and event in MESSAGE_EVENTS:
+        data = _dict(payload.get("_data"))
+        info = _dict(data.get("Info"))
+        return (
+            _composed(info.get("IsFromMe"), info.get("Chat"), info.get("ID"))
+            or _id_in({"id": data.get("key")})
+            or _id_in(data)
+        )
+    return found
+
+
+def _has_waha_id(event: str, payload: Json) -> bool:
+    """Whether the id stands where WAHA's docs have it; we may find it elsewhere all the same."""
+    found = _id_in(payload) if event in MESSAGE_EVENTS else _message_id(event, payload)
+    return found is not None and _WAHA_ID.fullmatch(found) is not None
+
+
+def _id_in(holder: Json) -> str | None:
+    """The id of a message, a text or an object by engine, in WAHA's form where it is whole.
+
+    On WPP a revoked message is the key itself: {id, fromMe, remoteJid}.
+    """
     found = holder.get("id")
-    return found if isinstance(found, str) and found else None
+    if isinstance(found, str) and found:
+        return _composed(holder.get("fromMe"), holder.get("remoteJid"), found) or found
+    key = _dict(found)
+    if isinstance(whole := key.get("_serialized"), str) and whole:
+        return whole
+    chat = key.get("remote", key.get("remoteJid"))
+    bare = key.get("id")
+    return _composed(key.get("fromMe"), _dict(chat).get("_serialized", chat), bare) or (
+        bare if isinstance(bare, str) and bare else None
+    )
+
+
+def _composed(own: Any, chat: Any, bare_id: Any) -> str | None:
+    """WAHA's own form of an id, from its parts as engines have them."""
+    if not (isinstance(chat, str) and "@" in chat and isinstance(bare_id, str) and bare_id):
+        return None
+    return f"{'true' if own is True else 'false'}_{chat}_{bare_id}"
 
 
 def _chat_id(event: str, payload: Json, in_message_id: str | None, own: bool) -> Any:
@@ -183,6 +239,27 @@ def _chat_id(event: str, payload: Json, in_message_id: str | None, own: bool) ->
     return in_message_id
 
 
+def _as_it_was(chat_id: Any, payload: Json) -> Any:
+    """chat_id, or the engine's own form of it where WAHA has written @c.us behind the digits."""
+    if not isinstance(chat_id, str) or not chat_id.endswith("@c.us"):
+        return chat_id
+    data = _dict(payload.get("_data"))
+    digits = _before_at(chat_id)
+    for raw in (
+        _dict(data.get("key")).get("remoteJid"),
+        _dict(data.get("Info")).get("Chat"),
+        data.get("Chat"),
+        data.get("From"),
+    ):
+        if isinstance(raw, str) and "@" in raw and _before_at(raw) == digits:
+            return raw
+    return chat_id
+
+
+def _before_at(chat_id: str) -> str:
+    return chat_id.partition("@")[0].partition(":")[0]
+
+
 def _chat(chat_id: Any, ours: set[str]) -> tuple[Chat, str | None]:
     if not isinstance(chat_id, str):
         return Chat.NOBODY, None
@@ -194,26 +271,60 @@ def _chat(chat_id: Any, ours: set[str]) -> tuple[Chat, str | None]:
 
 
 def person(chat_id: Any) -> str | None:
-    """ "971501234567:3@s.whatsapp.net" → "971501234567"; "158764321000005@lid" stays as it is."""
+    """ "971501234567:3@s.whatsapp.net" → "971501234567"; "158764321000005@hosted.lid" →
+    "158764321000005@lid". None for a group, a channel, a bot."""
     return _person(chat_id) if isinstance(chat_id, str) else None
 
 
 @functools.lru_cache(maxsize=4096)  # each event names the gateway's own ids
 def _person(chat_id: str) -> str | None:
-    if not (found := _PERSON.fullmatch(chat_id)):
+    found = _PERSON.fullmatch(chat_id)
+    if not found or found[1] in _BOTS:
         return None
-    return f"{found[1]}@lid" if found[2] == "lid" else found[1]
+    return f"{found[1]}@lid" if found[2] in _LID_SERVERS else found[1]
 
 
-def _other_id(payload: Json, own: bool) -> str | None:
-    """The person's other id, LID or phone, if the engine's raw data show one."""
+def _is_nobody(chat_id: Any) -> bool:
+    """Whether it is known to be no person, such as WhatsApp itself or a bot."""
+    if not isinstance(chat_id, str):
+        return False
+    return _NOBODY.fullmatch(chat_id) is not None or _before_at(chat_id) in _BOTS
+
+
+def _both_ids(user: str, payload: Json, own: bool, ours: set[str]) -> tuple[str | None, str | None]:
+    """Phone and LID of the person in the chat, as far as the event shows them."""
+    phone, lid = (None, user) if user.endswith("@lid") else (user, None)
+    other = next((one for one in _other_ids(user, payload, own) if one not in ours), None)
+    if other is None:
+        return phone, lid
+    if other.endswith("@lid"):
+        return phone, lid or other
+    return phone or other, lid
+
+
+def _other_ids(user: str, payload: Json, own: bool) -> Iterator[str]:
+    """What the engine's raw data show beside user: LID or phone of the same person.
+
+    Each stands beside the id that it belongs to: that of somebody else tells nothing of user.
+    """
     data = _dict(payload.get("_data"))
     key, info = _dict(data.get("key")), _dict(data.get("Info"))
-    candidates = [key.get("remoteJidAlt")]
-    candidates += (
-        [info.get("RecipientAlt")] if own else [key.get("senderPn"), info.get("SenderAlt")]
-    )
-    return next((found for one in candidates if (found := person(one))), None)
+    pairs = [(key.get("remoteJid"), key.get("remoteJidAlt"))]  # NOWEB
+    if own:
+        pairs.append((info.get("Chat"), info.get("RecipientAlt")))  # GOWS
+    else:
+        pairs.append((key.get("remoteJid"), key.get("senderPn")))
+        pairs.append((info.get("Sender"), info.get("SenderAlt")))
+    # GOWS: an ack is the receipt, whose sender is who read it; a call names who began it.
+    receipt = "RecipientAlt" if data.get("IsFromMe") is True else "SenderAlt"
+    pairs.append((data.get("Chat"), data.get(receipt)))
+    pairs.append((data.get("CallCreator"), data.get("CallCreatorAlt")))
+    for beside, other in pairs:
+        one, two = person(beside), person(other)
+        if two and one in (user, None):
+            yield two
+        elif one and two == user:
+            yield one
 
 
 def text_of(body: bytes) -> str:
@@ -224,21 +335,13 @@ def text_of(body: bytes) -> str:
     except BadBody:
         return ""
     payload = _dict(envelope.get("payload")) if isinstance(envelope, dict) else {}
-    return _text(payload).encode("utf-8", "replace").decode()
+    return content.text_of(payload).encode("utf-8", "replace").decode()
 
 
-def _text(payload: Json) -> str:
-    """What the person wrote: text or caption. On WEBJS the body of a location is its thumbnail."""
-    if payload.get("location") or payload.get("vCards"):
-        return ""
-    text = payload.get("body")
-    return text if isinstance(text, str) else ""
-
-
-def _sent(sent_at: float | None, raised_at: float | None, now: float) -> Moment:
-    """When the person sent it. Absent or in the future counts as now."""
-    second = int(now) if sent_at is None or sent_at > now else int(sent_at)
-    return Moment(second, now if raised_at is None or raised_at > now else raised_at)
+def _sent(sent_at: float | None, raised_at: float | None, now: float, latest: float) -> Moment:
+    """When the person sent it. Absent or later than latest counts as now."""
+    second = int(now) if sent_at is None or sent_at > latest else int(sent_at)
+    return Moment(second, now if raised_at is None or raised_at > latest else raised_at)
 
 
 def status(value: Any) -> str | None:
@@ -249,28 +352,26 @@ def status(value: Any) -> str | None:
 def _odd_part(
     event: str,
     envelope: Json,
-    has_waha_id: bool,
     chat_id: Any,
     chat: Chat,
     sent_at: float | None,
 ) -> str | None:
     """The first part of a WAHA event that is not as WAHA's docs have it.
 
-    A body typed for curl is none of WAHA's: that names its engine. Events without a person of
-    their own are looked at only where we read something in them.
+    A body typed for curl is none of WAHA's: that names its engine, GOWS 2026.4 in `environment`
+    only. Events without a person of their own are looked at only where we read something in them.
     """
-    if "engine" not in envelope:
+    if "engine" not in envelope and "engine" not in _dict(envelope.get("environment")):
         return None
     payload = envelope.get("payload")
     if not isinstance(payload, dict):
         return "payload"
     if event == "session.status":
         return None if status(payload.get("status")) else "status"
-    if event.startswith(_BY_MESSAGE_ID) and not has_waha_id:
+    if event.startswith(_BY_MESSAGE_ID) and not _has_waha_id(event, payload):
         return "id"
     if event.startswith((*_BY_MESSAGE_ID, *_BY_CHAT_ID)) and chat is Chat.NOBODY:
-        nobody = isinstance(chat_id, str) and _NOBODY.fullmatch(chat_id)
-        return None if nobody else "chat"
+        return None if _is_nobody(chat_id) else "chat"
     if event in MESSAGE_EVENTS:
         if not isinstance(payload.get("fromMe"), bool):
             return "fromMe"
@@ -278,6 +379,18 @@ def _odd_part(
             return "body"
         if sent_at is None:
             return "timestamp"
+    return None
+
+
+def _why_unreadable(
+    event: str, chat_id: Any, chat: Chat, own: bool, holds: Content
+) -> UnreadableReason | None:
+    if own or event not in MESSAGE_EVENTS:
+        return None
+    if chat is Chat.NOBODY and not _is_nobody(chat_id):
+        return UnreadableReason.NO_CHAT
+    if chat is Chat.PERSON and holds is Content.PLACEHOLDER:
+        return UnreadableReason.NOT_DECRYPTED
     return None
 
 
@@ -301,6 +414,7 @@ def _seen_key(
     session: str,
     own: bool,
     bare_id: str | None,
+    holds: Content,
     envelope: Json,
     headers: Mapping[str, str],
 ) -> tuple[bytes | None, bool]:
@@ -308,13 +422,15 @@ def _seen_key(
 
     WAHA gives `message` and `message.any` of one message the same or different envelope ids,
     depending on engine and version; WhatsApp's own bare id is the same in both, at every retry,
-    and after a restart.
+    and after a restart. A message of an unknown kind may yet come as one that can be read.
     """
     if event in MESSAGE_EVENTS and bare_id:
-        return _digest("message", session, "true" if own else "false", bare_id), True
+        name = f"{holds.value} message" if holds is Content.UNKNOWN else "message"
+        return _digest(name, session, "true" if own else "false", bare_id), True
     envelope_id = envelope.get("id")
     if isinstance(envelope_id, str) and envelope_id:
-        return _digest("event", session, event, envelope_id), False
+        name = "message" if event in MESSAGE_EVENTS else event
+        return _digest("event", session, name, envelope_id), False
     if request_id := headers.get("x-webhook-request-id"):
         return _digest("request", session, event, request_id), False
     return None, False

@@ -13,13 +13,22 @@ import redis
 import redis.asyncio
 
 from gateway.errors import StartRefused, StoreUnavailable
-from gateway.model import Again, Dead, Done, Outcome, PutBack, Selection, Sighting
+from gateway.model import (
+    Again,
+    Dead,
+    Done,
+    Outcome,
+    PutBack,
+    Selection,
+    Sighting,
+    UnreadableReason,
+)
 from gateway.store import Store, moving, open_store
 from gateway.store.moving_files import FileContents
 from gateway.store.moving_redis import RedisContents
 from gateway.store.scripts import Scripts
 from tests.conftest import LIMITS
-from tests.messages import by_the_rules, message, user
+from tests.messages import by_the_rules, message, parse, user, webhook
 
 PHONES = [f"97150000{number:04}" for number in range(12)]
 LIDS = [f"15876432100000{number}@lid" for number in range(4)]
@@ -57,7 +66,9 @@ async def live(store: Store, seed: int, steps: int = 200) -> None:
         who, session = dice.choice(PHONES + LIDS), dice.choice(["default", "default", "sales"])
         id_ = user(who if session == "default" else f"sales/{who}")
         text = dice.choice(["hello", "", "\udce9 \U0001f3e0", f"start_realty_{dice.randint(1, 4)}"])
-        match dice.choice(["say"] * 12 + ["settle"] * 4 + ["unlock", "erase", "learn", "learn"]):
+        match dice.choice(
+            ["say"] * 12 + ["settle"] * 4 + ["unlock", "erase", "learn", "learn", "unreadable"]
+        ):
             case "say":
                 said = text.encode("utf-8", "replace").decode()
                 sent = now - 90 + step / 2
@@ -75,6 +86,10 @@ async def live(store: Store, seed: int, steps: int = 200) -> None:
                         PutBack(now),
                     ]
                     await store.settle(delivery, dice.choice(outcomes))
+            case "unreadable":
+                body = webhook(None, who, session=session, sent=now, _data={})
+                inbound = parse(body, now=now)
+                await store.keep_unreadable(inbound, UnreadableReason.NOT_DECRYPTED)
             case "unlock":
                 await store.unlock(id_, drop_waiting=dice.random() < 0.5)
             case "erase":
@@ -104,6 +119,10 @@ async def seen_by_operators(store: Store) -> dict[str, Any]:
             sorted(export.messages, key=lambda kept: (kept.where, kept.body)),
             replace(export, history=(), messages=()),
         )
+    unreadable = await store.unreadable(limit=999)
+    found["unreadable"] = sorted(
+        (replace(one, id=0) for one in unreadable), key=lambda one: one.message_id or ""
+    )
     letters = await store.dead_letters(Selection(), limit=999)
     bodies = [await store.dead_letter(letter.id) for letter in letters]
     found["letters"] = sorted(

@@ -1,5 +1,6 @@
 """What every store promises operators and offices, run over each of them."""
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -16,10 +17,23 @@ from gateway.model import (
     Outline,
     PutBack,
     Selection,
+    UnreadableReason,
 )
 from gateway.store import Store
 from tests.contract.conftest import Reopen
-from tests.messages import ALI, LID, NOW, OMAR, SARA, by_the_rules, message, tenant, user
+from tests.messages import (
+    ALI,
+    LID,
+    NOW,
+    OMAR,
+    SARA,
+    by_the_rules,
+    message,
+    parse,
+    tenant,
+    user,
+    webhook,
+)
 
 
 async def say(store: Store, text: str, who: str = ALI, **how: Any) -> Accepted:
@@ -393,3 +407,45 @@ async def test_up_to_when_a_session_was_heard_only_grows_and_outlives_a_restart(
     await store.note_heard({"default": 90.0, "rent": 1.0})
     again = await reopen()
     assert await again.heard() == {"default": 100.5, "sales": 7.0, "rent": 1.0}
+
+
+async def test_what_nobody_can_read_is_kept_for_a_person_to_see(store: Store) -> None:
+    now = time.time()
+    odd = parse(webhook("hello", "971501234567@new", sent=now), now=now)
+    placeholder = parse(webhook(None, ALI, bare_id="3EB0A", sent=now, _data={}), now=now - 90)
+    for inbound in (odd, placeholder, placeholder):  # a copy changes nothing
+        assert inbound.unreadable
+        await store.keep_unreadable(inbound, inbound.unreadable)
+    newest, oldest = await store.unreadable(limit=10)
+    assert (oldest.reason, oldest.user, oldest.body) == (
+        UnreadableReason.NO_CHAT, None, odd.body,
+    )  # fmt: skip
+    assert (newest.reason, newest.user) == (UnreadableReason.NOT_DECRYPTED, ALI)
+    assert await store.unreadable(limit=1, before=newest.id) == [oldest]
+    assert (await store.backlog()).unreadable == 2
+    exported = (await store.export(user(ALI))).messages
+    assert [(one.where, one.body) for one in exported] == [("unreadable", placeholder.body)]
+    _, erased = await store.erase(user(ALI))
+    assert erased.unreadable == 1
+    assert await store.unreadable(limit=10) == [oldest]
+
+
+async def test_what_may_be_decrypted_in_a_moment_is_no_news(store: Store) -> None:
+    inbound = parse(webhook(None, ALI, sent=time.time(), _data={}), now=time.time())
+    await store.keep_unreadable(inbound, UnreadableReason.NOT_DECRYPTED)
+    assert (await store.backlog()).unreadable == 0
+    assert len(await store.unreadable(limit=10)) == 1
+
+
+async def test_what_was_decrypted_or_is_too_old_is_no_longer_unreadable(store: Store) -> None:
+    now = time.time()
+    for bare_id, age in (("3EB0A", 90.0), ("3EB0B", 90.0), ("3EB0C", 48 * 3600 + 1.0)):
+        body = webhook(None, ALI, bare_id=bare_id, sent=now, _data={})
+        await store.keep_unreadable(parse(body, now=now - age), UnreadableReason.NOT_DECRYPTED)
+    assert (await store.backlog()).unreadable == 3
+    await say(store, "start_realty_2", LID, bare_id="3EB0A", sent=now, now=now)  # by its LID
+    async with asyncio.timeout(20):
+        while (await store.backlog()).unreadable != 1:
+            await asyncio.sleep(0.1)
+    (left,) = await store.unreadable(limit=10)
+    assert left.message_id == "3EB0B"

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import random
-import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -263,11 +262,11 @@ async def test_what_is_in_flight_does_not_settle_what_got_its_id_after_a_take_ov
     await say(store, "start_realty_2", OMAR)
     for delivery in await claim(store):
         await store.settle(delivery, Done())
-    shutil.copy(server.folder / "appendonly.aof", tmp_path / "earlier.aof")
+    server.save_log(tmp_path / "earlier")
     await say(store, "start_realty_2", ALI)
     (old,) = await claim(store)
     server.kill()
-    shutil.copy(tmp_path / "earlier.aof", server.folder / "appendonly.aof")
+    server.put_log_back(tmp_path / "earlier")
     await asyncio.to_thread(server.start)
     while True:
         with contextlib.suppress(StoreUnavailable):

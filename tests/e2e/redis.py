@@ -52,6 +52,32 @@ class RedisServer:
                 time.sleep(0.01)
         raise AssertionError("no answer within 20 s")
 
+    def save_log(self, place: Path) -> None:
+        """Copy the append-only file to place: one file up to Redis 6, a folder of parts since."""
+        for part in self._log():
+            copy = shutil.copytree if part.is_dir() else shutil.copy
+            place.mkdir(exist_ok=True)
+            copy(part, place / part.name)
+
+    def put_log_back(self, place: Path) -> None:
+        """What save_log() copied is what a server that is started now begins with."""
+        for part in self._log():
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink()
+        shutil.copytree(place, self.folder, dirs_exist_ok=True)
+
+    def _log(self) -> list[Path]:
+        found = list(self.folder.glob("appendonly*"))
+        assert found, f"no append-only file in {self.folder}"
+        return found
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def client(self) -> redis.Redis:
         return redis.Redis(unix_socket_path=str(self.socket))
 

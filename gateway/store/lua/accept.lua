@@ -108,6 +108,75 @@ local function release_held(user, alias, tenant, sent_after)
   return released
 end
 
+-- unreadable: ids of messages that went to nobody.  u:<id>: one.  unreadable_of:<user>: theirs.
+-- unreadable_key: key of the event -> id.
+
+local UNREADABLE = {'key', 'arrived', 'session', 'event', 'reason', 'user', 'message_id'}
+
+local function delete_unreadable(id)
+  local key, user = hget('u:' .. id, 'key'), hget('u:' .. id, 'user')
+  if not user then return 0 end
+  zrem('unreadable', id)
+  hdel('unreadable_key', key)
+  if user ~= '' then zrem('unreadable_of:' .. user, id) end
+  del_hash('u:' .. id)
+  return 1
+end
+
+local function keep_unreadable(row, body)
+  if row.key and row.key ~= '' and hget('unreadable_key', row.key) then return end
+  local id = count('numbers', 'unreadable_id', 1)
+  for _, field in ipairs(UNREADABLE) do hset('u:' .. id, field, row[field] or '') end
+  hset('u:' .. id, 'body', body)
+  zadd('unreadable', id, id)
+  if row.key and row.key ~= '' then hset('unreadable_key', row.key, id) end
+  if row.user and row.user ~= '' then zadd('unreadable_of:' .. row.user, id, id) end
+end
+
+function ops.keep_unreadable(args, body)
+  keep_unreadable(args.row, body)
+  return {}
+end
+
+function ops.unreadable(args)
+  local answer = {}
+  for _, id in ipairs(redis.call('ZREVRANGEBYSCORE', P .. 'unreadable',
+                                 args.before and '(' .. args.before or '+inf', '-inf',
+                                 'LIMIT', 0, args.limit)) do
+    table.insert(answer, {id, unpack(redis.call('HMGET', P .. 'u:' .. id, 'arrived', 'session',
+                                                'event', 'reason', 'user', 'message_id', 'body'))})
+  end
+  return answer
+end
+
+-- Without what came just now and may be decrypted in a moment.
+function count_unreadable(args)
+  local total, soon = redis.call('ZCARD', P .. 'unreadable'), 0
+  for _, id in ipairs(redis.call('ZREVRANGE', P .. 'unreadable', 0, 99)) do
+    local facts = redis.call('HMGET', P .. 'u:' .. id, 'arrived', 'reason')
+    if tonumber(facts[1]) <= NOW - args.wait then break end
+    if facts[2] == args.comes_later then soon = soon + 1 end
+  end
+  return total - soon
+end
+
+-- What is too old or too much goes, and what has come after all.
+local function sweep_unreadable(args)
+  local ids, bytes = redis.call('ZREVRANGE', P .. 'unreadable', 0, -1), 0
+  for place, id in ipairs(ids) do
+    local key = 'u:' .. id
+    bytes = bytes + redis.call('HSTRLEN', P .. key, 'body')
+    local gone = place > args.most or bytes > args.most_bytes
+    if not gone and (place > #ids - args.chunk or place <= args.chunk) then
+      local facts = redis.call('HMGET', P .. key, 'arrived', 'reason', 'key')
+      gone = tonumber(facts[1]) <= NOW - args.seconds
+        or facts[2] == args.comes_later and facts[3] ~= ''
+          and redis.call('EXISTS', P .. 'seen:' .. facts[3]) == 1
+    end
+    if gone then delete_unreadable(id) end
+  end
+end
+
 local function keep_help(user, args)
   local found = hget('help', user)
   if found then
@@ -224,6 +293,7 @@ function ops.sweep(args)
     redis.call('ZREM', P .. 'help_waits', user)
     redis.call('HDEL', P .. 'help', user)
   end
+  sweep_unreadable(args.unreadable)
   return {gone}
 end
 

@@ -377,9 +377,11 @@ function ops.all_due(args)
   return {'all'}
 end
 
-function ops.backlog()
+local count_unreadable
+
+function ops.backlog(args)
   write_kept()
   local first = redis.call('ZRANGE', P .. 'ids', 0, 0)[1]
   return {first and hget('d:' .. first, 'arrived') or '', redis.call('HGETALL', P .. 'waiting'),
-          redis.call('HLEN', P .. 'held_key'), redis.call('ZCARD', P .. 'letters')}
+          redis.call('HLEN', P .. 'held_key'), count_unreadable(args), redis.call('ZCARD', P .. 'letters')}
 end

@@ -42,6 +42,8 @@ function bring.held(row, body)
   keep_held(row.user, row, body, math.huge)
 end
 
+function bring.unreadable(row, body) keep_unreadable(row, body) end
+
 function bring.dead_letter(row, body) -- the answer stands before the body
   local length = tonumber(row.answer)
   row.answer, row.body = string.sub(body, 1, length), string.sub(body, length + 1)

@@ -142,13 +142,20 @@ function ops.export(args)
         table.insert(messages, {'dead_letter', unpack(values)})
       end
     end
+    for _, id in ipairs(redis.call('ZRANGE', P .. 'unreadable_of:' .. user, 0, -1)) do
+      if #messages < limit then
+        local values = redis.call('HMGET', P .. 'u:' .. id, 'arrived', 'message_id', 'body')
+        table.insert(messages, {'unreadable', '', unpack(values)})
+      end
+    end
   end
   return {ids, hget('lock', ids[1]) or '', messages, counts, hget('help', ids[1]) or ''}
 end
 
 function ops.erase(args)
   local ids = ids_of(args.user)
-  local n = {locks = 0, waiting = 0, held = 0, letters = 0, aliases = 0, help = 0, history = 0}
+  local n = {locks = 0, waiting = 0, held = 0, letters = 0, aliases = 0, help = 0, unreadable = 0,
+             history = 0}
   local lines = {}
   for _, user in ipairs(ids) do
     if hget('lock', user) then
@@ -165,6 +172,9 @@ function ops.erase(args)
     for _, id in ipairs(redis.call('ZRANGE', P .. 'letters_of:' .. user, 0, -1)) do
       delete_letter(id)
       n.letters = n.letters + 1
+    end
+    for _, id in ipairs(redis.call('ZRANGE', P .. 'unreadable_of:' .. user, 0, -1)) do
+      n.unreadable = n.unreadable + delete_unreadable(id)
     end
     n.help = n.help + hdel('help', user)
     zrem('help_waits', user)
@@ -221,7 +231,8 @@ function ops.erase(args)
   if n.history > 0 then
     record(text(NOW), string.sub(nobody, 3), 'erased', nil, nil, nil, nil, 'operator')
   end
-  return {ids, n.locks, n.waiting, n.held, n.letters, n.aliases, n.help, n.history}
+  return {ids, n.locks, n.waiting, n.held, n.letters, n.aliases, n.help, n.unreadable,
+          n.history}
 end
 
 -- heard: WAHA session -> up to when its messages were accepted. In the home session's keys alone.
