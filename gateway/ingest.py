@@ -32,6 +32,7 @@ from gateway.shapes import Shapes
 from gateway.store import Store
 from gateway.tenants import Tenants
 from gateway.waha import events
+from gateway.waha.clock_skew import ClockSkew
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Ingest:
         lids: Lids,
         helper: Helper,
         metrics: Metrics,
+        skew: ClockSkew,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -85,12 +87,14 @@ class Ingest:
         self._lids = lids
         self._helper = helper
         self._metrics = metrics
+        self._skew = skew
         self._clock = clock
         self._complaints = Throttle()
 
     async def receive(self, body: bytes, headers: Mapping[str, str]) -> Accepted | Ignored:
         """What became of a webhook; durable on return. Raise BadBody or StoreUnavailable."""
         message = self._parse(body, headers)
+        self._skew.note(message)
         self._sessions.hear(message)
         self._shapes.see(message)
         if reason := routing.reason_to_ignore(message, self._rules.forward_events):
@@ -181,6 +185,7 @@ class Ingest:
             home_session=self._rules.home_session,
             gateway_phone=self._rules.gateway_phone,
             now=self._clock(),
+            latest=self._skew.latest(),
             own_ids=self._sessions.own_ids,
         )
 

@@ -67,6 +67,7 @@ class Figures:
     disk_free: int | None  # bytes; None: the store is no folder
     waiting_by_tenant: Mapping[int, int]  # the largest few
     gaps: Mapping[str, float]  # seconds, by session
+    seconds_ahead: float | None  # our clock, of WhatsApp's
 
 
 class Metrics:
@@ -199,6 +200,10 @@ class Metrics:
         )
         self._waha = self._gauge("gateway_waha_up", "Whether WAHA answered when last asked")
         self._waha.set(float("nan"))
+        self._skew = self._gauge(
+            "gateway_clock_ahead_seconds",
+            "Our clock, of WhatsApp's; negative: behind; NaN: unknown",
+        )
         self._stall = Gauge(
             "gateway_event_loop_longest_stall_seconds",
             "The longest time of the last minute or two in which no webhook could be answered",
@@ -265,6 +270,7 @@ class Metrics:
             (self._store_up, figures.store_up),
             (self._lag, figures.mappings_lag),
             (self._disk, figures.disk_free),
+            (self._skew, figures.seconds_ahead),
         ):
             gauge.set(nan if value is None else value)
         self._waiting_of.clear()

@@ -120,6 +120,7 @@ class InboundMessage:
     content: Content  # of an event that is no message: SENT
     sent: Moment
     sent_is_readable: bool  # False: WAHA's time says nothing, so `sent` is our own
+    stamped_at: float | None  # Unix seconds, WhatsApp's own time of it, if it has one
     event_time: float  # Unix seconds; orders a line
     arrived: float  # Unix seconds, our clock
     seen_key: SeenKey | None  # None: nothing tells a copy from a new one

@@ -11,6 +11,7 @@ from gateway.model import Erased, Selection, TenantId, UserId, is_lid, unscoped
 from gateway.sessions import Sessions
 from gateway.store import Store
 from gateway.tenants import Tenants
+from gateway.waha.clock_skew import ClockSkew
 
 _REFUSALS = {
     "no_tenant": "is not in tenants.json: add it there first",
@@ -30,6 +31,7 @@ class Operator:
         sessions: Sessions,
         lids: Lids,
         metrics: Metrics,
+        skew: ClockSkew,
         *,
         gateway_phone: str,
     ) -> None:
@@ -38,6 +40,7 @@ class Operator:
         self._sessions = sessions
         self._lids = lids
         self._metrics = metrics
+        self._skew = skew
         self._gateway_phone = gateway_phone
 
     def check_lock(self, user: UserId, tenant: TenantId) -> None:
@@ -57,7 +60,9 @@ class Operator:
     async def lock(self, user: UserId, tenant: TenantId) -> tuple[UserId, TenantId | None, int]:
         """As Store.lock(). Raise NotLockable."""
         self.check_lock(user, tenant)
-        known, before, released = await self._store.lock(user, tenant)
+        known, before, released = await self._store.lock(
+            user, tenant, at=self._skew.decided_at(user)
+        )
         self._metrics.lock_changed("operator")
         log.info(
             "✋ An operator locked %s to Tenant %s (before: %s)",
@@ -77,7 +82,9 @@ class Operator:
         self, user: UserId, *, drop_waiting: bool = False
     ) -> tuple[UserId, TenantId | None, int]:
         """As Store.unlock()."""
-        known, tenant, dropped = await self._store.unlock(user, drop_waiting=drop_waiting)
+        known, tenant, dropped = await self._store.unlock(
+            user, drop_waiting=drop_waiting, at=self._skew.decided_at(user)
+        )
         if tenant is not None or dropped:
             self._metrics.lock_changed("unlock", tenant is not None)
             log.info(
@@ -93,7 +100,9 @@ class Operator:
     ) -> tuple[int, int]:
         """As Store.move(). Raise NotLockable."""
         self._check_home(new)
-        users, along = await self._store.move(old, new, with_waiting=with_waiting)
+        users, along = await self._store.move(
+            old, new, with_waiting=with_waiting, at=self._skew.decided_at()
+        )
         if users or along:
             self._metrics.lock_changed("tenant_move", users)
             log.info(

@@ -30,6 +30,7 @@ from gateway.store.opening import share_folder
 from gateway.targets import Targets
 from gateway.tenants import FILE_NAME, Tenants
 from gateway.waha.client import Waha
+from gateway.waha.clock_skew import ClockSkew
 from gateway.watch import Watch
 
 GRACE_SECONDS = 25.0  # for what is in flight at the end; docker compose is given 30 s
@@ -77,7 +78,7 @@ async def running(
         ends.push_async_callback(store.close)
         waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
         ends.push_async_callback(waha.close)
-        sessions, shapes = Sessions(metrics), Shapes(metrics)
+        sessions, shapes, skew = Sessions(metrics), Shapes(metrics), ClockSkew()
         lids = Lids(
             waha,
             store,
@@ -112,13 +113,15 @@ async def running(
             max_age=settings.max_delivery_age,
         )
         operator = Operator(
-            store, tenants, sessions, lids, metrics, gateway_phone=settings.gateway_phone
+            store, tenants, sessions, lids, metrics, skew, gateway_phone=settings.gateway_phone
         )
-        ingest = Ingest(store, _rules(settings), tenants, sessions, shapes, lids, helper, metrics)
+        ingest = Ingest(
+            store, _rules(settings), tenants, sessions, shapes, lids, helper, metrics, skew
+        )
         recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
         watch = Watch(waha, sessions, metrics, home_session=settings.waha_session)
         watch.lost, watch.back = recovery.waha_lost, recovery.waha_back
-        state = State(store, courier, tenants, sessions, shapes, watch, recovery)
+        state = State(store, courier, tenants, sessions, shapes, watch, recovery, skew)
         hour = Hour(metrics)
 
         async def stop_at_once() -> None:

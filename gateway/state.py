@@ -14,6 +14,7 @@ from gateway.sessions import Sessions
 from gateway.shapes import Shapes
 from gateway.store import Store
 from gateway.tenants import Tenants
+from gateway.waha.clock_skew import ClockSkew
 from gateway.watch import Watch
 
 _NAMED = 3  # of several things in one line
@@ -45,6 +46,10 @@ SENTENCES = {
     "waha.well": "answers",
     "waha.refused": "refuses us: {why}",
     "waha.silent": "has not answered for {seconds:.0f} s: see WAHA_API_URL and the log",
+    "clock.unknown": "not compared with WhatsApp's yet",
+    "clock.well": "agrees with WhatsApp's",
+    "clock.ahead": "{seconds:.0f} s ahead of WhatsApp's, or all messages are late: use NTP",
+    "clock.behind": "{seconds:.0f} s behind WhatsApp's: let this machine keep time by NTP",
     "recovery.whole": "nothing that WAHA knows of is missing",
     "recovery.off": "off: RECOVER_HOURS=0",
     "recovery.cannot": "WAHA's engine cannot tell what may be missing",
@@ -94,6 +99,7 @@ class State:
         shapes: Shapes,
         watch: Watch,
         recovery: Recovery,
+        skew: ClockSkew,
     ) -> None:
         self._store = store
         self._courier = courier
@@ -102,6 +108,7 @@ class State:
         self._shapes = shapes
         self._watch = watch
         self._recovery = recovery
+        self._skew = skew
 
     @property
     def accepting(self) -> bool:
@@ -119,6 +126,7 @@ class State:
             self._of_the_tenants(),
             self._of_waha(),
             *self._of_the_sessions(),
+            self._of_the_clock(),
             self._of_the_gaps(),
             self._of_the_bodies(),
         ]
@@ -174,6 +182,19 @@ class State:
         if self._watch.refused:
             return Part("waha.refused", Level.LOOK, {"why": self._watch.refused})
         return Part("waha.well" if self._watch.ever else "waha.unasked")
+
+    def _of_the_clock(self) -> Part:
+        ahead = self.seconds_ahead()
+        if ahead is None:
+            return Part("clock.unknown")
+        if not ahead:
+            return Part("clock.well")
+        said = "clock.ahead" if ahead > 0 else "clock.behind"
+        return Part(said, Level.LOOK, {"seconds": abs(ahead)})
+
+    def seconds_ahead(self) -> float | None:
+        """Of WhatsApp's clock; negative: behind it; None: not known yet."""
+        return self._skew.seconds_ahead()
 
     def _of_the_gaps(self) -> Part:
         gaps = self.gap_ages()

@@ -144,6 +144,7 @@ def test_ready_has_a_line_for_each_part(client: TestClient) -> None:
         "tenants_file",
         "waha",
         "waha_session default",
+        "clock",
         "recovery",
         "webhook_bodies",
     ]
@@ -151,7 +152,7 @@ def test_ready_has_a_line_for_each_part(client: TestClient) -> None:
     others = [line for name, line in answer.json().items() if name not in ("status", "waha")]
     assert all(line.startswith("ok: ") for line in others)
     assert answer.json()["waha_session default"].startswith("ok: WORKING, last event ")
-    assert len(answer.text.splitlines()) == 14
+    assert len(answer.text.splitlines()) == 15
 
 
 def test_ready_says_that_a_session_is_down(client: TestClient) -> None:

@@ -231,6 +231,7 @@ def test_a_person_is_exported_and_erased(
         "dead_letters": 0,
         "aliases": 1,
         "help": 0,
+        "unreadable": 0,
         "history": 1,
     }
     again = client.delete(f"/router/user/{ALI}")

@@ -92,4 +92,5 @@ async def _figures(store: Store, courier: Courier, state: State, settings: Setti
             itertools.islice(backlog.by_tenant.items() if backlog else (), settings.metrics_tenants)
         ),
         gaps=state.gap_ages(),
+        seconds_ahead=state.seconds_ahead(),
     )

@@ -133,28 +133,37 @@ class Store(Protocol):
         """The id under which the person is kept, and the lock; either id finds it."""
 
     async def unlock(
-        self, user: UserId, *, drop_waiting: bool = False
+        self, user: UserId, *, drop_waiting: bool = False, at: float | None = None
     ) -> tuple[UserId, TenantId | None, int]:
         """Take the lock away, durable; who it was, the tenant (None: there was no lock), how many
         messages were dropped.
 
-        drop_waiting: what waits of the user and was not in flight becomes dead letters.
+        drop_waiting: what waits of the user and was not in flight becomes dead letters. at: when
+        that was decided, Unix seconds by WhatsApp's clock; None: now by the store's.
         """
 
-    async def lock(self, user: UserId, tenant: TenantId) -> tuple[UserId, TenantId | None, int]:
+    async def lock(
+        self, user: UserId, tenant: TenantId, *, at: float | None = None
+    ) -> tuple[UserId, TenantId | None, int]:
         """Lock the user to tenant or move the user there, durable; who it is, the tenant before
-        (None: there was no lock), how many held messages go to tenant now.
+        (None: there was no lock), how many held messages go to tenant now. at: as unlock().
 
         What already waits is delivered where it was to go.
         """
 
     async def move(
-        self, old: TenantId, new: TenantId, *, with_waiting: bool = True
+        self,
+        old: TenantId,
+        new: TenantId,
+        *,
+        with_waiting: bool = True,
+        at: float | None = None,
     ) -> tuple[int, int]:
         """All users locked to old are locked to new, in one durable step; how many they are, and
         how many waiting messages went along.
 
         with_waiting: what waits for old and was never attempted goes to new, key and order kept.
+        at: as unlock().
         """
 
     async def users_of(

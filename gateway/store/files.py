@@ -457,7 +457,7 @@ class FileStore:
         return await self._journal.run(look)
 
     async def unlock(
-        self, user: UserId, *, drop_waiting: bool = False
+        self, user: UserId, *, drop_waiting: bool = False, at: float | None = None
     ) -> tuple[UserId, TenantId | None, int]:
         def work(tx: Tx) -> tuple[_Changes, UserId, TenantId | None, int]:
             changes, known = _Changes(), _known_as(tx, user)
@@ -465,7 +465,7 @@ class FileStore:
             lock = self._lock(tx, known)
             if lock.tenant is not None:
                 now = self._clock()
-                changed = max(Moment.of(now), lock.changed)
+                changed = max(Moment.of(now if at is None else at), lock.changed)
                 self._set_lock(tx, known, None, changes)
                 record(tx, now, known, Kind.UNLOCKED, lock.tenant, None, changed, None, "operator")
             return changes, known, lock.tenant, dropped
@@ -477,14 +477,16 @@ class FileStore:
             await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
         return known, tenant, dropped
 
-    async def lock(self, user: UserId, tenant: TenantId) -> tuple[UserId, TenantId | None, int]:
+    async def lock(
+        self, user: UserId, tenant: TenantId, *, at: float | None = None
+    ) -> tuple[UserId, TenantId | None, int]:
         def work(tx: Tx) -> tuple[_Changes, UserId, TenantId | None, int]:
             changes, known = _Changes(), _known_as(tx, user)
             lock, now = self._lock(tx, known), self._clock()
             kind = Kind.LOCKED if lock.tenant in (None, tenant) else Kind.MOVED
+            changed = max(Moment.of(now if at is None else at), lock.changed)
             self._set_lock(tx, known, tenant, changes)
-            record(tx, now, known, kind, lock.tenant, tenant, max(Moment.of(now), lock.changed),
-                   None, "operator")  # fmt: skip
+            record(tx, now, known, kind, lock.tenant, tenant, changed, None, "operator")
             alias = None if is_lid(known) else _lid_of(tx, known)
             self._release_held(tx, known, alias, tenant, NEVER, changes)
             if changes.counts:
@@ -498,9 +500,15 @@ class FileStore:
         return known, before, released
 
     async def move(
-        self, old: TenantId, new: TenantId, *, with_waiting: bool = True
+        self,
+        old: TenantId,
+        new: TenantId,
+        *,
+        with_waiting: bool = True,
+        at: float | None = None,
     ) -> tuple[int, int]:
         now = self._clock()
+        decided_at = now if at is None else at
 
         def prepare() -> Callable[[Tx], tuple[list[UserId], int, int]]:
             # Nothing of theirs is claimed before the commit: their heads must be read again first.
@@ -512,7 +520,7 @@ class FileStore:
                 as_json = json.dumps(users)
                 number = 0
                 if users:
-                    history_rows.move_all(tx, as_json, now, old, new)
+                    history_rows.move_all(tx, as_json, now, old, new, decided_at)
                     tx.execute(
                         "INSERT INTO lock_redo (user, tenant) SELECT value, ? FROM json_each(?)",
                         (new, as_json),

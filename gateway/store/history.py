@@ -90,7 +90,14 @@ def was_unlocked(tx: sqlite3.Connection, user: UserId) -> bool:
     return row is not None and row[0] == Kind.UNLOCKED.value
 
 
-def move_all(tx: sqlite3.Connection, users: str, at: float, old: TenantId, new: TenantId) -> None:
+def move_all(
+    tx: sqlite3.Connection,
+    users: str,
+    at: float,
+    old: TenantId,
+    new: TenantId,
+    decided_at: float,
+) -> None:
     """A line for each of users, a JSON array, who are moved from old to new now."""
     # As of now; but if the clock went back, not before the change that went before.
     latest = (
@@ -102,7 +109,16 @@ def move_all(tx: sqlite3.Connection, users: str, at: float, old: TenantId, new: 
         " changed_fraction, message_id, why) SELECT ?, value, ?, ?, ?,"
         f" max(?, coalesce({latest.format('second')}, 0)),"
         f" max(?, coalesce({latest.format('fraction')}, 0)), NULL, ? FROM json_each(?) AS one",
-        (at, Kind.MOVED.value, old, new, int(at), at, "operator, with all of the tenant", users),
+        (
+            at,
+            Kind.MOVED.value,
+            old,
+            new,
+            int(decided_at),
+            decided_at,
+            "operator, with all of the tenant",
+            users,
+        ),
     )
 
 

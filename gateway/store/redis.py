@@ -581,27 +581,34 @@ class RedisStore:
         known, *lock = await self._scripts.run(session_of(user), "lock_of", user=user)
         return UserId(known.decode()), _lock(*(part.decode() for part in lock))
 
-    async def lock(self, user: UserId, tenant: TenantId) -> tuple[UserId, TenantId | None, int]:
+    async def lock(
+        self, user: UserId, tenant: TenantId, *, at: float | None = None
+    ) -> tuple[UserId, TenantId | None, int]:
         session = await self._know(user)
         known, before, released = await self._scripts.run(
-            session, "lock", user=user, tenant=str(tenant)
+            session, "lock", user=user, tenant=str(tenant), at=_packed_time(at)
         )
         await self._count()
         self._work.set()
         return UserId(known.decode()), _tenant(before), released
 
     async def unlock(
-        self, user: UserId, *, drop_waiting: bool = False
+        self, user: UserId, *, drop_waiting: bool = False, at: float | None = None
     ) -> tuple[UserId, TenantId | None, int]:
         known, before, dropped = await self._scripts.run(
-            session_of(user), "unlock", user=user, drop=drop_waiting
+            session_of(user), "unlock", user=user, drop=drop_waiting, at=_packed_time(at)
         )
         await self._count()
         self._work.set()
         return UserId(known.decode()), _tenant(before), dropped
 
     async def move(
-        self, old: TenantId, new: TenantId, *, with_waiting: bool = True
+        self,
+        old: TenantId,
+        new: TenantId,
+        *,
+        with_waiting: bool = True,
+        at: float | None = None,
     ) -> tuple[int, int]:
         users = moved = 0
         for session in list(self._sessions):
@@ -613,6 +620,7 @@ class RedisStore:
                     old=str(old),
                     new=str(new),
                     with_waiting=with_waiting,
+                    at=_packed_time(at),
                     chunk=_USERS_AT_ONCE,
                 )
                 users, moved = users + some, moved + along
@@ -818,6 +826,10 @@ def _lock(tenant: str, second: str, fraction: str) -> Lock:
 
 def _packed_moment(moment: Moment) -> list[str]:
     return [str(moment.second), repr(moment.fraction)]
+
+
+def _packed_time(time: float | None) -> list[str] | None:
+    return None if time is None else _packed_moment(Moment.of(time))
 
 
 def _packed_sighting(sighting: Sighting) -> dict[str, Any]:

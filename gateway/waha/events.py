@@ -123,6 +123,7 @@ def parse(
         content=holds,
         sent=_sent(sent_at, raised_at, now, latest),
         sent_is_readable=sent_at is not None or payload.get("timestamp") is None,
+        stamped_at=sent_at,
         event_time=now if raised_at is None else raised_at,
         arrived=now,
         seen_key=SeenKey(digest[:16], twins) if digest else None,

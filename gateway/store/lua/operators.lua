@@ -5,7 +5,7 @@ function ops.lock(args)
   local before, changed = hget('lock', user), last_change(user)
   local kind = (not before or before == tenant) and 'locked' or 'moved'
   set_lock(user, tenant)
-  record(text(NOW), user, kind, before, tenant, latest(changed, moment_now()), nil, 'operator')
+  record(text(NOW), user, kind, before, tenant, latest(changed, args.at or moment_now()), nil, 'operator')
   local alias = not is_lid(user) and lid_of(user) or nil
   return {user, before or '', release_held(user, alias, tenant, NEVER)}
 end
@@ -25,7 +25,7 @@ function ops.unlock(args)
   end
   if before then
     set_lock(user, nil)
-    record(text(NOW), user, 'unlocked', before, nil, latest(changed, moment_now()), nil, 'operator')
+    record(text(NOW), user, 'unlocked', before, nil, latest(changed, args.at or moment_now()), nil, 'operator')
   end
   return {user, before or '', dropped}
 end
@@ -37,7 +37,7 @@ function ops.move(args)
   for _, user in ipairs(users) do
     local before = last_change(user)
     set_lock(user, new)
-    record(text(NOW), user, 'moved', old, new, latest(before, moment_now()), nil,
+    record(text(NOW), user, 'moved', old, new, latest(before, args.at or moment_now()), nil,
            'operator, with all of the tenant')
   end
   if args.with_waiting and #users < args.chunk then
