@@ -1,5 +1,6 @@
 """Our clock beside WhatsApp's: what is noticed, and what an operator's decision makes of it."""
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +96,8 @@ def test_a_link_after_an_operators_decision_moves_though_our_clock_is_off(
         for who in (SARA, OMAR, OMAR):
             said(client, "hello", who, late)
         word = "ahead of" if late > 0 else "behind"
-        assert client.get("/ready").json()["clock"].startswith("degraded: 3600 s " + word)
+        clock = client.get("/ready").json()["clock"]
+        assert re.match(f"degraded: (3599|360[0-2]) s {word}", clock), clock
         assert client.post(f"/router/lock/{ALI}", json={"tenant_id": 5}).status_code == 200
         time.sleep(1.1)  # WhatsApp's times are whole seconds
         old = said(client, "start_realty_7", ALI, late + 60)
