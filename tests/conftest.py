@@ -153,8 +153,10 @@ async def backend() -> AsyncIterator[FakeBackend]:
 
 @pytest.fixture
 async def waha() -> AsyncIterator[StandIn]:
-    """A WAHA on a free port."""
-    stand_in = StandIn()
+    """A WAHA on a free port, with two numbers."""
+    stand_in = StandIn(
+        many_sessions=True, put_seconds=0.0, configs=dict.fromkeys(("default", "sales"))
+    )
     runner = await stand_in.start()
     yield stand_in
     await runner.cleanup()

@@ -162,7 +162,7 @@ async def test_whoever_says_no_changes_nothing(
 ) -> None:
     mine = settings(tmp_path, waha)
     assert await connect(mine, URL, session="default", yes=False, ask=ask) == 1
-    assert waha.configs["default"] == {}
+    assert waha.configs["default"] is None
 
 
 @pytest.mark.parametrize(
@@ -192,6 +192,7 @@ async def test_no_secret_of_the_session_is_shown(
         "webhooks": [
             {
                 "url": "http://crm/hook?token=s3cr3t-query",
+                "events": ["message"],
                 "hmac": {"key": "s3cr3t-hmac"},
                 "customHeaders": [{"name": "Authorization", "value": "s3cr3t-header"}],
             }
@@ -202,6 +203,8 @@ async def test_no_secret_of_the_session_is_shown(
     shown = capsys.readouterr()
     assert "s3cr3t" not in shown.out + shown.err
     after = waha.configs["default"]
+    assert after
+    assert before
     assert (after["proxy"], after["webhooks"][0]) == (before["proxy"], before["webhooks"][0])
 
 
@@ -209,7 +212,7 @@ async def test_no_secret_of_the_session_is_shown(
     "config",
     [
         {"webhooks": "x"},
-        {"webhooks": [{"url": "http://a", "events": None, "hmac": "x", "customHeaders": "x"}]},
+        {"webhooks": [{"url": "http://a", "events": [], "hmac": "x", "customHeaders": "x"}]},
         {"webhooks": [{"url": URL, "events": "message", "hmac": [], "customHeaders": ["x"]}]},
         {"webhooks": [{"url": URL, "retries": "often", "customHeaders": {"a": 1}}]},
         {"ignore": "x", "webhooks": {}},
@@ -220,7 +223,17 @@ async def test_whatever_waha_shows_is_repaired(tmp_path: Path, waha: StandIn, co
     waha.configs["default"] = config
     mine = settings(tmp_path, waha)
     assert await connect(mine, URL, session="default", yes=True) == 0
-    assert faults(waha.configs["default"], WANTED) == []
+    assert faults(waha.configs["default"] or {}, WANTED) == []
+
+
+async def test_what_waha_finds_wrong_with_another_webhook_is_shown(
+    tmp_path: Path, waha: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its deprecated start call takes whatever it is given, its present one does not."""
+    waha.configs["default"] = {"webhooks": [{"url": "http://a", "events": ["message.*"]}]}
+    assert await connect(settings(tmp_path, waha), URL, session="default", yes=True) == 1
+    assert "message.*" in capsys.readouterr().err
+    assert waha.restarts == []
 
 
 @pytest.mark.parametrize(
@@ -306,7 +319,7 @@ async def test_what_waha_refuses_is_told_with_the_cure(
 ) -> None:
     for how, session, told in (
         ({"waha_api_key": "wrong"}, "default", "set WAHA_API_KEY"),
-        ({}, "sales", "create the session"),
+        ({}, "support", "create the session"),
         ({"waha_api_url": "http://127.0.0.1:9/api"}, "default", "is WAHA running"),
     ):
         waha.key = "k" * 32

@@ -1,11 +1,13 @@
 """connect-waha: sets up this router's webhook in a WAHA session, once it was seen and agreed to."""
 
+import asyncio
 import copy
 import difflib
 import hashlib
 import json
 import re
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ from gateway.waha import webhooks
 from gateway.waha.client import Waha
 from gateway.waha.webhooks import Wanted
 
+_START_SECONDS, _LOOK_SECONDS = 30.0, 0.5  # a session stops and starts for its new config
 _WEAK_BYTES = 16  # a key shorter than that can be tried out
 
 Ask = Callable[[str], str]
@@ -89,8 +92,37 @@ async def _connect(
     if left:
         print(f"WAHA took it, but does not show it: {'; '.join(left)}", file=sys.stderr)
         return 1
+    status = await _settled(waha, session)
     print(f"Done: session {session} sends {', '.join(want.events)} to {want.url}")
+    if status != "WORKING":
+        print(f"It is {status} now: {session_cure(status)}")
     return 0
+
+
+async def _settled(waha: Waha, session: str) -> str:
+    """The session's status once it has started again, or after START_SECONDS."""
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        status = str((await waha.session(session)).get("status"))
+        if status != "STARTING" or time.monotonic() > deadline:
+            return status
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def session_cure(status: str) -> str:
+    """What to do about a WAHA session that is not WORKING (WAHA docs, "Sessions")."""
+    match status:
+        case "STARTING":
+            return "it is connecting: look again in a minute; if it stays so, restart it in WAHA"
+        case "STOPPED":
+            return "start it in WAHA's dashboard, or POST /api/sessions/{name}/start"
+        case "FAILED":
+            return "restart it in WAHA's dashboard; if it fails again, log it out and start it"
+        case "SCAN_QR_CODE":
+            return "scan the QR code in WAHA's dashboard with the phone that has the number"
+        case "PASSKEY_REQUIRED" | "PASSKEY_CONFIRMATION_REQUIRED":
+            return "sign in with the account's passkey: WAHA's dashboard shows how"
+    return "see WAHA's dashboard"
 
 
 def _warnings(config: dict[str, Any], want: Wanted, settings: Settings) -> list[str]:

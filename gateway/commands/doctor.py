@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.commands.connect import cure, wanted
+from gateway.commands.connect import cure, session_cure, wanted
 from gateway.errors import StartRefused, WahaError
 from gateway.model import Address
 from gateway.settings import Settings, split
@@ -270,8 +270,10 @@ async def _waha(
     status = session.get("status")
     if status == "WORKING":
         yield well(f"session {name}", "WORKING")
+    elif status == "STARTING":
+        yield mind(f"session {name}", status, session_cure(status))
     else:
-        yield wrong(f"session {name}", str(status), "scan the QR code in WAHA's dashboard")
+        yield wrong(f"session {name}", str(status), session_cure(str(status)))
     for finding in _number(session, settings):
         yield finding
     yield _silence(name, last_events.get(name))

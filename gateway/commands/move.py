@@ -16,6 +16,7 @@ _TOLD = {
     "heard": "WAHA sessions' last messages",
     "dead_letter": "dead letters",
     "held": "held messages",
+    "unreadable": "messages that could not be read",
     "delivery": "waiting messages",
     "seen": "seen keys",
 }
