@@ -135,6 +135,13 @@ class Backend:
         status = response.status_code
         if status in _REFUSALS:
             return BackendRefused(f"{self.url}: {status}", status=status, answer=answer)
+        if response.is_redirect:
+            to = " ".join(response.headers.get("location", "").split())[:200]
+            return BackendUnavailable(
+                f"{self.url}: {status}, it redirects to {to!a}: set its URL to where that leads",
+                status=status,
+                answer=answer,
+            )
         wait = retry_after(response.headers.get("retry-after"), self._clock())
         return BackendUnavailable(
             f"{self.url}: {status}", status=status, answer=answer, retry_after=wait

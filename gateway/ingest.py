@@ -4,11 +4,11 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway import explanation, routing
-from gateway.errors import StoreUnavailable
+from gateway.errors import BadBody, StoreUnavailable
 from gateway.help import Helper
 from gateway.lids import Lids
 from gateway.log import Throttle, shown
@@ -117,6 +117,20 @@ class Ingest:
         if reason := routing.reason_to_ignore(message, self._rules.forward_events):
             return await self._ignore(message, reason)
         return await self._accept(message, may_help=False)
+
+    async def are_known(self, bodies: Sequence[bytes]) -> list[bool]:
+        """Of each body whether recover() would make a duplicate of it. Nothing is written."""
+        known = [False] * len(bodies)
+        messages: list[tuple[int, InboundMessage]] = []
+        for place, body in enumerate(bodies):
+            with contextlib.suppress(BadBody):
+                message = self._parse(body, {})
+                if not routing.reason_to_ignore(message, self._rules.forward_events):
+                    messages.append((place, message))
+        answers = await self._store.are_known([message for _, message in messages])
+        for (place, _), answer in zip(messages, answers, strict=True):
+            known[place] = answer
+        return known
 
     async def explain(self, body: bytes, headers: Mapping[str, str]) -> Explained:
         """What receive() would do and why; nothing is kept. Raise BadBody or StoreUnavailable."""

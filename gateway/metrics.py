@@ -168,6 +168,12 @@ class Metrics:
             ["session"],
             registry=self._registry,
         )
+        self._session_hook = Gauge(
+            "gateway_waha_session_webhook",
+            "Whether a session has a webhook to us, by its config or by an event",
+            ["session"],
+            registry=self._registry,
+        )
         self._session_event = Gauge(
             "gateway_waha_session_last_event_timestamp_seconds",
             "When an event of a session last came, Unix time",
@@ -191,6 +197,11 @@ class Metrics:
             "Messages that WAHA was asked for, by what became of them",
             "outcome",
             "routed unknown_user duplicate ignored",
+        )
+        self._reconciled = Counter(
+            "gateway_reconciled_messages",
+            "Messages for which WAHA had sent no webhook, though nothing was amiss",
+            registry=self._registry,
         )
         self._missing = Gauge(
             "gateway_recovery_gap_seconds",
@@ -303,9 +314,17 @@ class Metrics:
         self._session_status.labels(session, _bounded(now)).set(1)
         self._session_up.labels(session).set(now == "WORKING")
 
+    def session_hooked(self, session: str, hooked: bool) -> None:
+        self._session_hook.labels(session).set(hooked)
+
     def session_gone(self, session: str) -> None:
         """WAHA has no such session any more."""
-        for gauge in (self._session_status, self._session_up, self._session_event):
+        for gauge in (
+            self._session_status,
+            self._session_up,
+            self._session_hook,
+            self._session_event,
+        ):
             gauge.remove_by_labels({"session": session})  # some may not be there
 
     def waha_up(self, up: bool) -> None:
@@ -319,9 +338,13 @@ class Metrics:
         """outcome: queued, sent, perhaps, not_needed, refused, failed or too_late."""
         self._help.labels(outcome).inc()
 
-    def recovered(self, outcome: str) -> None:
+    def recovered(self, outcome: str, count: int = 1) -> None:
         """outcome: routed, duplicate, unknown_user or ignored."""
-        self._recovered.labels(outcome).inc()
+        self._recovered.labels(outcome).inc(count)
+
+    def reconciled(self, count: int) -> None:
+        """So many messages were found for which WAHA had sent no webhook."""
+        self._reconciled.inc(count)
 
     def series(self) -> list[tuple[str, str]]:
         """Name, as it is scraped, and labels of each, in the order of their declaration."""

@@ -31,7 +31,7 @@ from gateway.targets import Targets
 from gateway.tenants import FILE_NAME, Tenants
 from gateway.waha.client import Waha
 from gateway.waha.clock_skew import ClockSkew
-from gateway.watch import Watch
+from gateway.watch import Keys, Watch
 
 GRACE_SECONDS = 25.0  # for what is in flight at the end; docker compose is given 30 s
 
@@ -119,8 +119,14 @@ async def running(
             store, _rules(settings), tenants, sessions, shapes, lids, helper, metrics, skew
         )
         recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
-        watch = Watch(waha, sessions, metrics, home_session=settings.waha_session)
-        watch.lost, watch.back = recovery.waha_lost, recovery.waha_back
+        watch = Watch(
+            waha,
+            sessions,
+            metrics,
+            recovery,
+            home_session=settings.waha_session,
+            keys=Keys(split(settings.webhook_hmac_key), settings.waha_api_key.get_secret_value()),
+        )
         state = State(store, courier, tenants, sessions, shapes, watch, recovery, skew)
         hour = Hour(metrics)
 

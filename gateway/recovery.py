@@ -1,8 +1,14 @@
-"""Asking WAHA for messages that never came: after our start, after a session's, or when told to.
+"""Taking in what WAHA has and the router has not.
 
-WAHA gives up on a webhook after its retries, and forgets it when it ends itself. What it still has
-in its store (GOWS, and NOWEB with its store, can tell; WEBJS cannot) is taken in the ordinary way,
-oldest first: what was seen is a duplicate, and an old link acts only as any old link does.
+WAHA gives up on a webhook after its retries, forgets it when it ends itself, and now and then
+sends none. What it still has in its store (GOWS, and NOWEB with its store, can tell; WEBJS and WPP
+cannot) is taken in the ordinary way, oldest first: an old link acts only as any old link does, and
+what is known already is skipped without a write.
+
+Two things ask for messages. A *gap* opens when messages may be missing (our start, a session that
+did not work, a WAHA that was away, a webhook that was missing or answered 503) and closes when WAHA
+was asked for all since its beginning. *Reconciliation* needs no reason: it looks every quarter of
+an hour through the last hour, and once a day through all of RECOVER_HOURS.
 """
 
 import asyncio
@@ -22,27 +28,42 @@ from gateway.errors import BadBody, GatewayError, StoreUnavailable, WahaError, W
 from gateway.ingest import Ingest
 from gateway.log import Throttle, masked
 from gateway.metrics import Metrics
+from gateway.model import HASHED_SESSION
 from gateway.sessions import Sessions
 from gateway.store import Store
 from gateway.waha import events
 from gateway.waha.client import Waha
 
-_MARGIN_SECONDS = 60  # before the last one that came: WAHA knows no order
-_PAGE = 100
-_MOST, _MOST_BYTES = 50_000, 134_217_728  # of messages that are held in memory at once
+_MARGIN_SECONDS = 60  # before the last message that came: WAHA knows no order
+_PAGE_SIZE = 100
+_BATCH_MAX_MESSAGES = 50_000
+_BATCH_MAX_BYTES = 128 * 1024 * 1024
+_MAX_EMPTY_PAGES = 2  # in a row: WAHA filters after it has cut a page off
+_MAX_STALE_PAGES = 3  # in a row: new messages shift the list, but an engine may know no offset
 _NOTE_SECONDS = 5.0  # between notes of what was heard; a crash recovers so much more
-_AGAIN_SECONDS, _SOON_TRIES, _LATER_SECONDS = 30.0, 20, 300.0  # while WAHA does not tell
-_LEAST_SECONDS = 5.0  # between two tries, however a session flaps
-_RETRIES_SECONDS = 3600.0  # for which WAHA repeats a webhook that was answered 503, as we set it up
-_CANNOT_TELL = (400, 501)  # what an engine, or NOWEB without its store, says of the list
-_NOT_FOUND, _GONE_TRIES = 404, 3
-_STALE_PAGES = 3  # in a row: new messages shift the list, but an engine may know no offset
+_FAST_RETRIES = 20
+_FAST_RETRY_SECONDS = 30.0
+_SLOW_RETRY_SECONDS = 300.0
+_MIN_RETRY_SECONDS = 5.0  # between two tries, however a session flaps
+_WEBHOOK_RETRIES_SECONDS = 3600.0  # for which WAHA repeats a 503, as connect-waha sets it up
+_CANNOT_TELL_STATUSES = (400, 501)  # of an engine, or of NOWEB without its store, about the list
+_NOT_FOUND_STATUSES = (404, 422)
+_NOT_FOUND_TRIES = 3
 _SESSIONS_AT_ONCE = 4  # WAHA is asked for other things, too
-_STORE_SECONDS, _STORE_TRIES = 5.0, 60  # while the store refuses
+_STORE_RETRY_SECONDS = 5.0
+_STORE_TRIES = 60
+_RECONCILE_SECONDS = 900.0
+_RECONCILE_RETRY_SECONDS = 60.0
+_RECONCILE_WINDOW_SECONDS = 3600.0
+_FULL_RECONCILE_SECONDS = 86_400.0
+_IN_TRANSIT_SECONDS = 120.0  # so long a webhook may be on its way
+_SCHEDULE_SECONDS = 5.0  # between looks at what is due
+_FIRST = "/first"  # behind a session's name: when the first message of it was heard
 
 log = logging.getLogger(__name__)
 
 Outcomes = Counter[str]
+Message = dict[str, Any]  # the payload of a `message` event
 
 
 @dataclass(slots=True)
@@ -50,19 +71,29 @@ class _Gap:
     """What was sent after since (Unix seconds) may be missing.
 
     breaks: how often the session has stopped working since then. not_before: until then, monotonic,
-    WAHA itself may still bring what is missing. gone: how often WAHA said that it knows no such
-    session.
+    WAHA itself may still bring what is missing. not_found: how often WAHA said that it knows no
+    such session.
     """
 
     since: float
     breaks: int = 0
     not_before: float = 0.0
-    gone: int = 0
-    now: asyncio.Event = field(default_factory=asyncio.Event)  # do not wait with the next try
+    not_found: int = 0
+    wake: asyncio.Event = field(default_factory=asyncio.Event)  # do not wait with the next try
+
+
+@dataclass(slots=True)
+class _Schedule:
+    """When a session is reconciled next. due_at and full_at are monotonic seconds; up_to: until
+    when it was, Unix seconds."""
+
+    due_at: float = 0.0
+    full_at: float = 0.0
+    up_to: float | None = None
 
 
 class Recovery:
-    """hours: how far back at most; 0: never."""
+    """hours: how far back WAHA is asked at most; 0: never."""
 
     def __init__(
         self,
@@ -90,8 +121,11 @@ class Recovery:
         self._gaps: dict[str, _Gap] = {}  # by session
         self._turns: dict[str, asyncio.Lock] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}  # by session
-        self._noting: asyncio.Task[None] | None = None
+        self._schedules: dict[str, _Schedule] = {}  # by session
+        self._tasks: list[asyncio.Task[None]] = []
         self._complaints = Throttle(3600)
+
+    # start and stop
 
     async def start(self) -> None:
         """Nothing is recovered of a session of which nothing was ever heard."""
@@ -99,17 +133,21 @@ class Recovery:
         self._sessions.told = self._status_told
         self._sessions.refused = self._message_refused
         for session, heard in self._noted.items():
+            if session.endswith(_FIRST) or session.startswith(HASHED_SESSION):
+                continue
             now = self._clock()
             # A clock that was ahead tells nothing of when.
             at = heard if heard <= now else now - self.hours * 3600
             self._sessions.heard_before(session, at)
             if self.hours:
                 self._gaps[session] = _Gap(at)
-                self._see_to(session)
-        self._noting = asyncio.create_task(self._keep_noting())
+                self._ask_now(session)
+        self._tasks = [asyncio.create_task(self._keep_noting())]
+        if self.hours:
+            self._tasks.append(asyncio.create_task(self._keep_reconciling()))
 
     async def stop(self) -> None:
-        tasks = [*self._closing.values(), *([self._noting] if self._noting else ())]
+        tasks = [*self._closing.values(), *self._tasks]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -117,19 +155,23 @@ class Recovery:
         with contextlib.suppress(StoreUnavailable):
             await self._note()
 
+    # what is known of what is missing
+
     def gaps_since(self) -> Mapping[str, float]:
         """Sessions of which messages may be missing, and since when, Unix seconds."""
         now = self._monotonic()
         return {name: gap.since for name, gap in self._gaps.items() if gap.not_before <= now}
 
-    def waha_lost(self) -> None:
-        """WAHA does not answer: what it sends may not arrive either."""
-        for session in self._sessions.all():
-            self._status_told(session, "")
-
-    def waha_back(self) -> None:
-        for session in self._gaps:
-            self._see_to(session)
+    def reconciled_up_to(self) -> float | None:
+        """Until when, Unix seconds, WAHA was asked for all that it has of every session; None if
+        it was not yet."""
+        times = [
+            one.up_to
+            for name, one in self._schedules.items()
+            if not name.startswith(HASHED_SESSION)
+        ]
+        known = [at for at in times if at is not None]
+        return min(known) if known and len(known) == len(times) else None
 
     def since(self, session: str, hours: float | None) -> float | None:
         """From when on to ask, Unix seconds; None if that is not to be known."""
@@ -137,6 +179,191 @@ class Recovery:
             return self._clock() - hours * 3600
         gap = self._gaps.get(session)
         return gap.since if gap else self._last_heard(session)
+
+    # what may be missing: see watch.Listener and Sessions
+
+    def waha_lost(self) -> None:
+        for session in self._sessions.all():
+            self._status_told(session, "")
+
+    def waha_back(self) -> None:
+        for session in self._gaps:
+            self._ask_now(session)
+
+    def webhook_missing(self, session: str) -> None:
+        if self.hours and self._open_gap(session):
+            self._ask_now(session)
+
+    def _status_told(self, session: str, status: str) -> None:
+        if not self.hours:
+            return
+        # Also if it works: another router may have been told that it did not.
+        gap = self._open_gap(session)
+        if gap and status == "WORKING":
+            self._ask_now(session)
+        elif gap:
+            gap.breaks += 1
+
+    def _message_refused(self, session: str, sent: float) -> None:
+        """WAHA sends it again, for a while: what comes behind it must not hide it."""
+        if not self.hours or session.startswith(HASHED_SESSION):
+            return
+        gap = self._gaps.get(session)
+        if gap is None:
+            gap = _Gap(sent, not_before=self._monotonic() + _WEBHOOK_RETRIES_SECONDS)
+            self._gaps[session] = gap
+            self._begin_closing(session)
+        gap.since = min(gap.since, sent)
+
+    def _open_gap(self, session: str) -> _Gap | None:
+        """The session's gap, from the last message that was heard on; None if none ever was."""
+        gap = self._gaps.get(session)
+        if session.startswith(HASHED_SESSION):
+            return None  # WAHA does not know it by that name
+        if gap is None and (heard := self._last_heard(session)) is not None:
+            gap = self._gaps[session] = _Gap(heard)
+        return gap
+
+    # closing gaps
+
+    def _ask_now(self, session: str) -> None:
+        """Ask for the session's gap now, and until it is closed."""
+        gap = self._gaps[session]
+        gap.not_before = 0.0
+        gap.wake.set()
+        self._begin_closing(session)
+
+    def _begin_closing(self, session: str) -> None:
+        before = self._closing.get(session)
+        if before is None or before.done():
+            self._closing[session] = asyncio.create_task(self._close(session))
+
+    async def _close(self, session: str) -> None:
+        tries = 0
+        while gap := self._gaps.get(session):
+            if (early := gap.not_before - self._monotonic()) > 0:
+                await _wait_for(gap.wake, early)
+                gap.not_before = 0.0
+                continue
+
+            gap.wake.clear()
+            began = self._monotonic()
+            if await self._try_to_close(session, gap, is_late=tries >= _FAST_RETRIES):
+                return
+
+            if self._gaps.get(session) is gap:
+                tries += 1
+                is_fast = tries <= _FAST_RETRIES
+                await _wait_for(gap.wake, _FAST_RETRY_SECONDS if is_fast else _SLOW_RETRY_SECONDS)
+                await asyncio.sleep(max(0.0, began + _MIN_RETRY_SECONDS - self._monotonic()))
+
+    async def _try_to_close(self, session: str, gap: _Gap, *, is_late: bool) -> bool:
+        """Whether asking again is of no use. is_late: a failure is worth a line."""
+        try:
+            await self.recover(session, gap.since)
+        except WahaRefused as exc:
+            return self._give_up(session, gap, exc)
+        except (WahaError, StoreUnavailable) as exc:
+            if is_late:
+                self._complain(session, exc)
+        except Exception:  # whatever WAHA answers
+            log.exception("a recovery stumbled", extra={"event": "recovery.error"})
+        return False
+
+    def _give_up(self, session: str, gap: _Gap, exc: WahaRefused) -> bool:
+        """Close the gap if WAHA will never tell; whether it was closed."""
+        if exc.status in _CANNOT_TELL_STATUSES:
+            self._note_that_it_cannot_tell(session, exc)
+            self._gaps.pop(session, None)
+            return True
+        gap.not_found = gap.not_found + 1 if exc.status in _NOT_FOUND_STATUSES else 0
+        if gap.not_found >= _NOT_FOUND_TRIES:
+            self._gaps.pop(session, None)
+            log.warning(
+                "WAHA has no session %s any more: what came of it is not asked for",
+                session,
+                extra={"event": "recovery.refused", "session": session},
+            )
+            return True
+        self._complain(session, exc)  # a person can put it right, as a wrong key
+        return False
+
+    def _note_that_it_cannot_tell(self, session: str, exc: WahaRefused) -> None:
+        if not self.cannot_tell:
+            log.info(
+                "WAHA cannot tell what came while nobody listened (%s)",
+                masked(str(exc)),
+                extra={"event": "recovery.refused", "session": session},
+            )
+        self.cannot_tell = True
+
+    def _complain(self, session: str, exc: GatewayError) -> None:
+        if self._complaints.passes((session, type(exc))):
+            log.warning(
+                "What came of session %s while nobody listened is not to be had; asked again every"
+                " few minutes (said once an hour): %s",
+                session,
+                masked(str(exc)),
+                extra={"event": "recovery.failed", "session": session},
+            )
+
+    # reconciliation
+
+    async def _keep_reconciling(self) -> None:
+        while True:
+            await asyncio.sleep(_SCHEDULE_SECONDS)  # at first: gaps are closed before it
+            for session in self._sessions.all():
+                schedule = self._schedules.setdefault(session, _Schedule())
+                if self._is_due(session, schedule):
+                    await self._reconcile(session, schedule)
+            for session in self._schedules.keys() - self._sessions.all().keys():
+                del self._schedules[session]
+
+    def _is_due(self, session: str, schedule: _Schedule) -> bool:
+        has_name = not session.startswith(HASHED_SESSION)  # or WAHA does not know it by it
+        is_quiet = session not in self._gaps and self._sessions.can_send(session)
+        return has_name and is_quiet and schedule.due_at <= self._monotonic()
+
+    async def _reconcile(self, session: str, schedule: _Schedule) -> None:
+        """Look through the last hour, or through all hours if that was not done for a day."""
+        now = self._monotonic()
+        is_full = schedule.full_at <= now
+        seconds = self.hours * 3600 if is_full else _RECONCILE_WINDOW_SECONDS
+        until = self._clock() - _IN_TRANSIT_SECONDS
+        since = max(until - seconds, self._first_heard(session))
+        schedule.due_at = now + _RECONCILE_RETRY_SECONDS
+        try:
+            outcomes = await self._take_in_all(session, int(since), until=int(until))
+        except WahaRefused as exc:
+            if exc.status in _CANNOT_TELL_STATUSES:
+                self._note_that_it_cannot_tell(session, exc)
+                schedule.due_at = now + _FULL_RECONCILE_SECONDS
+            else:
+                self._complain(session, exc)
+            return
+        except (WahaError, StoreUnavailable) as exc:
+            self._complain(session, exc)
+            return
+        except Exception:  # whatever WAHA answers
+            log.exception("a reconciliation stumbled", extra={"event": "recovery.error"})
+            return
+        self._note_reconciled(session, outcomes)
+        schedule.up_to, schedule.due_at = until, now + _RECONCILE_SECONDS
+        if is_full:
+            schedule.full_at = now + _FULL_RECONCILE_SECONDS
+
+    def _note_reconciled(self, session: str, outcomes: Outcomes) -> None:
+        found = outcomes["routed"] + outcomes["unknown_user"]
+        self._metrics.reconciled(found)
+        if found:
+            log.warning(
+                "🩹 WAHA had sent no webhook for %s messages of session %s: they are taken in now",
+                found,
+                session,
+                extra={"event": "recovery.reconciled", "session": session, **outcomes},
+            )
+
+    # taking messages in
 
     async def recover(self, session: str, since: float) -> Outcomes:
         """Take in what was sent after since (Unix seconds), as far back as hours allow; how many
@@ -153,17 +380,11 @@ class Recovery:
                 self.hours,
                 extra={"event": "recovery.too_old", "session": session},
             )
-        async with self._turns.setdefault(session, asyncio.Lock()), self._few:
-            gap = self._gaps.get(session)
-            breaks = gap.breaks if gap else 0
-            with contextlib.suppress(WahaRefused):  # it may tell of messages all the same
-                status, own_ids = await self._waha.look_at(session)
-                self._sessions.asked(session, status, own_ids, now)
-            outcomes = Outcomes()
-            async for messages in self._asked(session, begin):
-                await self._take_in(session, messages, outcomes)
-            if gap and since <= gap.since and gap.breaks == breaks:
-                self._gaps.pop(session, None)
+        gap = self._gaps.get(session)
+        breaks = gap.breaks if gap else 0
+        outcomes = await self._take_in_all(session, begin, until=None)
+        if gap and since <= gap.since and gap.breaks == breaks:
+            self._gaps.pop(session, None)
         log.info(
             "🩹 Asked WAHA for messages of session %s since %s: %s new, %s known already",
             session,
@@ -174,49 +395,83 @@ class Recovery:
         )
         return outcomes
 
-    async def _asked(self, session: str, since: int) -> AsyncIterator[list[dict[str, Any]]]:
-        """Each once, oldest first; those that memory does not hold at once in several parts, where
-        that is so in each part only."""
+    async def _take_in_all(self, session: str, since: int, *, until: int | None) -> Outcomes:
+        async with self._turns.setdefault(session, asyncio.Lock()), self._few:
+            asked_at = self._clock()
+            with contextlib.suppress(WahaRefused):  # it may tell of messages all the same
+                info = await self._waha.look_at(session)
+                self._sessions.asked(session, info.status, info.own_ids, asked_at)
+            outcomes = Outcomes()
+            async for batch in self._fetch_batches(session, since=since, until=until):
+                await self._take_in(session, batch, outcomes)
+        return outcomes
+
+    async def _fetch_batches(
+        self, session: str, *, since: int, until: int | None
+    ) -> AsyncIterator[list[Message]]:
+        """Yield WAHA's messages in batches, each message once.
+
+        A batch is sorted oldest first, messages of one second in WAHA's order. Order across batches
+        is WAHA's own: oldest first where it knows sortOrder.
+        """
         known: set[str] = set()
-        part: list[dict[str, Any]] = []
-        offset = size = stale = 0
-        while stale < _STALE_PAGES:
-            page = await self._waha.messages(session, since=since, limit=_PAGE, offset=offset)
+        batch: list[Message] = []
+        offset = size = empty = stale = 0
+        while empty < _MAX_EMPTY_PAGES and stale < _MAX_STALE_PAGES:
+            page = await self._waha.messages(
+                session, since=since, until=until, limit=_PAGE_SIZE, offset=offset
+            )
+            offset += _PAGE_SIZE
+            empty = 0 if page else empty + 1
             if not page:
-                break
-            told = map(_with_id, page)
-            fresh = [one for one in told if one["id"] not in known and _sent(one) >= since]
+                continue
+
+            with_ids = map(_with_id, page)
+            fresh = [
+                one for one in with_ids if one["id"] not in known and _sent(one, since) >= since
+            ]
             stale = 0 if fresh else stale + 1
             known.update(one["id"] for one in fresh)
-            part += fresh
-            offset += len(page)
-            try:
-                size += len(json.dumps(page))
-            except RecursionError as exc:
-                raise WahaRefused(f"messages of session {session}: nested too deep", 200) from exc
-            if len(part) >= _MOST or size >= _MOST_BYTES:
-                yield _oldest_first(part)
-                part, size = [], 0
-        yield _oldest_first(part)
+            batch += fresh
+            size += _size(session, page)
+            if len(batch) >= _BATCH_MAX_MESSAGES or size >= _BATCH_MAX_BYTES:
+                yield _oldest_first(batch)
+                batch, size = [], 0
+        yield _oldest_first(batch)
 
-    async def _take_in(
-        self, session: str, messages: list[dict[str, Any]], outcomes: Outcomes
-    ) -> None:
+    async def _take_in(self, session: str, messages: list[Message], outcomes: Outcomes) -> None:
+        """Accept those that are not known; wait while the store refuses some."""
+        messages = await self._unknown(session, messages, outcomes)
         for _ in range(_STORE_TRIES):
             messages = await self._take_in_some(session, messages, outcomes)
             if not messages:
                 return
-            await asyncio.sleep(_STORE_SECONDS)
+            await asyncio.sleep(_STORE_RETRY_SECONDS)
         raise StoreUnavailable(f"{len(messages)} messages were refused for minutes: see /ready")
 
+    async def _unknown(
+        self, session: str, messages: list[Message], outcomes: Outcomes
+    ) -> list[Message]:
+        unknown: list[Message] = []
+        for place in range(0, len(messages), _PAGE_SIZE):
+            page = messages[place : place + _PAGE_SIZE]
+            known = await self._ingest.are_known([_webhook(session, one) for one in page])
+            unknown += [one for one, is_known in zip(page, known, strict=True) if not is_known]
+            self._count("duplicate", outcomes, sum(known))
+        return unknown
+
+    def _count(self, outcome: str, outcomes: Outcomes, count: int = 1) -> None:
+        outcomes[outcome] += count
+        self._metrics.recovered(outcome, count)
+
     async def _take_in_some(
-        self, session: str, messages: list[dict[str, Any]], outcomes: Outcomes
-    ) -> list[dict[str, Any]]:
+        self, session: str, messages: list[Message], outcomes: Outcomes
+    ) -> list[Message]:
         """Those that the store refused, which holds up the later ones of the same chats only."""
-        left: list[dict[str, Any]] = []
+        left: list[Message] = []
         held_up: set[str] = set()
         for number, message in enumerate(messages):
-            if number % _PAGE == 0:
+            if number % _PAGE_SIZE == 0:
                 await asyncio.sleep(0)  # a store that refuses at once would hold up all others
             chat = str(message.get("from"))
             if chat not in held_up:
@@ -229,101 +484,20 @@ class Recovery:
             if chat in held_up:
                 left.append(message)
                 continue
-            kind = "routed" if outcome in ("locked", "moved") else outcome
-            self._metrics.recovered(kind)
-            outcomes[kind] += 1
+            self._count("routed" if outcome in ("locked", "moved") else outcome, outcomes)
         return left
 
-    def _see_to(self, session: str) -> None:
-        """Ask for the session's gap now, and until it is closed."""
-        gap = self._gaps[session]
-        gap.not_before = 0.0
-        gap.now.set()
-        self._begin_closing(session)
-
-    def _begin_closing(self, session: str) -> None:
-        before = self._closing.get(session)
-        if before is None or before.done():
-            self._closing[session] = asyncio.create_task(self._close(session))
-
-    async def _close(self, session: str) -> None:
-        tries = 0
-        while gap := self._gaps.get(session):
-            if (early := gap.not_before - self._monotonic()) > 0:
-                await _wait_for(gap.now, early)
-                gap.not_before = 0.0
-                continue
-            gap.now.clear()
-            began = self._monotonic()
-            try:
-                await self.recover(session, gap.since)
-            except WahaRefused as exc:
-                if exc.status in _CANNOT_TELL:  # else a person can mend it, as a wrong key
-                    self.cannot_tell = True
-                    self._gaps.pop(session, None)
-                    log.info(
-                        "WAHA cannot tell what came while nobody listened (%s)",
-                        masked(str(exc)),
-                        extra={"event": "recovery.refused", "session": session},
-                    )
-                    return
-                gap.gone = gap.gone + 1 if exc.status == _NOT_FOUND else 0
-                if gap.gone >= _GONE_TRIES:
-                    self._gaps.pop(session, None)
-                    log.warning(
-                        "WAHA has no session %s any more: what came of it is not asked for",
-                        session,
-                        extra={"event": "recovery.refused", "session": session},
-                    )
-                    return
-                self._complain(session, exc)
-            except (WahaError, StoreUnavailable) as exc:
-                if tries >= _SOON_TRIES:
-                    self._complain(session, exc)
-            except Exception:  # whatever WAHA answers
-                log.exception("a recovery stumbled", extra={"event": "recovery.error"})
-            if self._gaps.get(session) is gap:
-                tries += 1
-                soon = tries <= _SOON_TRIES
-                await _wait_for(gap.now, _AGAIN_SECONDS if soon else _LATER_SECONDS)
-                await asyncio.sleep(max(0.0, began + _LEAST_SECONDS - self._monotonic()))
-
-    def _complain(self, session: str, exc: GatewayError) -> None:
-        if self._complaints.passes((session, type(exc))):
-            log.warning(
-                "What came of session %s while nobody listened is not to be had; asked again every"
-                " few minutes (told once an hour): %s",
-                session,
-                masked(str(exc)),
-                extra={"event": "recovery.failed", "session": session},
-            )
-
-    def _status_told(self, session: str, status: str) -> None:
-        if not self.hours:
-            return
-        gap = self._gaps.get(session)
-        if gap is None and (heard := self._last_heard(session)) is not None:
-            # Also if it works: another router may have been told that it did not.
-            gap = self._gaps[session] = _Gap(heard)
-        if gap and status == "WORKING":
-            self._see_to(session)
-        elif gap:
-            gap.breaks += 1
-
-    def _message_refused(self, session: str, sent: float) -> None:
-        """WAHA sends it again, for a while: what comes behind it must not hide it."""
-        if not self.hours:
-            return
-        gap = self._gaps.get(session)
-        if gap is None:
-            gap = _Gap(sent, not_before=self._monotonic() + _RETRIES_SECONDS)
-            self._gaps[session] = gap
-            self._begin_closing(session)
-        gap.since = min(gap.since, sent)
+    # what was heard
 
     def _last_heard(self, session: str) -> float | None:
         known = self._sessions.all().get(session)
         return max(known.last_message if known else 0.0, self._noted.get(session, 0.0)) or None
+
+    def _first_heard(self, session: str) -> float:
+        """Unix seconds: what WAHA has from before is none of ours."""
+        if session not in self._noted:
+            return self._clock()
+        return self._noted.get(session + _FIRST, 0.0)
 
     async def _keep_noting(self) -> None:
         while True:
@@ -338,6 +512,8 @@ class Recovery:
             # While there is a gap what is behind it must not hide it from the next start.
             if session.last_message > self._noted.get(name, 0.0) and name not in self._gaps
         }
+        for name in news.keys() - self._noted.keys():
+            news[name + _FIRST] = self._sessions.all()[name].first_message or news[name]
         if news:
             await self._store.note_heard(news)
             self._noted |= news
@@ -350,19 +526,24 @@ async def _wait_for(event: asyncio.Event, seconds: float) -> None:
             await event.wait()
 
 
-def _oldest_first(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    # Where WAHA gives the newest first, those of one second keep their order when turned.
-    turned = messages[::-1]
-    turned.sort(key=_sent)
-    return turned
+def _oldest_first(messages: list[Message]) -> list[Message]:
+    # Stable: WAHA gives those of one second as they came, whichever way it sorts.
+    return sorted(messages, key=_sent)
 
 
-def _sent(payload: dict[str, Any]) -> float:
-    """Unix seconds; 0 if it does not say."""
-    return events.seconds(payload.get("timestamp")) or 0.0
+def _sent(payload: Message, otherwise: float = 0.0) -> float:
+    """Unix seconds; otherwise if it does not say."""
+    return events.seconds(payload.get("timestamp")) or otherwise
 
 
-def _with_id(payload: dict[str, Any]) -> dict[str, Any]:
+def _size(session: str, page: list[Message]) -> int:
+    try:
+        return len(json.dumps(page))
+    except RecursionError as exc:
+        raise WahaRefused(f"messages of session {session}: nested too deep", 200) from exc
+
+
+def _with_id(payload: Message) -> Message:
     """WEBJS has objects for ids; a message without one is told from others by what it holds."""
     id_ = payload.get("id")
     if isinstance(id_, dict):
@@ -373,11 +554,11 @@ def _with_id(payload: dict[str, Any]) -> dict[str, Any]:
     return payload | {"id": hashlib.sha256(packed).hexdigest()[:32]}
 
 
-def _webhook(session: str, payload: dict[str, Any]) -> bytes:
+def _webhook(session: str, payload: Message) -> bytes:
     """The `message` event that WAHA would have sent, but for its own id."""
     envelope = {
         "id": f"recovered_{payload.get('id')}",
-        "timestamp": int(_sent(payload) * 1000),
+        "timestamp": int(_sent(payload) * 1000) or None,
         "event": "message",
         "session": session,
         "payload": payload,

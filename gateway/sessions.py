@@ -23,8 +23,10 @@ class Session:
     status: str | None = None
     status_at: float = 0.0  # of the event that told it; WAHA's clock
     told_at: float = 0.0  # when that came; our clock
+    started_at: float = 0.0  # when it began to work after it had not; our clock; 0: unknown
     last_event: float = 0.0  # our clock; 0: none came
     last_message: float = 0.0  # when the newest that was accepted was sent; WAHA's clock
+    first_message: float = 0.0  # when the oldest that this process accepted was sent; 0: none
     own_ids: frozenset[str] = frozenset()
 
     @property
@@ -66,18 +68,21 @@ class Sessions:
         known.status_at = min(known.status_at, message.arrived)
         if message.session_status and told_at >= known.status_at:
             known.status_at, known.told_at = told_at, message.arrived
-            self._set_status(message.session, known, message.session_status)
+            self._set_status(message.session, known, message.session_status, message.arrived)
             self.told(message.session, message.session_status)
         elif not known.works and message.event in MESSAGE_EVENTS and told_at > known.status_at:
             # Of several routers one alone was told that it works again.
             known.status_at, known.told_at = told_at, message.arrived
-            self._set_status(message.session, known, "WORKING")
+            self._set_status(message.session, known, "WORKING", message.arrived)
             self.told(message.session, "WORKING")
 
-    def _set_status(self, name: str, known: Session, status: str) -> None:
+    def _set_status(self, name: str, known: Session, status: str, at: float) -> None:
+        was_in_trouble = known.in_trouble
         before, known.status = known.status, status
         if status == before:
             return
+        if was_in_trouble and not known.in_trouble:
+            known.started_at = at
         self._metrics.session_status(name, before, status)
         level = logging.WARNING if known.in_trouble else logging.INFO
         log.log(
@@ -101,7 +106,7 @@ class Sessions:
             before = known.status
             # By WAHA's clock, which need not be ours: an event that is much older says nothing new.
             known.status_at = max(known.status_at, at - _CLOCKS_SECONDS)
-            self._set_status(name, known, status)
+            self._set_status(name, known, status, at)
             if before not in (None, status):
                 self.told(name, status)
 
@@ -132,7 +137,9 @@ class Sessions:
         """A person's message is durable here."""
         known = self._known.get(message.session)
         if known and message.event in MESSAGE_EVENTS and not message.own:
-            known.last_message = max(known.last_message, float(message.sent.second))
+            at = float(message.sent.second)
+            known.last_message = max(known.last_message, at)
+            known.first_message = min(known.first_message or at, at)
 
     def not_kept(self, message: InboundMessage) -> None:
         """A message was answered 503."""

@@ -50,7 +50,8 @@ SENTENCES = {
     "clock.well": "agrees with WhatsApp's",
     "clock.ahead": "{seconds:.0f} s ahead of WhatsApp's, or all messages are late: use NTP",
     "clock.behind": "{seconds:.0f} s behind WhatsApp's: let this machine keep time by NTP",
-    "recovery.whole": "nothing that WAHA knows of is missing",
+    "recovery.unasked": "WAHA was not asked yet what it has",
+    "recovery.reconciled": "reconciled up to {at}",
     "recovery.off": "off: RECOVER_HOURS=0",
     "recovery.cannot": "WAHA's engine cannot tell what may be missing",
     "recovery.gap": "what came of session {sessions} in the last {seconds:.0f} s is not known yet",
@@ -60,6 +61,7 @@ SENTENCES = {
     "waha_session.starting": "{status}, {heard}",
     "waha_session.unknown": "{status}, {heard}",
     "waha_session.trouble": "{status}, {heard}",
+    "waha_webhook.missing": "{why}, and no event has come since it began: run connect-waha",
     "session_names.odd": "WAHA's API may not know sessions by such names: {sessions}",
     "webhook_bodies.well": "have the known form",
     "webhook_bodies.odd": "{what}",
@@ -126,6 +128,7 @@ class State:
             self._of_the_tenants(),
             self._of_waha(),
             *self._of_the_sessions(),
+            *self._of_the_webhooks(),
             self._of_the_clock(),
             self._of_the_gaps(),
             self._of_the_bodies(),
@@ -201,9 +204,18 @@ class State:
         if not self._recovery.hours:
             return Part("recovery.off")
         if not gaps:
-            return Part("recovery.cannot" if self._recovery.cannot_tell else "recovery.whole")
+            return self._of_the_reconciliation()
         values = {"seconds": max(gaps.values()), "sessions": _some(list(gaps))}
         return Part("recovery.gap", Level.LOOK, values)
+
+    def _of_the_reconciliation(self) -> Part:
+        if self._recovery.cannot_tell:
+            return Part("recovery.cannot")
+        up_to = self._recovery.reconciled_up_to()
+        if up_to is None:
+            return Part("recovery.unasked")
+        at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(up_to))
+        return Part("recovery.reconciled", values={"at": at})
 
     def gap_ages(self) -> dict[str, float]:
         """Sessions of which messages may be missing, and for how many seconds they have been."""
@@ -230,6 +242,10 @@ class State:
             else:
                 said = "waha_session.well" if session.last_event else "waha_session.quiet"
                 yield Part(said, Level.WELL, values, name)
+
+    def _of_the_webhooks(self) -> Iterator[Part]:
+        for name, why in self._watch.unhooked().items():
+            yield Part("waha_webhook.missing", Level.DOWN, {"why": why}, name)
 
     def _of_the_bodies(self) -> Part:
         if odd := "; ".join(self._shapes.odd()):

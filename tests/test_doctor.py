@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from examples.waha import StandIn
 from gateway.commands import doctor
 from gateway.commands.doctor import Verdict
 from gateway.waha.webhooks import Wanted, repaired
@@ -63,15 +64,24 @@ def test_the_number_that_links_name(tmp_path: Path, me: object, verdicts: list[V
 
 @pytest.mark.parametrize(
     ("status", "verdict"),
-    [(200, Verdict.WELL), (405, Verdict.WELL), (404, Verdict.WELL), (502, Verdict.WRONG)],
+    [
+        (200, Verdict.WELL),
+        (405, Verdict.WELL),
+        (404, Verdict.WELL),
+        (502, Verdict.WRONG),
+        (301, Verdict.WRONG),
+        (308, Verdict.WRONG),
+    ],
 )
 async def test_backends(status: int, verdict: Verdict) -> None:
     def answer(_: httpx.Request) -> httpx.Response:
         date = formatdate(time.time(), usegmt=True)
-        return httpx.Response(status, headers={"date": date})
+        return httpx.Response(status, headers={"date": date, "location": "https://elsewhere/"})
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-        assert (await doctor._backend(client, "http://backend")).verdict is verdict
+        found = await doctor._backend(client, "http://backend")
+    assert found.verdict is verdict
+    assert ("elsewhere" in found.said) == (300 <= status < 400)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +116,6 @@ def test_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (found,) = doctor._folder(settings)
     assert (found.verdict, "not there yet" in found.said) == (Verdict.MIND, True)
     settings.data_dir.mkdir()
-    assert {one.what: one.verdict for one in doctor._folder(settings)}["disk"] is Verdict.WELL
     file = settings.data_dir / "tenants.json"
     file.write_text('{"2": {"backend_url": "http://a", "signing_secret": "whsec_x"}}')
     file.chmod(0o666)
@@ -115,26 +124,80 @@ def test_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (True, False),
         (False, True),
     ]
-    monkeypatch.setattr(doctor, "_file_system", lambda _: "nfs4")
-    assert {one.what: one.verdict for one in doctor._folder(settings)}["disk"] is Verdict.WRONG
+    for kind, in_container, verdict in (
+        ("nfs4", False, Verdict.WRONG),
+        ("tmpfs", False, Verdict.WRONG),
+        ("tmpfs", True, Verdict.WRONG),
+        ("overlay", True, Verdict.WRONG),
+        ("overlay", False, Verdict.WELL),
+        ("ext4", True, Verdict.WELL),
+    ):
+        monkeypatch.setattr(doctor, "_file_system", lambda _, kind=kind: kind)
+        monkeypatch.setattr(doctor, "_in_container", lambda is_in=in_container: is_in)
+        disk = {one.what: one.verdict for one in doctor._folder(settings)}["disk"]
+        assert disk is verdict, (kind, in_container)
 
 
 @pytest.mark.parametrize(
-    ("config", "last_event", "verdicts"),
+    ("config", "sends", "verdicts"),
     [
-        ({}, None, [Verdict.WRONG]),
-        ({}, 1.0, [Verdict.MIND]),  # a webhook for all sessions, as in docker-compose.yml
-        ({"webhooks": [{"url": URL, "events": ["message"]}]}, 1.0, [Verdict.WRONG] * 2),
-        (repaired({}, Wanted(URL, ("message", "session.status"))), None, [Verdict.WELL]),
+        ({}, False, [Verdict.WRONG]),
+        ({}, True, [Verdict.MIND]),  # a webhook for all sessions, as in docker-compose.yml
+        ({"webhooks": [{"url": URL, "events": ["message"]}]}, True, [Verdict.WRONG] * 2),
+        (repaired({}, Wanted(URL, ("message", "session.status"))), False, [Verdict.WELL]),
     ],
 )
-def test_webhooks(
-    tmp_path: Path, config: Any, last_event: float | None, verdicts: list[Verdict]
-) -> None:
-    found = doctor._webhook({"config": config}, settings_of(tmp_path), URL, last_event)
+def test_webhooks(tmp_path: Path, config: Any, sends: bool, verdicts: list[Verdict]) -> None:
+    found = doctor._webhook({"config": config}, settings_of(tmp_path), URL, sends=sends)
     assert [one.verdict for one in found] == verdicts
 
 
 def test_a_cure_stands_in_the_line() -> None:
     told = str(doctor.wrong("disk", "full", "make room"))
     assert told == "WRONG disk: full -> make room"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, "does not let us in (403, no ADMIN_API_KEY is configured)"),
+        ({"admin_api_key": "k" * 32}, "runs with another ADMIN_API_KEY"),
+    ],
+)
+async def test_a_router_that_does_not_let_us_in(
+    tmp_path: Path, keys: dict[str, Any], said: str
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/health":
+            body = {"service": "whatsapp-gateway-router", "status": "healthy"}
+            return httpx.Response(200, json=body | {"total_locked_users": 0})
+        return httpx.Response(403, json={"detail": "no ADMIN_API_KEY is configured"})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        settings = settings_of(tmp_path, **keys)
+        found = [one async for one in doctor._router(client, settings, doctor._RouterTold())]
+    assert [one.verdict for one in found if one.what == "router"] == [Verdict.WRONG]
+    assert said in str(found[-1])
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        ("STARTING", "mind"),
+        ("STOPPED", "start it"),
+        ("FAILED", "restart it"),
+        ("SCAN_QR_CODE", "scan the QR code"),
+        ("PASSKEY_REQUIRED", "passkey"),
+        ("PASSKEY_CONFIRMATION_REQUIRED", "passkey"),
+    ],
+)
+async def test_what_to_do_about_a_session_that_does_not_work(
+    tmp_path: Path, waha: StandIn, status: str, says: str
+) -> None:
+    waha.statuses["default"] = status
+    settings = settings_of(tmp_path, waha_api_url=waha.url)
+    async with httpx.AsyncClient() as client:
+        told = doctor._RouterTold()
+        found = [str(one) async for one in doctor._waha(client, settings, URL, told)]
+    (line,) = [one for one in found if "session default" in one]
+    assert says in line

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -10,9 +12,13 @@ from examples.waha import StandIn
 from gateway.errors import WahaSilent, WahaUnavailable
 from gateway.metrics import Metrics
 from gateway.sessions import Sessions
-from gateway.waha.client import Waha
-from gateway.watch import Watch
+from gateway.waha.client import SessionInfo, Waha
+from gateway.watch import Keys, Watch
 from tests.conftest import wait_until
+from tests.messages import parse, webhook
+
+HOOK = {"url": "http://router:8001/webhook/waha", "events": ["message", "session.status"]}
+HOOKED: dict[str, Any] = {"webhooks": [HOOK]}
 
 
 @pytest.fixture
@@ -20,9 +26,30 @@ def metrics() -> Metrics:
     return Metrics()
 
 
+@dataclass
+class Told:
+    """Notes what the watch says."""
+
+    said: list[str] = field(default_factory=list)
+
+    def waha_lost(self) -> None:
+        self.said.append("lost")
+
+    def waha_back(self) -> None:
+        self.said.append("back")
+
+    def webhook_missing(self, session: str) -> None:
+        self.said.append(f"no webhook: {session}")
+
+
 @pytest.fixture
-def watch(client: Waha, metrics: Metrics) -> Iterator[Watch]:
-    made = Watch(client, Sessions(metrics), metrics, home_session="default")
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def watch(client: Waha, metrics: Metrics, told: Told) -> Iterator[Watch]:
+    made = Watch(client, Sessions(metrics), metrics, told, home_session="default")
     yield made
     made.stop()
 
@@ -47,6 +74,7 @@ async def test_a_waha_that_has_died_is_noticed(
     watch: Watch, waha: StandIn, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
+    waha.configs["default"] = HOOKED
     await watch.look()
     assert (watch.silent_since, watch.ever) == (None, True)
     there, watch._waha = watch._waha, Waha("http://127.0.0.1:9/api", "")
@@ -64,19 +92,17 @@ async def test_a_waha_that_has_died_is_noticed(
 
 
 async def test_one_session_that_stumbles_hides_no_other(
-    client: Waha, waha: StandIn, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    client: Waha, waha: StandIn, metrics: Metrics, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sessions = Sessions(metrics)
-    watch = Watch(client, sessions, metrics, home_session="default")
-    told: list[str] = []
-    watch.lost, watch.back = lambda: told.append("lost"), lambda: told.append("back")
-    waha.configs |= {"a": {}, "b": {}, "c": {}}
+    watch = Watch(client, sessions, metrics, told, home_session="default")
+    waha.configs = dict.fromkeys(("default", "a", "b", "c"), HOOKED)
     for name in "abc":
         sessions.asked(name, "WORKING", frozenset(), 1.0)
     waha.statuses["c"] = "FAILED"
     look_at = client.look_at
 
-    async def stumbles(name: str) -> tuple[str | None, frozenset[str]]:
+    async def stumbles(name: str) -> SessionInfo:
         if name == "a":
             raise WahaSilent("it hangs")
         if name == "b":
@@ -85,7 +111,7 @@ async def test_one_session_that_stumbles_hides_no_other(
 
     monkeypatch.setattr(client, "look_at", stumbles)
     await watch.look()
-    assert (watch.silent_since, up(metrics, "c"), told) == (None, 0, [])
+    assert (watch.silent_since, up(metrics, "c"), told.said) == (None, 0, [])
     monkeypatch.setattr(client, "look_at", look_at)
     waha.delay = 0.0
     silent = Waha("http://127.0.0.1:9/api", "")
@@ -95,13 +121,14 @@ async def test_one_session_that_stumbles_hides_no_other(
     watch._waha = client
     await watch.look()
     await silent.close()
-    assert told == ["lost", "back"]
+    assert told.said == ["lost", "back"]
 
 
 async def test_it_looks_again_and_again_whatever_waha_answers(
     watch: Watch, waha: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("gateway.watch._EVERY_SECONDS", 0.01)
+    waha.configs["default"] = HOOKED
     looked = 0
     look = watch.look
 
@@ -149,13 +176,150 @@ async def test_a_status_that_is_none_is_not_believed(
 
 
 async def test_a_session_that_waha_has_no_more_is_forgotten(
-    client: Waha, waha: StandIn, metrics: Metrics
+    client: Waha, waha: StandIn, metrics: Metrics, told: Told
 ) -> None:
     sessions = Sessions(metrics)
-    watch = Watch(client, sessions, metrics, home_session="default")
+    watch = Watch(client, sessions, metrics, told, home_session="default")
     sessions.asked("sales", "WORKING", frozenset(), 1.0)
     assert up(metrics, "sales") == 1
     del waha.configs["sales"]
     await watch.look()
     assert up(metrics, "sales") is None
     assert "sales" not in sessions.all()
+
+
+@pytest.mark.parametrize("status", [502, 503, 504, 520, 530])
+async def test_a_proxy_that_answers_for_a_waha_that_is_away_is_no_waha(
+    watch: Watch, waha: StandIn, metrics: Metrics, told: Told, status: int
+) -> None:
+    waha.odd_answer = lambda: web.Response(status=status, text="<html>Bad Gateway</html>")
+    await watch.look()
+    assert metrics.value("gateway_waha_up") == 0
+    assert watch.silent_since is not None
+    waha.odd_answer = None
+    waha.configs["default"] = HOOKED
+    await watch.look()
+    assert (metrics.value("gateway_waha_up"), told.said) == (1, ["lost", "back"])
+
+
+async def test_an_error_of_wahas_own_is_an_answer(watch: Watch, waha: StandIn) -> None:
+    waha.odd_answer = lambda: web.json_response({"statusCode": 500}, status=500)
+    await watch.look()
+    assert watch.silent_since is None
+
+
+# a session that does not send to us
+
+
+class Sends:
+    """A session whose events come, or do not, at times that the test chooses."""
+
+    def __init__(self, client: Waha, metrics: Metrics, told: Told, **keys: Any) -> None:
+        self.now = 1_000_000.0
+        self.sessions = Sessions(metrics)
+        self.watch = Watch(
+            client,
+            self.sessions,
+            metrics,
+            told,
+            home_session="default",
+            keys=Keys(**keys),
+            clock=lambda: self.now,
+        )
+
+    def event(self) -> None:
+        self.sessions.hear(parse(webhook("hello"), now=self.now))
+
+    async def look(self) -> str | None:
+        await self.watch.look()
+        return self.watch.unhooked().get("default")
+
+
+@pytest.fixture
+def sends(client: Waha, metrics: Metrics, told: Told) -> Sends:
+    return Sends(client, metrics, told)
+
+
+async def test_a_webhook_that_vanishes_is_noticed_and_what_came_is_fetched(
+    sends: Sends, waha: StandIn, metrics: Metrics, told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a dashboard's click, or because WAHA Core before 2026.6 forgot it."""
+    waha.configs["default"], waha.server_status = HOOKED, 403
+    sends.event()
+    assert await sends.look() is None
+    assert metrics.value("gateway_waha_session_webhook", session="default") == 1
+    waha.configs["default"] = None
+    sends.now += 60
+    assert await sends.look() == "its config has no webhook to us"
+    assert metrics.value("gateway_waha_session_webhook", session="default") == 0
+    sends.now += 60
+    await sends.look()
+    assert told.said == ["no webhook: default"] * 2, "each look: what came meanwhile is fetched"
+    waha.configs["default"] = HOOKED
+    assert await sends.look() is None
+    said = [one.message for one in caplog.records if "sends us nothing" in one.message]
+    assert len(said) == 1
+
+
+async def test_an_event_older_than_waha_itself_proves_nothing(sends: Sends, waha: StandIn) -> None:
+    sends.event()
+    sends.now += 600
+    waha.started_at = time.time() - 1000
+    assert await sends.look() is None, "WHATSAPP_HOOK_URL must have sent it"
+    waha.started_at = time.time() - 300
+    assert await sends.look() == "its config has no webhook to us"
+    sends.event()
+    assert await sends.look() is None
+
+
+async def test_an_event_older_than_the_sessions_start_proves_nothing(
+    sends: Sends, waha: StandIn
+) -> None:
+    waha.server_status = 403  # a narrowed key does not see since when WAHA runs
+    sends.event()
+    assert await sends.look() is None
+    waha.statuses["default"] = "STOPPED"
+    sends.now += 60
+    assert await sends.look() is None, "that it is STOPPED is said already"
+    waha.statuses.clear()
+    sends.now += 60
+    assert await sends.look() == "its config has no webhook to us"
+    sends.event()
+    assert await sends.look() is None
+
+
+async def test_what_was_heard_before_our_start_counts(sends: Sends, waha: StandIn) -> None:
+    waha.started_at = time.time() - 1000
+    assert await sends.look() is not None
+    sends.sessions.heard_before("default", sends.now - 100)
+    assert await sends.look() is None
+
+
+@pytest.mark.parametrize(
+    ("hook", "keys", "why"),
+    [
+        ({}, {}, None),
+        ({"url": "https://gw.example/webhook/waha/?token=x"}, {}, None),
+        ({"events": ["*"]}, {}, None),
+        ({"events": ["message.any"]}, {}, None),
+        ({"url": "http://crm/hook"}, {}, "no webhook to us"),
+        ({"url": ["http"]}, {}, "no webhook to us"),
+        ({"events": []}, {}, "without the event message"),
+        ({"events": ["session.status"]}, {}, "without the event message"),
+        ({"events": "message"}, {}, "without the event message"),
+        ({}, {"hmac": ("k1",)}, "not signed"),
+        ({"hmac": {"key": "k2"}}, {"hmac": ("k1",)}, "not signed"),
+        ({"hmac": {"key": "k2"}}, {"hmac": ("k1", "k2")}, None),
+        ({}, {"api": "a"}, "X-Api-Key"),
+        ({"customHeaders": [{"name": "x-api-key", "value": "a"}]}, {"api": "a"}, None),
+        ({"hmac": {"key": "k1"}}, {"hmac": ("k1",), "api": "a"}, None),
+    ],
+)
+async def test_what_makes_that_nothing_comes(
+    client: Waha, waha: StandIn, metrics: Metrics, told: Told,
+    hook: dict[str, Any], keys: dict[str, Any], why: str | None,
+) -> None:  # fmt: skip
+    sends = Sends(client, metrics, told, **keys)
+    waha.configs["default"] = {"webhooks": ["odd", HOOK | hook]}
+    found = await sends.look()
+    assert found is None if why is None else why in str(found)

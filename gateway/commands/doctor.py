@@ -7,7 +7,7 @@ import shutil
 import stat
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from pathlib import Path
@@ -29,6 +29,8 @@ _CLOCK_SECONDS = 5.0  # of difference; links and signatures are judged by time
 _SILENT_SECONDS = 6 * 3600.0  # without an event: WORKING proves nothing
 _FREE_BYTES, _LEAST_BYTES = 2 * 1024**3, 512 * 1024**2
 _REMOTE = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "ceph", "glusterfs")  # fsync is a guess there
+_MEMORY = ("tmpfs", "ramfs")
+_TAKE_A_VOLUME = "mount a volume or a folder of the host there, as docker-compose.yml does"
 _HOW_TO_CONNECT = (
     "python whatsapp_router.py connect-waha; but where WHATSAPP_HOOK_URL sets it for all sessions"
     " (docker-compose.yml does), mend it there"
@@ -89,10 +91,10 @@ async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding
     except StartRefused as exc:
         yield wrong(FILE_NAME, str(exc), "mend it: the next start would be refused")
     async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False) as client:
-        last_events: dict[str, float] = {}
+        told = _RouterTold()
         for what, part in (
-            ("router", _router(client, settings, last_events)),
-            ("WAHA", _waha(client, settings, url, last_events)),
+            ("router", _router(client, settings, told)),
+            ("WAHA", _waha(client, settings, url, told)),
         ):
             try:
                 async for finding in part:
@@ -162,6 +164,12 @@ def _folder(settings: Settings) -> Iterator[Finding]:
     kind = _file_system(place)
     if kind and kind.startswith(_REMOTE):
         yield wrong("disk", f"{place} is on {kind}", "take a local disk: locks and fsync need one")
+    elif kind in _MEMORY:
+        yield wrong("disk", f"{place} is on {kind}: memory, gone with a restart", _TAKE_A_VOLUME)
+    elif kind == "overlay" and _in_container():
+        yield wrong(
+            "disk", f"{place} is in the container's own layer, gone with it", _TAKE_A_VOLUME
+        )
     else:
         yield well("disk", kind or "of unknown kind")
     loose = [one.name for one in (folder, *folder.iterdir()) if _open_to_all(one)]
@@ -172,6 +180,12 @@ def _folder(settings: Settings) -> Iterator[Finding]:
         yield mind(
             "rights", f"any account may change {', '.join(sorted(loose))}", f"chmod -R o-w {place}"
         )
+
+
+def _in_container() -> bool:
+    """Docker and Podman each leave a file in theirs; Kubernetes sets a variable."""
+    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
+    return any(mark.exists() for mark in marks) or "KUBERNETES_SERVICE_HOST" in os.environ
 
 
 def _open_to_all(path: Path) -> bool:
@@ -191,8 +205,17 @@ def _file_system(path: Path) -> str | None:
     return max(on, key=lambda pair: len(pair[0]))[1] if on else None
 
 
+@dataclass(slots=True)
+class _RouterTold:
+    """What the running router says of WAHA's sessions: when an event of each last came (Unix
+    seconds), and which send it nothing."""
+
+    last_events: dict[str, float] = field(default_factory=dict)
+    unhooked: set[str] = field(default_factory=set)
+
+
 async def _router(
-    client: httpx.AsyncClient, settings: Settings, last_events: dict[str, float]
+    client: httpx.AsyncClient, settings: Settings, told: _RouterTold
 ) -> AsyncIterator[Finding]:
     what = "router"
     base = settings.local_url
@@ -215,7 +238,14 @@ async def _router(
     async for finding in _asked_for_keys(client, settings):
         yield finding
     if ready.status_code in (401, 403):
-        yield wrong(what, f"{base} runs with another ADMIN_API_KEY", "restart it with this one")
+        if keys:
+            yield wrong(what, f"{base} runs with another ADMIN_API_KEY", "restart it with this one")
+        else:
+            yield wrong(
+                what,
+                f"{base} does not let us in ({_detail(ready)})",
+                "set ADMIN_API_KEY for the router, and run this with the same settings",
+            )
         return
     parts = {name: str(line) for name, line in ready.json().items() if name != "status"}
     bad = [f"{name} {line}" for name, line in parts.items() if line.startswith("degraded")]
@@ -229,7 +259,16 @@ async def _router(
     name = "gateway_waha_session_last_event_timestamp_seconds"
     for family in text_string_to_metric_families(metrics.text):
         if family.name == name:
-            last_events |= {one.labels["session"]: one.value for one in family.samples}
+            told.last_events = {one.labels["session"]: one.value for one in family.samples}
+    unhooked = "waha_webhook "
+    told.unhooked = {name.removeprefix(unhooked) for name in parts if name.startswith(unhooked)}
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return f"{answer.status_code}, {answer.json()['detail']}"[:300]
+    except (ValueError, KeyError, TypeError):
+        return str(answer.status_code)
 
 
 async def _asked_for_keys(client: httpx.AsyncClient, settings: Settings) -> AsyncIterator[Finding]:
@@ -244,7 +283,7 @@ async def _asked_for_keys(client: httpx.AsyncClient, settings: Settings) -> Asyn
 
 
 async def _waha(
-    client: httpx.AsyncClient, settings: Settings, url: str | None, last_events: dict[str, float]
+    client: httpx.AsyncClient, settings: Settings, url: str | None, told: _RouterTold
 ) -> AsyncIterator[Finding]:
     name = settings.waha_session
     ping = re.sub("/api$", "", settings.waha_api_url) + "/ping"
@@ -276,8 +315,10 @@ async def _waha(
         yield wrong(f"session {name}", str(status), session_cure(str(status)))
     for finding in _number(session, settings):
         yield finding
-    yield _silence(name, last_events.get(name))
-    for finding in _webhook(session, settings, url, last_events.get(name)):
+    last = told.last_events.get(name)
+    yield _silence(name, last)
+    sends = bool(last) and name not in told.unhooked
+    for finding in _webhook(session, settings, url, sends=sends):
         yield finding
 
 
@@ -308,8 +349,9 @@ def _silence(session: str, last: float | None) -> Finding:
 
 
 def _webhook(
-    session: dict[str, Any], settings: Settings, url: str | None, last_event: float | None
+    session: dict[str, Any], settings: Settings, url: str | None, *, sends: bool
 ) -> Iterator[Finding]:
+    """sends: an event came to the router since the session began, so some webhook there is."""
     what, want = "webhook", wanted(settings, url)
     if isinstance(want, str):
         yield mind(what, "not looked at", want)
@@ -317,7 +359,7 @@ def _webhook(
     config = session.get("config")
     left = webhooks.faults(config if isinstance(config, dict) else {}, want)
     for fault in left:
-        if fault.startswith("no webhook") and last_event is not None:
+        if fault.startswith("no webhook") and sends:
             yield mind(
                 what,
                 f"{fault} in the session, yet events come: WHATSAPP_HOOK_URL sets one for all"
@@ -338,11 +380,17 @@ async def _backend(client: httpx.AsyncClient, url: str) -> Finding:
             found = _clock(what, answer)
     except (httpx.HTTPError, ValueError) as exc:  # ValueError: IDNA
         do = "start it, or mend its URL"
-        if "//localhost" in url and Path("/.dockerenv").exists():
+        if "//localhost" in url and _in_container():
             do = "in a container localhost is the container itself: name the service"
         return wrong(what, _told(exc), do)
     if answer.status_code >= 500:
         return wrong(what, f"answers {answer.status_code} to a GET", "see its log")
+    if answer.is_redirect:
+        return wrong(
+            what,
+            f"answers {answer.status_code}, Location: {answer.headers.get('location', '')[:200]!a}",
+            "a delivery follows no redirect: set its URL to where it leads",
+        )
     return found if found.verdict is not Verdict.WELL else well(what, "answers")
 
 

@@ -1,6 +1,6 @@
 """What every store promises. Callers know nothing else of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -87,6 +87,9 @@ class Store(Protocol):
         wins, the lock follows the LID, and of two locks the newer one stays.
         Lock changes are in the mappings file on return, or soon after (see FileStore).
         """
+
+    async def are_known(self, messages: Sequence[InboundMessage]) -> list[bool]:
+        """Of each whether accept() would call it seen before; nothing is written."""
 
     async def rehearse(self, message: InboundMessage, decide: Decide) -> Rehearsal:
         """What accept() would do now; nothing is kept."""

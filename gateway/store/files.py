@@ -16,7 +16,7 @@ import shutil
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -304,6 +304,23 @@ class FileStore:
         changes.offer(lines.add(tx, content, tenant, user, alias))
         changes.counts.append((tenant, 1))
         self._staged_here().added[tenant] += 1
+
+    async def are_known(self, messages: Sequence[InboundMessage]) -> list[bool]:
+        def look(tx: Tx) -> list[bool]:
+            return [self._is_known(tx, message) for message in messages]
+
+        return await self._journal.run(look)
+
+    def _is_known(self, tx: Tx, message: InboundMessage) -> bool:
+        if message.seen_key is None:
+            return False
+        phone, lid = message.phone, message.lid
+        if lid and not phone:
+            phone = _phone_of(tx, lid)
+        elif phone and not lid:
+            lid = _lid_of(tx, phone)
+        ids = seen.hashed(phone, lid)
+        return self._seen.find(tx, message.seen_key, ids, message.arrived) is Found.ITSELF
 
     async def rehearse(self, message: InboundMessage, decide: Decide) -> Rehearsal:
         def work(tx: Tx) -> Rehearsal:

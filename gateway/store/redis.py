@@ -16,7 +16,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -362,6 +362,20 @@ class RedisStore:
             f"{waiting} messages of tenant {decision.tenant} wait, "
             f"MAX_BACKLOG_PER_TENANT={self._limits.max_backlog_per_tenant}"
         )
+
+    async def are_known(self, messages: Sequence[InboundMessage]) -> list[bool]:
+        known = [False] * len(messages)
+        by_session: dict[str, list[int]] = {}
+        for place, message in enumerate(messages):
+            user = message.phone or message.lid
+            if message.seen_key and user:
+                by_session.setdefault(session_of(user), []).append(place)
+        for session, places in by_session.items():
+            packed = [_packed(messages[place]) for place in places]
+            answers = await self._scripts.run(session, "are_known", messages=packed)
+            for place, answer in zip(places, answers, strict=True):
+                known[place] = answer == 1
+        return known
 
     async def rehearse(self, message: InboundMessage, decide: Decide) -> Rehearsal:
         user = message.phone or message.lid

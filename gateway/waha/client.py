@@ -8,6 +8,7 @@ without its store, 501 for what an engine cannot do.
 
 import asyncio
 import json
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +24,19 @@ _MESSAGES_BYTES = 67_108_864  # of a hundred messages with their previews
 _CONNECTIONS = 32
 _REFUSALS = frozenset({400, 401, 403, 404, 405, 501})  # the same call would get the same answer
 _NOT_DONE = frozenset({422, 429, 503})  # other 5xx: an engine may have failed after it sent
+
+
+# What a proxy in front says of a WAHA that is not there (RFC 9110, 15.6; Cloudflare's 52x).
+PROXY_STATUSES = frozenset({502, 503, 504, 530, *range(520, 528)})
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What WAHA says of a session. own_ids: of its number; config: empty if it has none."""
+
+    status: str | None
+    own_ids: frozenset[str]
+    config: dict[str, Any]
 
 
 class Waha:
@@ -65,25 +79,48 @@ class Waha:
             raise WahaRefused(f"{self._url}/sessions/{name}: what it answers is no session", 200)
         return answer
 
-    async def look_at(self, name: str) -> tuple[str | None, frozenset[str]]:
-        """The session's status, and the ids of its own number; as session() fails."""
+    async def look_at(self, name: str) -> SessionInfo:
+        """How the session stands; fails as session() does."""
         found = await self.session(name)
-        status, me = found.get("status"), found.get("me")
+        me = found.get("me")
         shown = me if isinstance(me, dict) else {}
         ids = [one for key in ("id", "lid") if (one := events.person(shown.get(key)))]
-        return events.status(status), frozenset(ids)
+        config = found.get("config")
+        return SessionInfo(
+            events.status(found.get("status")),
+            frozenset(ids),
+            config if isinstance(config, dict) else {},
+        )
+
+    async def uptime(self) -> float | None:
+        """Seconds for which WAHA itself has run; None if it does not say (a narrowed key gets 403).
+
+        Raise WahaUnavailable if it does not answer.
+        """
+        try:
+            answer = await self._call("GET", "/server/status")
+        except WahaRefused:
+            return None
+        told = answer.get("uptime") if isinstance(answer, dict) else None
+        is_number = isinstance(told, int | float) and not isinstance(told, bool)
+        return told / 1000 if is_number and told is not None and told >= 0 else None
 
     async def messages(
-        self, session: str, *, since: int, limit: int, offset: int
+        self, session: str, *, since: int, until: int | None, limit: int, offset: int
     ) -> list[dict[str, Any]]:
-        """Up to limit incoming messages of all chats that were sent at `since` (Unix seconds) or
-        later, from the offset-th on, as a `message` event's payload has them; in no known order.
+        """Up to limit incoming messages of all chats that were sent from `since` until `until`
+        (Unix seconds, both included), from the offset-th on, as a `message` event's payload has
+        them. Oldest first where WAHA knows sortOrder, else newest first; messages of one second
+        stand in the order in which they came, either way.
 
-        Raise WahaRefused where the engine cannot tell (WEBJS; NOWEB without its store).
+        Some may be left out of a page: the list ends where a page is empty. Raise WahaRefused where
+        the engine cannot tell (WEBJS; NOWEB without its store).
         """
         path = f"/{_quoted(session)}/chats/all/messages"
         path += f"?limit={limit}&offset={offset}&downloadMedia=false"
+        path += "&sortBy=timestamp&sortOrder=asc"
         path += f"&filter.timestamp.gte={since}&filter.fromMe=false"
+        path += "" if until is None else f"&filter.timestamp.lte={until}"
         answer = await self._call("GET", path, most=_MESSAGES_BYTES)
         if not isinstance(answer, list):
             raise WahaRefused(f"{self._url}{path}: what it answers is no list", 200)

@@ -71,6 +71,46 @@ def is_well(config: Json, wanted: Wanted) -> bool:
     return ignored and not faults(config, wanted)
 
 
+def why_nothing_comes(config: Json, *, path: str, hmac_key: str, api_key: str) -> str | None:
+    """Why no message reaches a router at path by what the session's own config says; None if one
+    does. A webhook that WHATSAPP_HOOK_URL sets for all sessions does not show here.
+
+    hmac_key and api_key: the ones that the router asks for; empty: none.
+    """
+    reason = "its config has no webhook to us"
+    listed = config.get("webhooks")
+    for webhook in listed if isinstance(listed, list) else []:
+        if not isinstance(webhook, dict) or not _leads_to(webhook, path):
+            continue
+        listed_events = webhook.get("events")
+        events = set(map(str, listed_events)) if isinstance(listed_events, list) else set()
+        hmac = webhook.get("hmac")
+        if not events & {*MESSAGE_EVENTS, "*"}:
+            reason = "the webhook to us is without the event message"
+        elif hmac_key and (hmac.get("key") if isinstance(hmac, dict) else None) != hmac_key:
+            reason = "the webhook to us is not signed with WEBHOOK_HMAC_KEY"
+        elif not hmac_key and api_key and not _sends_key(webhook, api_key):
+            reason = "the webhook to us does not send WAHA_API_KEY as X-Api-Key"
+        else:
+            return None
+    return reason
+
+
+def _leads_to(webhook: Json, path: str) -> bool:
+    try:
+        return urlsplit(str(webhook.get("url"))).path.rstrip("/") == path
+    except ValueError:
+        return False
+
+
+def _sends_key(webhook: Json, api_key: str) -> bool:
+    return api_key in [
+        one.get("value")
+        for one in _headers(webhook)
+        if str(one.get("name", "")).lower() == "x-api-key"
+    ]
+
+
 def faults(config: Json, wanted: Wanted) -> list[str]:
     """What is wrong with the webhook that the session has; nothing if it is as it should be."""
     ours, _ = _split(config, wanted.url)
@@ -88,12 +128,7 @@ def faults(config: Json, wanted: Wanted) -> list[str]:
         found.append("message and message.any are both in it: each message comes twice")
     hmac = webhook.get("hmac")
     key = hmac.get("key") if isinstance(hmac, dict) else None
-    keys = [
-        one.get("value")
-        for one in _headers(webhook)
-        if str(one.get("name", "")).lower() == "x-api-key"
-    ]
-    if wanted.api_key and not wanted.hmac_key and keys != [wanted.api_key]:
+    if wanted.api_key and not wanted.hmac_key and not _sends_key(webhook, wanted.api_key):
         found.append("it does not send WAHA_API_KEY as X-Api-Key")
     if wanted.hmac_key and key != wanted.hmac_key:
         found.append("its HMAC key is not WEBHOOK_HMAC_KEY" if key else "it is not signed")

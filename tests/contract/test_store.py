@@ -990,3 +990,20 @@ async def test_the_backlog_tells_how_many_wait_and_since_when(store: Store) -> N
     await say(store, "more", now=NOW + 2)
     backlog = await store.backlog()
     assert (backlog.waiting, backlog.oldest) == (2, NOW + 1)
+
+
+async def test_what_is_known_is_told_without_a_write(store: Store) -> None:
+    """By either id, as accept() would find it."""
+    await say(store, "start_realty_2", user=LID, other_id=ALI, bare_id="A1")
+    await say(store, "nobody's yet", user=SARA, bare_id="A2")
+    asked = [
+        message(user=LID, bare_id="A1"),
+        message(user=ALI, bare_id="A1"),
+        message(user=SARA, bare_id="A1"),  # ids are chosen by the sender's phone
+        message(user=SARA, bare_id="A2"),
+        message(user=ALI, bare_id="A3"),
+        message(user=ALI, bare_id="A1", session="sales"),
+    ]
+    for _ in range(2):
+        assert await store.are_known(asked) == [True, True, False, True, False, False]
+    assert await store.are_known([]) == []

@@ -261,6 +261,17 @@ local function accept(args, body)
   return {'accepted', user, helps and '1' or '0', tostring(released)}
 end
 
+function ops.are_known(args)
+  local answer = {}
+  for place, message in ipairs(args.messages) do
+    local phone, lid = message.phone, message.lid
+    if lid and not phone then phone = phone_of(lid) elseif phone and not lid then lid = lid_of(phone) end
+    local known = message.seen and find_seen(message, {hashed(phone) or '', hashed(lid) or ''})
+    answer[place] = known == 'itself' and 1 or 0
+  end
+  return answer
+end
+
 function ops.accept(args, body) return accept(args, body) end
 
 -- What accept() would do; then all of it is taken back.
