@@ -63,6 +63,7 @@ class Figures:
     locked_users: int
     locked_tenants: int
     store_up: bool
+    store_at_risk: bool
     mappings_lag: float | None  # None: there is no such file
     disk_free: int | None  # bytes; None: the store is no folder
     waiting_by_tenant: Mapping[int, int]  # the largest few
@@ -138,6 +139,9 @@ class Metrics:
         self._users = self._gauge("gateway_locked_users", "Users with a lock")
         self._tenants = self._gauge("gateway_locked_tenants", "Tenants with a locked user")
         self._store_up = self._gauge("gateway_store_up", "Whether webhooks can be accepted")
+        self._at_risk = self._gauge(
+            "gateway_store_at_risk", "Whether what is kept may be lost: a Redis that drops keys"
+        )
         self._lag = self._gauge(
             "gateway_mappings_file_lag_seconds", "Age of the oldest lock change not in the file"
         )
@@ -279,6 +283,7 @@ class Metrics:
             (self._users, figures.locked_users),
             (self._tenants, figures.locked_tenants),
             (self._store_up, figures.store_up),
+            (self._at_risk, figures.store_at_risk),
             (self._lag, figures.mappings_lag),
             (self._disk, figures.disk_free),
             (self._skew, figures.seconds_ahead),

@@ -471,6 +471,7 @@ class Health:
     mappings_behind: str | None  # why the mappings file lacks changes that are durable elsewhere
     mappings_lag: float = 0.0  # seconds for which it has lacked one
     has_file: bool = True  # False: there is no mappings file
+    at_risk: str | None = None  # why what is kept may be lost
 
 
 def request_id(headers: Iterable[tuple[str, str]]) -> str | None:

@@ -74,7 +74,13 @@ async def running(
         folder = None if place.startswith("file:") else share_folder(settings.data_dir)
         if folder:
             ends.callback(folder.close)
-        store = await open_store(place, limits or _limits(settings), leave, metrics.committed)
+        store = await open_store(
+            place,
+            limits or _limits(settings),
+            leave,
+            metrics.committed,
+            beside=settings.data_dir if settings.store_url else None,
+        )
         ends.push_async_callback(store.close)
         waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
         ends.push_async_callback(waha.close)

@@ -24,6 +24,7 @@ _OLD_SECONDS = 60.0  # a message that waits longer than this is worth a look
 SENTENCES = {
     "store.well": "writable",
     "store.refusing": "{why}",
+    "store.at_risk": "{why}",
     "mappings_file.well": "holds every lock",
     "mappings_file.behind": "{why}",
     "backlog.none": "nothing waits",
@@ -138,6 +139,8 @@ class State:
         health = self._store.health()
         if health.refusing:
             yield Part("store.refusing", Level.DOWN, {"why": health.refusing})
+        elif health.at_risk:
+            yield Part("store.at_risk", Level.LOOK, {"why": health.at_risk})
         else:
             yield Part("store.well")
         if health.mappings_behind:

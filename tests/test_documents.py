@@ -33,6 +33,7 @@ ROWS = re.findall(r"^\| (\d+)\. (.*?) \| (.*) \|$", TRAPS.split("\n## ")[0], re.
 OTHERS = {
     "NOTHING_SKIPPED", "REDIS_URL", "NODE_FUNCTION_ALLOW_BUILTIN", "WAHA_BASE_URL",
     "WAHA_DASHBOARD_PASSWORD", "WAHA_HOOK_HMAC_KEY", "WHATSAPP_FILES_LIFETIME", "WHATSAPP_HOOK_URL",
+    "WHATSAPP_START_SESSION",
     "SCAN_QR_CODE", "LOCK_CHANGED",
 }  # fmt: skip
 

@@ -86,6 +86,7 @@ async def _figures(store: Store, courier: Courier, state: State, settings: Setti
         locked_users=users,
         locked_tenants=tenants,
         store_up=health.refusing is None,
+        store_at_risk=health.at_risk is not None,
         mappings_lag=health.mappings_lag if health.has_file else None,
         disk_free=shutil.disk_usage(settings.data_dir).free if health.has_file else None,
         waiting_by_tenant=dict(

@@ -13,7 +13,7 @@ _TOLD = {
     "history": "lines of the history",
     "help": "help messages",
     "tenant": "delivered so far",
-    "heard": "WAHA sessions' last messages",
+    "heard": "times that WAHA sessions were heard",
     "dead_letter": "dead letters",
     "held": "held messages",
     "unreadable": "messages that could not be read",

@@ -21,30 +21,37 @@ async def open_store(
     limits: Limits,
     leave: Leave = lambda _: None,
     committed: Committed = lambda _seconds, _operations: None,
+    *,
+    beside: Path | None = None,
 ) -> Store:
     """The store that url names by its scheme (file:<folder>); StartRefused if unusable.
 
     leave is called with the reason when it turns out that it cannot be trusted any longer: the
-    process must end then. committed is called after each durable write.
+    process must end then. committed is called after each durable write. beside: the data folder,
+    if the store is another one.
     """
     scheme = url.partition(":")[0]
     if scheme not in _STORES:
         raise StartRefused(
             f"STORE_URL={scheme}:…: must be empty or begin with one of {', '.join(_STORES)}:"
         )
-    return await _STORES[scheme](url, limits, leave, committed)
+    return await _STORES[scheme](url, limits, leave, committed, beside)
 
 
-async def _files(url: str, limits: Limits, leave: Leave, committed: Committed) -> Store:
+async def _files(
+    url: str, limits: Limits, leave: Leave, committed: Committed, _: Path | None
+) -> Store:
     folder = Path(url.partition(":")[2])
     return await FileStore.open(folder, limits, leave=leave, committed=committed)
 
 
-async def _redis(url: str, limits: Limits, _: Leave, committed: Committed) -> Store:
-    return await RedisStore.open(url, limits, committed)
+async def _redis(
+    url: str, limits: Limits, _: Leave, committed: Committed, beside: Path | None
+) -> Store:
+    return await RedisStore.open(url, limits, committed, beside=beside)
 
 
-_STORES: dict[str, Callable[[str, Limits, Leave, Committed], Awaitable[Store]]] = {
+_STORES: dict[str, Callable[[str, Limits, Leave, Committed, Path | None], Awaitable[Store]]] = {
     "file": _files,
     **dict.fromkeys(SCHEMES, _redis),
 }

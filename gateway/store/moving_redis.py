@@ -298,6 +298,7 @@ class RedisContents:
         async for key in self._client.scan_iter(match="gw:*", count=1000):
             if key != MARK.encode():
                 await self._client.unlink(key)
+        await self._scripts.adopt_store()
         self._numbers = {HOME: await self._scripts.number_of(HOME)}
 
     async def put(self, table: str, rows: list[Row]) -> None:

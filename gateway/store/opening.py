@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 from gateway.errors import StartRefused
 from gateway.model import Moment, TenantId, UserId
@@ -77,6 +78,30 @@ def share_folder(folder: Path) -> IO[bytes] | None:
             " stop that one, or give each its own DATA_DIR"
         ) from exc
     return mutex
+
+
+def what_it_holds(folder: Path) -> str | None:
+    """What a router on files has kept in folder, in words; None if nothing that would be missed, or
+    all of it has moved elsewhere."""
+    if (mark_of(folder) or "").startswith(LEFT):
+        return None
+    path = folder / mappings.FILE_NAME
+    with contextlib.suppress(OSError):
+        if path.is_file() and path.read_bytes().strip() not in (b"", b"{}"):
+            return f"locks ({path.name})"
+    database = folder / DATABASE_NAME
+    if not database.exists():
+        return None
+    tables = ("delivery", "held", "dead_letter", "history")
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)
+        with contextlib.closing(connection):
+            for table in tables:
+                if connection.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()[0]:
+                    return f"messages and their history ({database.name})"
+    except sqlite3.Error as exc:
+        return f"a {database.name} that cannot be read ({exc})"
+    return None
 
 
 def take_folder(folder: Path) -> IO[bytes]:

@@ -61,6 +61,7 @@ from gateway.model import (
     UnreadableReason,
     UserId,
 )
+from gateway.store import mappings, opening
 from gateway.store.base import (
     DECRYPTION_SECONDS,
     HELP_SECONDS,
@@ -112,12 +113,18 @@ class RedisStore:
         url: str,
         limits: Limits,
         committed: Committed = lambda _seconds, _operations: None,
+        *,
+        beside: Path | None = None,
     ) -> "RedisStore":
-        """url: see scripts.open_scripts. Raise StartRefused if Redis cannot be reached or used."""
+        """url: see scripts.open_scripts. beside: the data folder of the same router.
+
+        Raise StartRefused if Redis cannot be reached or used, or is empty while that folder holds
+        what a router on files has kept.
+        """
         scripts = await open_scripts(url, hold_seconds=limits.hold_seconds, committed=committed)
         store = cls(scripts, limits)
         try:
-            await store._start()
+            await store._start(beside)
         except StoreUnavailable as exc:
             await scripts.close()
             raise StartRefused(f"STORE_URL: Redis does not answer ({exc})") from exc
@@ -142,10 +149,21 @@ class RedisStore:
         self._unknown: dict[str, set[str]] = {}  # claims of which nobody here knows, by session
         self._full_sessions: dict[str, str] = {}  # MAX_BACKLOG is reached there, in words
         self._turns: WeakValueDictionary[UserId, asyncio.Lock] = WeakValueDictionary()
+        self._dropped_before = 0  # keys that Redis had dropped before we began
+        self._lost: str | None = None  # why what it holds is not to be trusted
+        self._at_risk: str | None = None  # why it may come to that
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def _start(self) -> None:
+    async def _start(self, beside: Path | None) -> None:
         await self._refuse_moved()
+        if beside and (held := opening.what_it_holds(beside)) and await self._holds_no_lock():
+            raise StartRefused(
+                f"STORE_URL: this Redis holds no lock, while {beside} holds {held}: carry it over"
+                f" with python whatsapp_router.py move --from file:{beside} --to …, or move"
+                f" router.db and {mappings.FILE_NAME} away to begin with nothing"
+            )
+        await self._scripts.adopt_store()
+        self._dropped_before = (await self._scripts.memory()).dropped
         await self._know_session(HOME)
         await self._renew_all()
         await self._refuse_moved()  # again: a move looks for leases after it has set its mark
@@ -153,8 +171,18 @@ class RedisStore:
         await self._count()
         self._tasks = [
             asyncio.create_task(self._keep(work, seconds))
-            for work, seconds in ((self._renew_all, _RENEW_SECONDS), (self._sweep, _RENEW_SECONDS))
+            for work, seconds in (
+                (self._renew_all, _RENEW_SECONDS),
+                (self._sweep, _RENEW_SECONDS),
+                (self._look_at_memory, _RENEW_SECONDS),
+            )
         ]
+
+    async def _holds_no_lock(self) -> bool:
+        for session in await self._scripts.sessions():
+            if await self._scripts.call(self._scripts.client.hlen(f"gw:{{{session}}}:lock")):
+                return False
+        return True
 
     async def _refuse_moved(self) -> None:
         client = self._scripts.client
@@ -275,6 +303,25 @@ class RedisStore:
                 self._full_sessions.pop(session, None)
         self._totals = users, len(tenants) or many
 
+    async def _look_at_memory(self) -> None:
+        """A Redis that drops keys may have been told to only now."""
+        memory = await self._scripts.memory()
+        dropped = memory.dropped - self._dropped_before
+        lost = at_risk = None
+        if dropped > 0 and memory.policy and memory.policy.startswith("allkeys"):
+            lost = (
+                f"it has dropped {dropped} keys for want of memory (maxmemory-policy"
+                f" {memory.policy}), and locks may be among them: set noeviction, restore it, and"
+                " restart the routers"
+            )
+        elif memory.policy:
+            at_risk = f"Redis drops keys when its memory is full (maxmemory-policy {memory.policy})"
+            at_risk += f", {dropped} so far" if dropped > 0 else ""
+            at_risk += ": set noeviction"
+        if (lost, at_risk) != (self._lost, self._at_risk) and (lost or at_risk):
+            log.error("%s", lost or at_risk, extra={"event": "store.evicts"})
+        self._lost, self._at_risk = lost, at_risk
+
     async def _know(self, user: UserId) -> str:
         """The session of user, from now on among those that are looked through."""
         session = session_of(user)
@@ -291,6 +338,8 @@ class RedisStore:
     async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
         user = message.phone or message.lid
         assert user is not None, "only a person's message is accepted"
+        if self._lost:
+            raise self._scripts.patience.unavailable(f"Redis: {self._lost}")
         session = await self._know(user)
         # What one router is given is decided in that order, though it takes two steps.
         async with self._turn_of(self._known_as.get(user, user)):
@@ -807,11 +856,11 @@ class RedisStore:
         raise NoBackUp("the store is a Redis: back that up, by its append-only file")
 
     def health(self) -> Health:
-        trouble = self._scripts.trouble
+        trouble = self._lost or self._scripts.trouble
         refusing = (
             f"Redis: {trouble}" if trouble else next(iter(self._full_sessions.values()), None)
         )
-        return Health(refusing, None, has_file=False)
+        return Health(refusing, None, has_file=False, at_risk=self._at_risk)
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -7,6 +7,7 @@ what costs is the call. Each is still one step: a script runs undisturbed.
 import asyncio
 import logging
 import time
+import uuid
 from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import orjson
 import redis.asyncio
 from redis.asyncio.sentinel import Sentinel
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError
 
 from gateway.errors import StartRefused, StoreUnavailable
 from gateway.model import UserId
@@ -36,14 +37,22 @@ LOOKING, UNFINISHED, ARRIVED = b"looking", b"unfinished", b"arrived"
 
 _IDS_OF_A_SESSION = 10**10
 _UNTIL = "!"  # no session's name: until when no new session is taken in, Unix seconds
+_ID = "#"  # no session's name either: the store's id
+# Told by a Redis that is empty, or holds another store, while a router works on this one.
+_ANOTHER_STORE = (
+    "STOREID it does not hold the store that this router opened: it came back empty, or another"
+    " stands in its place. Restore it from its append-only file or a back-up; to begin with what it"
+    " holds now, restart the routers"
+)
 _NUMBER = """
+if redis.call('HGET', KEYS[1], '#') ~= ARGV[2] then return redis.error_reply(ARGV[3]) end
 local number = redis.call('HGET', KEYS[1], ARGV[1])
 if number then return number end
 local closed = redis.call('HGET', KEYS[1], '!')
 if closed and tonumber(closed) > tonumber(redis.call('TIME')[1]) then
   return redis.error_reply('what was here has moved, or is being moved')
 end
-number = redis.call('HLEN', KEYS[1]) - (closed and 1 or 0)
+number = redis.call('HLEN', KEYS[1]) - (closed and 2 or 1)
 redis.call('HSET', KEYS[1], ARGV[1], number)
 return number
 """
@@ -92,6 +101,15 @@ def without_none(args: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in args.items() if value is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """policy: the maxmemory-policy by which a server drops keys; None if none does. dropped: how
+    many it has dropped so for want of memory since its start."""
+
+    policy: str | None
+    dropped: int
+
+
 class Scripts:
     """trouble is why Redis does not do what it is asked, None while it does."""
 
@@ -100,6 +118,7 @@ class Scripts:
         self.trouble: str | None = None
         self.patience = Patience()
         self._text = _text(hold_seconds)
+        self._store_id = ""
         self._committed = committed
         self._sha: str | None = None
         self._queues: dict[str, deque[_Operation]] = {}
@@ -124,11 +143,11 @@ class Scripts:
         if self.trouble is None:
             log.error(
                 "Redis does not do what it is asked (%s): webhooks get 503 until it does",
-                exc,
+                _reason(exc),
                 extra={"event": "store.failed"},
             )
-        self.trouble = f"{exc}"
-        return self.patience.unavailable(f"Redis: {exc}")
+        self.trouble = _reason(exc)
+        return self.patience.unavailable(f"Redis: {self.trouble}")
 
     def _failed_alone(self, name: str, exc: Exception) -> StoreUnavailable:
         """One operation of several; what it had written so far stays, as Redis has it."""
@@ -149,9 +168,25 @@ class Scripts:
     async def sessions(self) -> dict[str, int]:
         """All that are known, each with its number."""
         found = await self.call(self.client.hgetall("gw:sessions"))
-        return {
-            name.decode(): int(number) for name, number in found.items() if name != _UNTIL.encode()
-        }
+        others = (_UNTIL.encode(), _ID.encode())
+        return {name.decode(): int(number) for name, number in found.items() if name not in others}
+
+    async def adopt_store(self) -> None:
+        """Work on the store that is there from now on, and on no other; an empty Redis gets a new
+        one, and one of before there were ids gets its id now."""
+        found = await self.call(self.client.hget("gw:sessions", _ID))
+        if found is None:
+            await self.call(self.client.hsetnx("gw:sessions", _ID, uuid.uuid4().hex))
+            found = await self.call(self.client.hget("gw:sessions", _ID))
+        self._store_id = found.decode()
+        for session in await self.sessions():
+            await self._mark(session)
+
+    async def _mark(self, session: str) -> None:
+        key = f"gw:{{{session}}}:store"
+        # Not written without need: a router must be able to start though Redis' memory is full.
+        if await self.call(self.client.get(key)) is None:
+            await self.call(self.client.set(key, self._store_id, nx=True))
 
     async def close_registry(self, until: float) -> None:
         """No session becomes known that is not yet, until then (Unix seconds)."""
@@ -159,7 +194,16 @@ class Scripts:
 
     async def number_of(self, session: str) -> int:
         """A new one if it is not known."""
-        return int(await self.call(self.client.eval(_NUMBER, 1, "gw:sessions", session)))
+        found = await self.call(
+            self.client.eval(_NUMBER, 1, "gw:sessions", session, self._store_id, _ANOTHER_STORE)
+        )
+        await self._mark(session)
+        return int(found)
+
+    async def memory(self) -> "Memory":
+        """How the servers deal with a memory that is full."""
+        found: dict[str, Any] = await self.call(self.client.info())
+        return _memory(list(found.values()) if "redis_version" not in found else [found])
 
     async def _send(self, session: str) -> None:
         """Call after call until nothing is asked for any more."""
@@ -188,7 +232,8 @@ class Scripts:
 
     async def _evaluate(self, session: str, some: list[_Operation]) -> list[Any]:
         key = f"gw:{{{session}}}"
-        flat = [part for one in some for part in (one.name, one.args, one.body)]
+        parts = [part for one in some for part in (one.name, one.args, one.body)]
+        flat = [self._store_id, *parts]
         if self._sha is None:
             self._sha = await self.call(self.client.script_load(self._text))
         began = time.perf_counter()
@@ -227,7 +272,7 @@ async def open_scripts(
         await _check(client)
     except (RedisError, OSError) as exc:
         await client.aclose()
-        raise StartRefused(f"STORE_URL: Redis does not answer ({exc}): is it running?") from exc
+        raise StartRefused(f"STORE_URL: {_why_no_start(exc)}") from exc
     except StartRefused:
         await client.aclose()
         raise
@@ -276,11 +321,17 @@ async def _check(client: Client) -> None:
     version = str(found["redis_version"])
     if tuple(map(int, version.split(".")[:2])) < (6, 2):
         raise StartRefused(f"STORE_URL: Redis {version} is too old: 6.2 or newer is needed")
-    policy = found.get("maxmemory_policy", "noeviction")
-    if found.get("maxmemory") and policy != "noeviction":
+    memory = _memory([found])
+    if memory.policy and found.get("maxmemory"):
         raise StartRefused(
-            f"STORE_URL: Redis drops what it has no room for (maxmemory-policy {policy}), locks"
-            " among it: set noeviction"
+            "STORE_URL: Redis drops what it has no room for (maxmemory-policy"
+            f" {memory.policy}), locks among it: set noeviction"
+        )
+    if memory.policy:
+        log.warning(
+            "Redis would drop locks once a maxmemory is set (maxmemory-policy %s): set noeviction",
+            memory.policy,
+            extra={"event": "store.evicts"},
         )
     if not found.get("aof_enabled"):
         log.warning(
@@ -290,9 +341,34 @@ async def _check(client: Client) -> None:
         )
 
 
+def _memory(servers: list[dict[str, Any]]) -> Memory:
+    policies = [str(one.get("maxmemory_policy", "noeviction")) for one in servers]
+    evicting = [one for one in policies if one != "noeviction"]
+    dropped = sum(int(one.get("evicted_keys", 0)) for one in servers)
+    return Memory(evicting[0] if evicting else None, dropped)
+
+
+def _reason(exc: Exception) -> str:
+    """Why it failed, without what only this project's code knows."""
+    return str(exc).removeprefix("STOREID ") or type(exc).__name__
+
+
+def _why_no_start(exc: Exception) -> str:
+    """In words that name the cure."""
+    told = str(exc).lower()
+    if isinstance(exc, NoPermissionError) or "no permissions" in told:
+        return f"the Redis user in it lacks a right ({exc}): see docs/scaling.md, Rights"
+    if "invalid username-password" in told or "wrongpass" in told or "invalid password" in told:
+        return "Redis does not take the user and password in it"
+    if isinstance(exc, AuthenticationError) or "already authenticated" in told or "noauth" in told:
+        return "Redis asks for a password, and it holds none: redis://:password@host:6379/0"
+    return f"Redis does not answer ({exc}): is it running?"
+
+
 def _text(hold_seconds: float) -> str:
     folder = Path(__file__).parent / "lua"
     parts = [(folder / f"{name}.lua").read_text("utf-8") for name in _FILES]
     # Not an argument of each call: it is the same for all.
     parts.insert(1, f"local HOLD_SECONDS = {hold_seconds!r}\n")
+    parts.insert(1, f'local ANOTHER_STORE = "{_ANOTHER_STORE}"\n')
     return "".join(parts)
