@@ -12,6 +12,7 @@ python whatsapp_router.py move --from … --to …              carries all to a
 python whatsapp_router.py rebuild                           writes a lost mappings file anew
 """
 
+import logging
 import os
 import sys
 
@@ -22,7 +23,7 @@ os.environ.setdefault("UV_THREADPOOL_SIZE", "64")
 from gateway import commands, log
 from gateway.app import create_app
 from gateway.errors import StartRefused
-from gateway.settings import Settings, load
+from gateway.settings import Settings, load, misspelt_names
 
 
 def _settings() -> Settings:
@@ -31,6 +32,13 @@ def _settings() -> Settings:
     except StartRefused as exc:
         sys.exit(f"{exc}")
     log.set_up(settings.log_level, settings.log_format, mask_users=settings.log_mask_users)
+    for name, meant in misspelt_names().items():
+        logging.getLogger("gateway").warning(
+            "%s is no setting and changes nothing: is %s meant?",
+            name,
+            meant,
+            extra={"event": "start.misspelt"},
+        )
     return settings
 
 

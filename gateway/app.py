@@ -7,22 +7,24 @@ from collections.abc import AsyncIterator, Callable
 
 import httpx
 from fastapi import Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.exceptions import HTTPException, RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway import VERSION, backend
-from gateway.api import admin, answers, health
+from gateway.api import admin, answers, bodies, health
 from gateway.api.access import Access
 from gateway.api.explain import explain_router
+from gateway.api.inputs import Users
 from gateway.api.recovery import recovery_router
 from gateway.api.refusals import Refusals
 from gateway.api.tenants import links_router, tenants_router
 from gateway.api.users import users_router
 from gateway.api.webhook import WebhookEndpoint
-from gateway.errors import GatewayError
+from gateway.errors import BodyEncoded, GatewayError
 from gateway.page.door import Door
 from gateway.page.frame import Frame
 from gateway.page.views import Page
@@ -95,8 +97,29 @@ def create_app(
     async def refused(request: Request, exc: GatewayError) -> Response:
         return refusals.answer(request, exc)
 
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def no_route(request: Request, exc: HTTPException) -> Response:
+        if request.scope.get("route") is None or exc.status_code == 405:
+            refusals.wrong_path(request, exc.status_code)
+        return await http_exception_handler(request, exc)
+
+    @app.exception_handler(400)
+    async def undecodable(request: Request, exc: HTTPException) -> Response:
+        return encoded(request) or await http_exception_handler(request, exc)
+
+    def encoded(request: Request) -> Response | None:
+        """The answer to a body that cannot be read because it is compressed; None if it is not."""
+        try:
+            bodies.check_encoding(request)
+        except BodyEncoded as exc:
+            return refusals.answer(request, exc)
+        return None
+
     @app.exception_handler(RequestValidationError)
     async def unusable(request: Request, exc: RequestValidationError) -> Response:
+        if answer := encoded(request):
+            return answer
         return answers.of_input(exc.errors(), request.headers.get("content-type"))
 
     _add_documents(app, access)
@@ -109,6 +132,7 @@ def _open(
     """Add every route that needs the parts."""
     store, operator, tenants = parts.store, parts.operator, parts.tenants
     home = settings.waha_session
+    users = Users(home_session=home, gateway_phone=settings.gateway_phone)
     endpoint = WebhookEndpoint(
         parts.ingest, access, refusals, parts.metrics, settings.max_body_bytes
     )
@@ -119,8 +143,8 @@ def _open(
     for one in (
         health.ready_router(store, parts.courier, parts.state, parts.metrics, settings),
         admin.router(store),
-        admin.letters_router(store, operator, home),
-        users_router(store, operator, home_session=home),
+        admin.letters_router(store, operator, users),
+        users_router(store, operator, users),
         tenants_router(store, operator, tenants),
         links_router(parts.links),
         explain_router(parts.ingest, access, settings.max_body_bytes),
@@ -154,6 +178,8 @@ def _warn_of_open_doors(settings: Settings) -> None:
             name,
             extra={"event": "start.published_key"},
         )
+    if shut := settings.shut_doors:
+        log.warning("%s", " ".join(shut), extra={"event": "start.shut"})
     if settings.listens_on_loopback and not settings.admin_api_key.get_secret_value():
         # nginx 1.29.7 and later passes a call on as HTTP/1.1 and adds nothing it could be told by.
         log.info(

@@ -7,6 +7,7 @@ GatewayError
 ├── BadSignature            401: key or signature missing or wrong
 ├── NotAllowed              403: nothing is open to this caller
 ├── BodyTooLarge            413
+├── BodyEncoded             415: compressed, say
 ├── TooLongForQr            422: a link that no QR code holds
 ├── TooManyGuesses          429: wrong keys on the page
 ├── NotLockable             422: a user cannot be locked to that tenant
@@ -48,6 +49,10 @@ class NotAllowed(GatewayError):
 
 
 class BodyTooLarge(GatewayError):
+    pass
+
+
+class BodyEncoded(GatewayError):
     pass
 
 

@@ -4,14 +4,17 @@ A wrong value stops the start and names itself: see load().
 """
 
 import base64
+import difflib
 import functools
 import ipaddress
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import httpx
+from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -128,7 +131,38 @@ def _path(value: str) -> str:
 def _digits(value: str) -> str:
     if not re.fullmatch(r"[0-9]{5,20}", value):
         raise ValueError("must be the number in 5-20 digits, without + and blanks")
+    if value.startswith("0"):
+        raise ValueError("must begin with the country code, as 971557357753 does, not with 0")
     return value
+
+
+def _folder(value: Any) -> Any:
+    """No shell puts a home in the place of ~ in an env file."""
+    if not isinstance(value, str | Path) or not str(value).startswith("~"):
+        return value
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as exc:
+        raise ValueError("must be a path; there is no such home") from exc
+
+
+# Names of others' settings that look like ours, or that an .env shared with WAHA holds.
+_NOT_OURS = re.compile(
+    "WHATSAPP_.*|WAHA_(?:BASE|HOOK|DASHBOARD|LOG|PRINT|MEDIA|SESSION_CONFIG|NO|S3|HTTP|API_KEY_)_?.*"
+)
+_ALIKE = 0.8  # of difflib; WEBHOOK_HMAC is WEBHOOK_HMAC_KEY by 0.86
+
+
+def misspelt_names(env_file: str | None = ".env") -> dict[str, str]:
+    """Names that are set and are no settings, with the setting that each is probably meant for."""
+    names = [name.upper() for name in Settings.model_fields]
+    found: dict[str, str] = {}
+    for given in _raw_values(env_file):
+        if given in names or "_" not in given or _NOT_OURS.fullmatch(given):
+            continue
+        if meant := difflib.get_close_matches(given, names, n=1, cutoff=_ALIKE):
+            found[given] = meant[0]
+    return found
 
 
 def _prefix(value: str) -> str:
@@ -214,7 +248,7 @@ class Settings(BaseSettings):
         "127.0.0.1", description="address to listen on"
     )
     port: int = Field(8001, ge=1, le=65535, description="port to listen on")
-    data_dir: Path = Field(
+    data_dir: Annotated[Path, BeforeValidator(_folder)] = Field(
         Path("data"), description="folder of the mappings file, router.db and tenants.json"
     )
     store_url: Annotated[str, AfterValidator(_store_url)] = Field(
@@ -328,6 +362,26 @@ class Settings(BaseSettings):
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
+    def shut_doors(self) -> list[str]:
+        """What is open to nobody for want of a key, and what to set; a sentence for each."""
+        if self.listens_on_loopback:
+            return []
+        shut = []
+        if not self.webhook_hmac_key.get_secret_value():
+            without = (
+                "Webhooks without WAHA_API_KEY as X-Api-Key get 401, and WAHA sends none of itself"
+                if self.waha_api_key.get_secret_value()
+                else "Every webhook gets 403"
+            )
+            shut.append(
+                f"{without}: set WEBHOOK_HMAC_KEY here, and the same as WHATSAPP_HOOK_HMAC_KEY at"
+                " WAHA (or run connect-waha)."
+            )
+        if not self.admin_api_key.get_secret_value():
+            shut.append("/router/*, /ready and /metrics are shut: set ADMIN_API_KEY.")
+        return shut
+
+    @property
     def published_keys(self) -> tuple[str, ...]:
         """The names of the settings whose key anybody could guess."""
         return tuple(
@@ -356,6 +410,8 @@ def is_loopback(host: str) -> bool:
 def load(env_file: str | None = ".env") -> Settings:
     """The settings; raise StartRefused with a line for each wrong value."""
     settings = _read(env_file)
+    if lines := _quoted_lines():
+        raise StartRefused("\n".join(lines))
     if settings.published_keys and not settings.listens_on_loopback:
         raise StartRefused(
             "\n".join(
@@ -366,6 +422,19 @@ def load(env_file: str | None = ".env") -> Settings:
             )
         )
     return settings
+
+
+def _quoted_lines() -> list[str]:
+    """A line for each setting whose value stands in quotes: `docker --env-file` keeps them."""
+    return [
+        f"{name}: its value stands in quotes, which became a part of it: take them away (docker's"
+        " --env-file keeps them)"
+        for name, value in os.environ.items()
+        if name.lower() in Settings.model_fields
+        and len(value) > 1
+        and value[0] == value[-1]
+        and value[0] in "'\""
+    ]
 
 
 def _read(env_file: str | None) -> Settings:
@@ -401,10 +470,6 @@ def _default(field: Any) -> str:
 
 
 def _raw_values(env_file: str | None) -> dict[str, str]:
-    import os
-
-    from dotenv import dotenv_values
-
     values = dotenv_values(env_file) if env_file else {}
     merged = {name.upper(): text or "" for name, text in values.items()}
     return merged | {name.upper(): text for name, text in os.environ.items()}

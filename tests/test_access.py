@@ -139,6 +139,30 @@ def test_the_admin_key_is_asked_of_this_machine_too(tmp_path: Path) -> None:
             access.check_admin(call)
 
 
+@pytest.mark.parametrize("keys", ["new,old"])
+def test_a_key_may_come_as_a_bearer_and_more_than_once(tmp_path: Path, keys: str) -> None:
+    """Prometheus 3.5 repeats a header at each scrape, and older ones know `authorization` only."""
+    access = Access(settings_of(tmp_path, admin_api_key=keys, waha_api_key="w", host="0.0.0.0"))
+    for call in (
+        connection(authorization="Bearer new"),
+        connection(authorization="bearer  old"),
+        twice("x-api-key", "new", "new"),
+        twice("authorization", "Bearer new", "Bearer new"),
+        connection(x_api_key="new", authorization="Basic eA=="),
+    ):
+        access.check_admin(call)
+    for call in (
+        twice("x-api-key", "new", "old"),
+        twice("authorization", "Bearer new", "Bearer old"),
+        connection(authorization="Basic new"),
+        connection(authorization="Bearer"),
+        connection(authorization="new"),
+    ):
+        with pytest.raises(BadSignature):
+            access.check_admin(call)
+    access.check_webhook(connection(peer="10.0.0.5", authorization="Bearer w"))
+
+
 GUARDED = [
     "/ready",
     "/metrics",

@@ -4,9 +4,14 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import sqlite3
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from gateway.model import Moment
 from gateway.store import journal, open_store
 from gateway.store.opening import rebuild
 from tests.conftest import LIMITS
+from tests.e2e.router import ROOT
 from tests.messages import ALI, LID, NOW, SARA, by_the_rules, message, user
 
 
@@ -313,3 +319,88 @@ async def test_a_clock_that_went_back_while_down_delays_nobody(folder: Path) -> 
     store = await open_store(f"file:{folder}", LIMITS)
     assert len(await store.claim(1, wait=5)) == 1
     await store.close()
+
+
+# what is another account's, or a mount of its own
+
+OPEN = """
+import sys, time
+from pathlib import Path
+from gateway.errors import StartRefused
+from gateway.store.journal import connect
+from gateway.store.opening import open_folder
+try:
+    open_folder(Path(sys.argv[1]), time.time(), connect)
+except StartRefused as exc:
+    print(exc)
+else:
+    print("opened")
+"""
+NOBODY = 65_534
+
+
+def opened_by(folder: Path, *before: str, user: int | None = None) -> str:
+    """What a process of another account, or behind another command, says of folder."""
+    command = [*before, sys.executable, "-c", OPEN, str(folder)]
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PATH": os.environ["PATH"],
+    }
+    done = subprocess.run(
+        command, env=environment, user=user, cwd="/", capture_output=True, text=True, timeout=60
+    )
+    if done.returncode and "Permission denied" in done.stderr:
+        pytest.skip("another account cannot read this Python")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A folder that every account can reach."""
+    made = Path(tempfile.mkdtemp(dir="/tmp"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make what belongs to another account")
+@pytest.mark.parametrize("what", ["folder", "parent", "router.db", "router_mappings.json"])
+def test_what_belongs_to_another_account_is_named_with_the_one_command(
+    open_path: Path, what: str
+) -> None:
+    folder = open_path / "data"
+    if what == "parent":
+        belongs = open_path
+    else:
+        folder.mkdir()
+        belongs = folder
+        if what != "folder":
+            os.chown(folder, NOBODY, NOBODY)
+            belongs = folder / what
+            belongs.write_text("{}")
+            belongs.chmod(0o600)
+    said = opened_by(folder, user=NOBODY)
+    assert f"{belongs} belongs to uid 0, the router runs as uid {NOBODY}" in said
+    assert re.search(rf"sudo chown -R {NOBODY}:\d+ {belongs} ", said)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("name", ["router_mappings.json", "router.db"])
+def test_a_file_that_is_a_mount_of_its_own_is_refused_at_the_first_start(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "the data"
+    folder.mkdir()
+    (folder / name).touch()
+    (tmp_path / "outside").write_text("{}")
+    mount = f'mount --bind "{tmp_path}/outside" "{folder / name}" && exec "$@"'
+    try:
+        said = opened_by(folder, "unshare", "-m", "sh", "-c", mount, "sh")
+    except AssertionError as exc:
+        if "unshare" in str(exc) or "mount:" in str(exc):
+            pytest.skip("nothing can be mounted here")
+        raise
+    assert f"{folder / name}: is a mount of its own" in said
+    assert (tmp_path / "outside").read_text() == "{}"

@@ -535,7 +535,7 @@ async def test_each_minute_of_the_hour_ends() -> None:
         ("158764321000005@lid", "158764321000005@lid"),
         ("0012345", "12345"),
         ("001234", None),
-        ("050 123 4567", None),
+        ("050 123 4567", "971501234567"),
         ("00050 123 4567", None),
         ("0501234567@c.us", "0501234567"),
         ("²²²²²", None),
@@ -547,7 +547,37 @@ async def test_each_minute_of_the_hour_ends() -> None:
     ],
 )
 def test_spellings(text: str, person: str | None) -> None:
-    assert spelling.person(text) == person
+    assert spelling.person(text, gateway_phone="971557357753") == person
+
+
+@pytest.mark.parametrize(
+    ("text", "gateway_phone", "person"),
+    [
+        ("050 123 4567", "971557357753", "971501234567"),
+        ("0501234567", "971557357753", "971501234567"),
+        ("٠٥٠ ١٢٣ ٤٥٦٧", "971557357753", "971501234567"),
+        ("0151 1234567", "4915112345678", "491511234567"),
+        ("06 1234 5678", "390612345678", "390612345678"),  # a part of the number there
+        ("050 123 4567", "99912345678", None),  # of no country that is known
+        ("05", "971557357753", None),
+        ("050", "971557357753", None),
+        ("0000501234567", "971557357753", None),
+        ("+971 050 151 6001", "971557357753", "971501516001"),
+        ("9710501516001", "971557357753", "971501516001"),
+        ("00971 050 151 6001", "971557357753", "971501516001"),
+        ("+44 07911 123456", "971557357753", "447911123456"),
+        ("+39 06 1234 5678", "971557357753", "390612345678"),
+        ("+971 0", "971557357753", None),
+        ("+52 1 55 1234 5678", "971557357753", "5215512345678"),  # WhatsApp's own form
+        ("97150000001", "971557357753", "97150000001"),
+        ("9710501516001@c.us", "971557357753", "9710501516001"),  # as WhatsApp has it
+    ],
+)
+def test_a_number_is_read_as_it_is_dialled(
+    text: str, gateway_phone: str, person: str | None
+) -> None:
+    """A lock on a number that no message has would do nothing."""
+    assert spelling.person(text, gateway_phone=gateway_phone) == person
 
 
 def test_on_redis_the_page_shows_the_same(tmp_path: Path, redis_socket: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.errors import StartRefused
 from gateway.model import LockPolicy
-from gateway.settings import Settings, load, split
+from gateway.settings import Settings, load, misspelt_names, split
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,8 @@ def test_without_an_environment_the_defaults_hold() -> None:
         ("BACKEND_TIMEOUT", "two", "number"),
         ("WAHA_SESSION", "a/b", "1-64"),
         ("GATEWAY_PHONE", "+971 55 735 7753", "digits"),
+        ("GATEWAY_PHONE", "0557357753", "must begin with the country code"),
+        ("DATA_DIR", "~nobody-of-that-name/data", "no such home"),
         ("DEEP_LINK_PREFIX", "start realty", "1-40"),
         ("DEEP_LINK_PREFIX", "start_", "not end with _"),
         ("LOCK_POLICY", "newest", "'last_link' or 'first_link'"),
@@ -140,3 +142,77 @@ def test_a_dotenv_file_counts_and_the_environment_wins(
     settings = load(str(file))
     assert (settings.port, settings.log_level) == (9002, "DEBUG")
     assert settings.forward_events == {"message", "poll.vote"}
+
+
+@pytest.mark.parametrize("name", ["ADMIN_API_KEY", "BACKEND_API_URL", "DATA_DIR", "PORT"])
+@pytest.mark.parametrize("mark", ['"', "'"])
+def test_a_value_in_quotes_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, mark: str
+) -> None:
+    """docker's --env-file keeps them; in a .env they do no harm."""
+    value = {"BACKEND_API_URL": "http://backend:8000", "PORT": "8001"}.get(name, "abcdefgh")
+    monkeypatch.setenv(name, f"{mark}{value}{mark}")
+    with pytest.raises(StartRefused, match=name) as refused:
+        load(env_file=None)
+    if name == "ADMIN_API_KEY":
+        assert "stands in quotes" in str(refused.value)
+        assert value not in str(refused.value)
+
+
+def test_a_home_in_data_dir_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA_DIR", "~/gateway")
+    assert load(env_file=None).data_dir == Path("/home/me/gateway")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("WEBHOOK_HMAC", "WEBHOOK_HMAC_KEY"),
+        ("ADMIN_KEY", "ADMIN_API_KEY"),
+        ("BACKEND_URL", "BACKEND_API_URL"),
+        ("WAHA_URL", "WAHA_API_URL"),
+        ("FORWARD_EVENT", "FORWARD_EVENTS"),
+        ("LOG_MASK_USER", "LOG_MASK_USERS"),
+        ("MAX_BACKLOG_PER_TENANTS", "MAX_BACKLOG_PER_TENANT"),
+        ("WHATSAPP_HOOK_HMAC_KEY", None),  # WAHA's own, in an .env that both share
+        ("WAHA_BASE_URL", None),
+        ("WAHA_API_KEY_PLAIN", None),
+        ("WAHA_DASHBOARD_PASSWORD", None),
+        ("POSTGRES_PASSWORD", None),
+        ("HOSTNAME", None),
+        ("WEBHOOK_HMAC_KEY", None),
+        ("webhook_hmac_key", None),
+    ],
+)
+def test_a_misspelt_setting_is_named_with_the_one_that_is_meant(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, meant: str | None
+) -> None:
+    wanted = {name.upper(): meant} if meant else {}
+    file = tmp_path / ".env"
+    file.write_text(f"{name}=x\n")
+    assert misspelt_names(str(file)).items() >= wanted.items()
+    assert (name.upper() in misspelt_names(str(file))) == bool(meant)
+    monkeypatch.setenv(name, "x")
+    assert (name.upper() in misspelt_names(None)) == bool(meant)
+
+
+@pytest.mark.parametrize(
+    ("how", "shut"),
+    [
+        ({}, []),
+        ({"HOST": "0.0.0.0"}, ["Every webhook gets 403", "ADMIN_API_KEY"]),
+        # The shortest snippet that people have: WAHA's key alone.
+        ({"HOST": "0.0.0.0", "WAHA_API_KEY": "k" * 32}, ["get 401, and WAHA", "ADMIN_API_KEY"]),
+        ({"HOST": "0.0.0.0", "WEBHOOK_HMAC_KEY": "k" * 32}, ["ADMIN_API_KEY"]),
+        ({"HOST": "0.0.0.0", "WEBHOOK_HMAC_KEY": "k" * 32, "ADMIN_API_KEY": "a" * 32}, []),
+    ],
+)
+def test_what_is_shut_for_want_of_a_key_is_said(
+    monkeypatch: pytest.MonkeyPatch, how: dict[str, str], shut: list[str]
+) -> None:
+    for name, value in how.items():
+        monkeypatch.setenv(name, value)
+    said = load(env_file=None).shut_doors
+    assert len(said) == len(shut)
+    assert all(part in line for part, line in zip(shut, said, strict=True))

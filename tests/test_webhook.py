@@ -1,6 +1,7 @@
 """POST /webhook/waha: every row of the table of answers, keys in their order."""
 
 import asyncio
+import gzip
 import json
 import re
 import time
@@ -274,7 +275,7 @@ def test_a_bad_signature(tmp_path: Path) -> None:
         assert post(client, b"{", x_webhook_hmac="0" * 128)[0] == 401, "before it is parsed"
         signed = signature.sign(body, b"old")
         assert post(client, body, x_webhook_hmac=signed, x_webhook_hmac_algorithm="md5")[0] == 401
-        twice = [("X-Webhook-Hmac", signed), ("X-Webhook-Hmac", signed)]
+        twice = [("X-Webhook-Hmac", signed), ("X-Webhook-Hmac", "0" * 128)]
         assert client.post(HOOK, content=body, headers=twice).status_code == 401
         assert post(client, body, x_webhook_hmac=signed)[0] == 200
         assert json.loads(client.get(f"/router/user/{ALI}").text)["locked_to_tenant"] == 2
@@ -380,3 +381,51 @@ async def test_a_caller_who_hangs_up_is_no_message(tmp_path: Path) -> None:
     access = Access(settings_of(tmp_path))
     endpoint = WebhookEndpoint(cast(Ingest, None), access, Refusals(), Metrics(), 1000)
     assert await caller.call(endpoint) == 400
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+def test_head_is_get_without_a_body(client: TestClient, path: str) -> None:
+    got, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "//webhook/waha", 404),
+        ("POST", "/webhook", 404),
+        ("POST", "/api/webhook/waha", 404),
+        ("GET", "/webhook/waha", 405),
+        ("GET", "/nothing%0A", 404),
+    ],
+)
+def test_a_wrong_path_is_said_once_a_minute(
+    client: TestClient, caplog: pytest.LogCaptureFixture, method: str, path: str, status: int
+) -> None:
+    for _ in range(3):
+        answer = client.request(method, f"http://testserver{path}", content=b"{}")
+        assert answer.status_code == status
+    (line,) = [one.getMessage() for one in caplog.records if "nothing is there" in one.message]
+    assert "The webhook is POST /webhook/waha" in line
+    assert "\n" not in line
+    caplog.clear()
+    assert client.get("/router/dead-letters/7").status_code == 404
+    assert "nothing is there" not in caplog.text
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd, gzip", "GZIP"])
+def test_a_compressed_body_is_refused_in_words(tmp_path: Path, encoding: str, signed: bool) -> None:
+    key: Any = {"webhook_hmac_key": "k"} if signed else {}
+    body = gzip.compress(webhook("start_realty_2"))
+    headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+    with client_of(tmp_path, **key) as client:
+        answer = client.post(HOOK, content=body, headers=headers)
+        assert (answer.status_code, "Content-Encoding" in answer.text) == (415, True)
+        answer = client.post("/router/lock/971501234567", content=body, headers=headers)
+        assert answer.status_code == 415
+        plain = webhook("start_realty_2")
+        if not signed:
+            headers = {"Content-Encoding": "identity"}
+            assert client.post(HOOK, content=plain, headers=headers).status_code == 200

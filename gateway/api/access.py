@@ -70,7 +70,7 @@ class Access:
 
     def check_admin_key(self, given: str) -> None:
         """Return if given is an ADMIN_API_KEY, typed into a form; else raise BadSignature."""
-        _compare(given.encode("utf-8", "replace"), self.admin_keys, "the key", "ADMIN_API_KEY")
+        _compare([given.encode("utf-8", "replace")], self.admin_keys, "the key", "ADMIN_API_KEY")
 
     def check_page(self, connection: HTTPConnection) -> None:
         """Return if the page's own calls may come from there without a key; raise NotAllowed.
@@ -121,22 +121,27 @@ class Access:
 
 
 def _check_key(connection: HTTPConnection, keys: Sequence[str], setting: str) -> None:
+    given = [_only(connection, "x-api-key") or ""]
+    scheme, _, token = (_only(connection, "authorization") or "").partition(" ")
+    if scheme.lower() == "bearer":
+        given.append(token.strip())
     # The bytes that were sent: Starlette has read them as Latin-1.
-    given = (_only(connection, "x-api-key") or "").encode("latin-1")
-    _compare(given, keys, "X-Api-Key", setting)
+    sent = [one.encode("latin-1") for one in given]
+    _compare(sent, keys, "X-Api-Key (or Authorization: Bearer)", setting)
 
 
-def _compare(given: bytes, keys: Sequence[str], what: str, setting: str) -> None:
+def _compare(given: Sequence[bytes], keys: Sequence[str], what: str, setting: str) -> None:
     # Every key is compared, so that the time does not tell which one fits.
-    if not any([hmac.compare_digest(key.encode(), given) for key in keys]):
+    if not any([hmac.compare_digest(key.encode(), one) for key in keys for one in given]):
         raise BadSignature(f"{what} is missing or not what {setting} says")
 
 
 def _only(connection: HTTPConnection, name: str) -> str | None:
-    values = connection.headers.getlist(name)
+    """The header's value; it may stand several times with that one value (Prometheus 3.5)."""
+    values = set(connection.headers.getlist(name))
     if len(values) > 1:
-        raise BadSignature(f"{name} stands twice in the request")
-    return values[0] if values else None
+        raise BadSignature(f"{name} stands in the request with several values")
+    return values.pop() if values else None
 
 
 def _local_address(scope: Scope) -> str:

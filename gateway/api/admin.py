@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Path, Query
 
 from gateway.api.answers import Json
-from gateway.api.inputs import LARGEST_ID, Before, Limit, Session, person, time_text
+from gateway.api.inputs import LARGEST_ID, Before, Limit, Session, Users, time_text
 from gateway.api.users import body_of
 from gateway.model import (
     LARGEST_TENANT,
@@ -83,11 +83,11 @@ def router(store: Store) -> APIRouter:
     return api
 
 
-def letters_router(store: Store, operator: Operator, home_session: str) -> APIRouter:
+def letters_router(store: Store, operator: Operator, users: Users) -> APIRouter:
     api = APIRouter(prefix="/router/dead-letters", tags=["dead letters"])
 
     def selection(tenant: int | None, user: str | None, session: str | None) -> Selection:
-        known = person(user, session, home_session) if user is not None else None
+        known = users.named(user, session) if user is not None else None
         return Selection(tenant=None if tenant is None else TenantId(tenant), user=known)
 
     @api.get("")

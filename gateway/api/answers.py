@@ -10,6 +10,7 @@ from starlette.responses import Response
 from gateway.errors import (
     BadBody,
     BadSignature,
+    BodyEncoded,
     BodyTooLarge,
     BodyTooSlow,
     GatewayError,
@@ -30,6 +31,7 @@ _STATUS: dict[type[GatewayError], int] = {
     NoBackUp: 409,
     WahaError: 409,
     BodyTooLarge: 413,
+    BodyEncoded: 415,
     TooLongForQr: 422,
     NotLockable: 422,
     TooManyGuesses: 429,

@@ -5,7 +5,7 @@ import asyncio
 from starlette.requests import HTTPConnection
 from starlette.types import Receive
 
-from gateway.errors import BadBody, BodyTooLarge, BodyTooSlow
+from gateway.errors import BadBody, BodyEncoded, BodyTooLarge, BodyTooSlow
 
 _SECONDS = 10.0  # WAHA sends a body at once; who trickles is not WAHA
 
@@ -20,6 +20,16 @@ async def read(connection: HTTPConnection, receive: Receive, most: int) -> bytes
             return await _whole(receive, most)
     except TimeoutError as exc:
         raise BodyTooSlow(f"the body did not end within {_SECONDS:g} s") from exc
+
+
+def check_encoding(connection: HTTPConnection) -> None:
+    """Raise BodyEncoded if the body is compressed: nothing here unpacks it, and WAHA sends none."""
+    encoding = connection.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise BodyEncoded(
+            f"the body is encoded (Content-Encoding: {encoding[:40]!a}): send it as it is; a proxy"
+            " in front must not compress requests"
+        )
 
 
 async def _whole(receive: Receive, most: int) -> bytes:

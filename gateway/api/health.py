@@ -21,6 +21,7 @@ SERVICE = "whatsapp-gateway-router"
 def health_router(store: Store) -> APIRouter:
     api = APIRouter(tags=["health"])
 
+    @api.head("/health", include_in_schema=False)
     @api.get("/health")
     async def health() -> Json:
         """503 only when this router cannot accept webhooks. Open to all: load balancers ask."""
@@ -44,6 +45,7 @@ def ready_router(
 ) -> APIRouter:
     api = APIRouter(tags=["health"])
 
+    @api.head("/ready", include_in_schema=False)
     @api.get("/ready")
     async def ready() -> Json:
         """A line for each part, `ok` or `degraded`. 503 only when it cannot accept webhooks."""
@@ -54,6 +56,7 @@ def ready_router(
         lines = {one.name: _line(one) for one in parts}
         return Json({"status": status, **lines}, 200 if state.accepting else 503, lines=True)
 
+    @api.head("/metrics", include_in_schema=False)
     @api.get("/metrics", include_in_schema=False)  # it answers no JSON
     async def metrics_() -> Response:
         """For Prometheus."""

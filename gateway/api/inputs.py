@@ -19,15 +19,22 @@ Limit = Annotated[int, Query(ge=1, le=100_000)]
 Before = Annotated[int | None, Query(ge=1, le=LARGEST_ID, description="`next` of the page before")]
 
 
-def person(text: str, session: str | None, home_session: str) -> UserId:
-    """The user that text names, in any usual spelling; 422 if it names none."""
-    if known := spelling.person(text):
-        return scoped(session or home_session, known, home_session)
-    raise HTTPException(
-        422,
-        f"{text[:60]!r} is no user: 5-20 digits with the country code in any usual spelling, …@c.us"
-        " or …@lid",
-    )
+class Users:
+    """Reads users as people write them, for a gateway with that home session and phone."""
+
+    def __init__(self, *, home_session: str, gateway_phone: str) -> None:
+        self._home_session = home_session
+        self._gateway_phone = gateway_phone
+
+    def named(self, text: str, session: str | None) -> UserId:
+        """The user that text names, in any usual spelling; 422 if it names none."""
+        if known := spelling.person(text, gateway_phone=self._gateway_phone):
+            return scoped(session or self._home_session, known, self._home_session)
+        raise HTTPException(
+            422,
+            f"{text[:60]!r} is no user: 5-20 digits with the country code in any usual spelling,"
+            " …@c.us or …@lid",
+        )
 
 
 def time_text(seconds: float) -> str:

@@ -8,7 +8,14 @@ import logging
 from starlette.requests import HTTPConnection
 
 from gateway.api import answers
-from gateway.errors import BadBody, BadSignature, BodyTooLarge, GatewayError, NotAllowed
+from gateway.errors import (
+    BadBody,
+    BadSignature,
+    BodyEncoded,
+    BodyTooLarge,
+    GatewayError,
+    NotAllowed,
+)
 from gateway.log import Throttle
 
 log = logging.getLogger(__name__)
@@ -22,10 +29,25 @@ class Refusals:
         """The answer that error is, noted in the log if its kind is new there."""
         answer = answers.of_error(error)
         # Others say that something cannot be done, which is no fault of the caller's.
-        if isinstance(error, BadBody | BadSignature | BodyTooLarge | NotAllowed):
+        if isinstance(error, BadBody | BadSignature | BodyEncoded | BodyTooLarge | NotAllowed):
             source = connection.client.host if connection.client else "nowhere"
             self._note(source, connection.scope.get("path", ""), answer.status_code, error)
         return answer
+
+    def wrong_path(self, connection: HTTPConnection, status: int) -> None:
+        """Note a call that no route takes: somebody may mean the webhook's path."""
+        path, method = connection.scope.get("path", ""), connection.scope.get("method", "")
+        source = connection.client.host if connection.client else "nowhere"
+        if self._throttle.passes((source, "path", status)):
+            log.warning(
+                "🚫 %s %a from %s: nothing is there (%s, said once a minute). The webhook is POST"
+                " /webhook/waha",
+                method,
+                path[:100],
+                source,
+                status,
+                extra={"event": "refused.path", "source": source, "status": status},
+            )
 
     def _note(self, source: str, path: str, status: int, error: GatewayError) -> None:
         side = "webhook" if path.startswith("/webhook/") else "admin"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Query
 
 from gateway.api.answers import Json
-from gateway.api.inputs import Before, Session, person, time_or_null, time_text
+from gateway.api.inputs import Before, Session, Users, time_or_null, time_text
 from gateway.model import LARGEST_TENANT, Export, HistoryLine, Kept, TenantId, unscoped
 from gateway.operator import Operator
 from gateway.store import Store
@@ -15,15 +15,14 @@ from gateway.store import Store
 def users_router(
     store: Store,
     operator: Operator,
-    *,
-    home_session: str,
+    users: Users,
 ) -> APIRouter:
     api = APIRouter(prefix="/router", tags=["users"])
 
     @api.get("/user/{phone}")
     async def user(phone: str, session: Session = None) -> Json:
         """Where a user is locked to. Phones in any usual spelling, `…@c.us` and `…@lid`."""
-        known, lock = await store.lock_of(person(phone, session, home_session))
+        known, lock = await store.lock_of(users.named(phone, session))
         return Json(
             {
                 "phone": unscoped(known),
@@ -41,7 +40,7 @@ def users_router(
     ) -> Json:
         """What was decided of the user's lock, newest first; `next`, if there is more, goes into
         `before`. No call changes it, but an erasure takes the name off."""
-        who = person(phone, session, home_session)
+        who = users.named(phone, session)
         found = await store.history(who, limit=limit + 1, before=before)
         content: dict[str, Any] = {"history": [_line(one) for one in found[:limit]]}
         if len(found) > limit:
@@ -51,12 +50,12 @@ def users_router(
     @api.get("/user/{phone}/export")
     async def export(phone: str, session: Session = None) -> Json:
         """All that is held of a person, the messages that wait included."""
-        return Json(_export(await store.export(person(phone, session, home_session))))
+        return Json(_export(await store.export(users.named(phone, session))))
 
     @api.delete("/user/{phone}")
     async def erase(phone: str, session: Session = None) -> Json:
         """Forget a person: lock, messages, aliases. The history keeps lines without a name."""
-        ids, erased = await operator.erase(person(phone, session, home_session))
+        ids, erased = await operator.erase(users.named(phone, session))
         counts = {
             "locks": erased.locks,
             "waiting": erased.waiting,
@@ -79,7 +78,7 @@ def users_router(
     ) -> Json:
         """Lock a user to a tenant, or move the user there. What already waits goes where it was to
         go; what was held for want of a lock goes to the new tenant."""
-        who = person(phone, session, home_session)
+        who = users.named(phone, session)
         known, before, released = await operator.lock(who, TenantId(tenant_id))
         return Json(
             {
@@ -98,7 +97,7 @@ def users_router(
         """Take a user's lock away. What already waits is still delivered, unless waiting=drop makes
         dead letters of it."""
         known, tenant, dropped = await operator.unlock(
-            person(phone, session, home_session), drop_waiting=waiting == "drop"
+            users.named(phone, session), drop_waiting=waiting == "drop"
         )
         if tenant is None and not dropped:
             return Json({"status": "not_found", "phone": unscoped(known)}, 404)

@@ -15,7 +15,7 @@ from gateway.api import bodies
 from gateway.api.access import Access
 from gateway.api.answers import Json
 from gateway.api.refusals import Refusals
-from gateway.errors import BadSignature, GatewayError, NotAllowed, StoreUnavailable
+from gateway.errors import BadBody, BadSignature, GatewayError, NotAllowed, StoreUnavailable
 from gateway.ingest import Ignored, Ingest
 from gateway.metrics import Metrics
 from gateway.model import Accepted, AskForLink, Bind, Note, unscoped
@@ -58,8 +58,7 @@ class WebhookEndpoint:
             if body is None:
                 body = await bodies.read(connection, receive, self._max_body_bytes)
             bodies.check_size(len(body), self._max_body_bytes)
-            self._access.check_signature(connection, body)
-            outcome = await self._ingest.receive(body, connection.headers)
+            outcome = await self._receive(connection, body)
         except GatewayError as exc:
             await self._refusals.answer(connection, exc)(scope, receive, send)
             self._metrics.webhook(_refusal(exc), time.perf_counter() - began)
@@ -68,6 +67,14 @@ class WebhookEndpoint:
         if not (at_once and at_once.answer(orjson.dumps(content))):
             await Json(content)(scope, receive, send)
         self._metrics.webhook(outcome.outcome, time.perf_counter() - began)
+
+    async def _receive(self, connection: HTTPConnection, body: bytes) -> Accepted | Ignored:
+        try:
+            self._access.check_signature(connection, body)
+            return await self._ingest.receive(body, connection.headers)
+        except (BadBody, BadSignature):
+            bodies.check_encoding(connection)  # which would be why; asked only now: it is rare
+            raise
 
 
 def _refusal(exc: GatewayError) -> str:

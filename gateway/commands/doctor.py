@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.commands.connect import cure, session_cure, wanted
 from gateway.errors import StartRefused, WahaError
 from gateway.model import Address
-from gateway.settings import Settings, split
+from gateway.settings import Settings, misspelt_names, split
 from gateway.tenants import FILE_NAME, Tenants
 from gateway.waha import events, webhooks
 from gateway.waha.client import Waha
@@ -110,6 +110,8 @@ async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding
 
 def _doors(settings: Settings) -> Iterator[Finding]:
     yield well("settings", "every value can be used")
+    for name, meant in misspelt_names().items():
+        yield wrong("settings", f"{name} is no setting and changes nothing", f"is {meant} meant?")
     hook = bool(split(settings.webhook_hmac_key))
     key = bool(settings.waha_api_key.get_secret_value())
     admin = bool(split(settings.admin_api_key))
@@ -183,9 +185,9 @@ def _folder(settings: Settings) -> Iterator[Finding]:
 
 
 def _in_container() -> bool:
-    """Docker and Podman each leave a file in theirs; Kubernetes sets a variable."""
-    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
-    return any(mark.exists() for mark in marks) or "KUBERNETES_SERVICE_HOST" in os.environ
+    """Docker, Podman and Kubernetes each leave a mark in theirs."""
+    marks = ("/.dockerenv", "/run/.containerenv", "/var/run/secrets/kubernetes.io")
+    return any(Path(mark).exists() for mark in marks)
 
 
 def _open_to_all(path: Path) -> bool:

@@ -14,7 +14,7 @@ from gateway.waha import signature
 
 def say(settings: Settings, phone: str, text: str, session: str | None) -> int:
     """Compose a webhook as WAHA does, sign it, post it to the running router, show the answer."""
-    user = spelling.person(phone)
+    user = spelling.person(phone, gateway_phone=settings.gateway_phone)
     if user is None:
         print(f"{phone!r} is no user: digits with the country code, or …@lid", file=sys.stderr)
         return 2

@@ -292,7 +292,7 @@ class Page:
     # what they need
 
     def _person(self, text: str, session: str) -> UserId | None:
-        known = spelling.person(text)
+        known = spelling.person(text, gateway_phone=self._settings.gateway_phone)
         home = self._settings.waha_session
         if known is None or (session and not re.fullmatch(SESSION_NAME, session)):
             return None

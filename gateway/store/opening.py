@@ -4,6 +4,7 @@ Nothing damaged is ever overwritten. Every refusal names the file, the place and
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import sqlite3
@@ -37,6 +38,8 @@ def open_folder(
     path = folder / mappings.FILE_NAME
     mutex = take_folder(folder)
     try:
+        _refuse_mounted_files(folder)
+        _refuse_others_files(folder)
         if not moves:
             _refuse_moved(folder)
         elif mark_of(folder) == UNFINISHED:
@@ -110,9 +113,7 @@ def take_folder(folder: Path) -> IO[bytes]:
         folder.mkdir(parents=True, exist_ok=True)
         mutex = open(folder / LOCK_NAME, "ab", buffering=0)
     except OSError as exc:
-        raise StartRefused(
-            f"{folder}: cannot be written ({exc.strerror}): set DATA_DIR, or the folder's owner"
-        ) from exc
+        raise StartRefused(_not_ours(exc, folder)) from exc
     try:
         fcntl.flock(mutex, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
@@ -125,6 +126,48 @@ def take_folder(folder: Path) -> IO[bytes]:
         mutex.truncate(0)
         mutex.write(f"{os.getpid()}\n".encode())
     return mutex
+
+
+def _refuse_mounted_files(folder: Path) -> None:
+    """A file that is a mount of its own cannot be replaced by another one, which is how the
+    mappings are written; and what stands beside router.db would not be on its disk."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return  # not Linux
+    # Blanks in a path are written as \\040 there (proc(5)).
+    places = {line.split()[1].replace("\\040", " ") for line in mounts if line.count(" ") > 1}
+    for name in (mappings.FILE_NAME, DATABASE_NAME):
+        path = folder.resolve() / name
+        if str(path) in places:
+            raise StartRefused(
+                f"{path}: is a mount of its own, and can be replaced by no other file: mount the"
+                f" whole folder {folder} instead"
+            )
+
+
+def _refuse_others_files(folder: Path) -> None:
+    """Each file of ours must be ours to write, or the router dies at some later moment."""
+    for name in (mappings.FILE_NAME, DATABASE_NAME, f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm"):
+        path = folder / name
+        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+            raise StartRefused(_not_ours(PermissionError(errno.EACCES, "Permission denied"), path))
+
+
+def _not_ours(exc: OSError, path: Path) -> str:
+    """Why path cannot be written, and the one command that puts it right."""
+    if exc.errno not in (errno.EACCES, errno.EPERM):
+        return f"{path}: cannot be written ({exc.strerror}): check the disk, or set DATA_DIR"
+    if Path(str(exc.filename or path)).is_file():
+        path = Path(str(exc.filename or path))
+    there = path if path.exists() else next(one for one in path.parents if one.exists())
+    us, owner = f"{os.getuid()}:{os.getgid()}", there.stat().st_uid
+    return (
+        f"{path}: cannot be written: {there} belongs to uid {owner}, the router runs as uid"
+        f" {os.getuid()}. On the host: sudo chown -R {us} {there} (of a volume of docker compose:"
+        f" docker compose run --rm --no-deps --user root --cap-add CHOWN --entrypoint chown router"
+        f" -R {us} {there})"
+    )
 
 
 def mark_of(folder: Path) -> str | None:
