@@ -22,6 +22,7 @@ from gateway.errors import (
 from gateway.gate import Sign
 from gateway.lids import Lids
 from gateway.log import shown
+from gateway.media import Media
 from gateway.metrics import Metrics
 from gateway.model import Again, Among, Dead, Delivery, Done, Outcome, PutBack, is_lid, request_id
 from gateway.store import Store
@@ -48,6 +49,7 @@ class Courier:
         store: Store,
         targets: Targets,
         lids: Lids,
+        media: Media,
         metrics: Metrics,
         *,
         max_in_flight: int,
@@ -59,6 +61,7 @@ class Courier:
         targets.changed = self._gate_changed
         self._store = store
         self._lids = lids
+        self._media = media
         self._metrics = metrics
         self._max_in_flight = max_in_flight
         self._max_age = max_age
@@ -225,11 +228,12 @@ class Courier:
 
     async def _attempt(self, delivery: Delivery) -> Outcome:
         began = self._clock()
-        if not self._store.may_send(delivery):
-            return PutBack()
         backend, target = self.targets.of(delivery.tenant)
         try:
-            await backend.post(delivery)
+            fresh = await self._media.made_fresh(delivery)
+            if not self._store.may_send(delivery):
+                return PutBack()
+            await backend.post(fresh)
         except BackendError as exc:
             return self._failed(delivery, target, exc, began)
         except Exception as exc:  # unforeseen: the line must go on all the same

@@ -16,6 +16,7 @@ from gateway.hour import Hour
 from gateway.ingest import Ingest, Rules
 from gateway.lids import Lids
 from gateway.links import Links
+from gateway.media import Media
 from gateway.metrics import Metrics
 from gateway.model import Address
 from gateway.operator import Operator
@@ -114,6 +115,7 @@ async def running(
             store,
             targets,
             lids,
+            Media(waha, home_session=settings.waha_session),
             metrics,
             max_in_flight=settings.max_in_flight,
             max_age=settings.max_delivery_age,

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from examples.waha import StandIn
 from gateway.lids import Lids
+from gateway.media import Media
 from gateway.metrics import Metrics
 from gateway.sessions import Sessions
 from gateway.store import Limits, Store, open_store
@@ -173,6 +174,11 @@ async def client(waha: StandIn) -> AsyncIterator[Waha]:
     made = Waha(waha.url, waha.key)
     yield made
     await made.close()
+
+
+def no_media() -> Media:
+    """For messages without media: nobody is asked."""
+    return Media(Waha("http://127.0.0.1:9/api", ""), home_session="default")
 
 
 @pytest.fixture

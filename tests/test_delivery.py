@@ -31,7 +31,7 @@ from gateway.store import Store
 from gateway.targets import Targets
 from gateway.tenants import Tenants
 from gateway.waha.client import Waha
-from tests.conftest import FakeBackend, Received, wait_until
+from tests.conftest import FakeBackend, Received, no_media, wait_until
 from tests.messages import ALI, LID, OMAR, SARA, by_the_rules, message, tenant, user
 
 Start = Callable[..., Courier]
@@ -58,7 +58,12 @@ async def start(store: Store, backend: FakeBackend, lids: Lids) -> AsyncIterator
     def make(*, url: str | None = None, timeout: float = 5, **how: Any) -> Courier:
         to = targets(url or backend.url, timeout=timeout)
         courier = Courier(
-            store, to, lids, Metrics(), **{"max_in_flight": 256, "max_age": 86_400.0} | how
+            store,
+            to,
+            lids,
+            no_media(),
+            Metrics(),
+            **{"max_in_flight": 256, "max_age": 86_400.0} | how,
         )
         courier.start()
         started.append(courier)
@@ -296,7 +301,9 @@ async def test_an_outcome_is_told_until_the_store_takes_it(
     store: Store, backend: FakeBackend, lids: Lids
 ) -> None:
     to = targets(backend.url)
-    courier = Courier(Flaky(store), to, lids, Metrics(), max_in_flight=10, max_age=86_400)
+    courier = Courier(
+        Flaky(store), to, lids, no_media(), Metrics(), max_in_flight=10, max_age=86_400
+    )
     courier.start()
     await say(store, "start_realty_2")
     await asyncio.wait_for(emptied(store), 10)
@@ -488,7 +495,7 @@ async def test_a_lid_is_delivered_though_waha_fails_and_nothing_is_held(
         keep_asking=0,
     )
     to = targets(backend.url)
-    courier = Courier(store, to, lids, Metrics(), max_in_flight=10, max_age=86_400)
+    courier = Courier(store, to, lids, no_media(), Metrics(), max_in_flight=10, max_age=86_400)
     courier.start()
     await say(store, "start_realty_2", LID)
     await wait_until(lambda: backend.received)

@@ -13,7 +13,7 @@ ROWS = [
     {"routing", "links"},
     {"waha", "backend", "store", "explanation", "sessions", "shapes"},
     {"targets"},
-    {"lids"},
+    {"lids", "media"},
     {"help", "operator"},
     {"ingest", "delivery"},
     {"recovery", "watch"},

@@ -16,7 +16,7 @@ from gateway.metrics import Metrics
 from gateway.model import Among
 from gateway.store import Store
 from gateway.tenants import Tenants
-from tests.conftest import FakeBackend, wait_until
+from tests.conftest import FakeBackend, no_media, wait_until
 from tests.messages import ALI, OMAR, SARA, tenant, user
 from tests.test_delivery import emptied, say, targets
 
@@ -41,7 +41,13 @@ def tenants_at(tmp_path: Path, content: dict[str, dict[str, str]]) -> Tenants:
 
 def courier_of(store: Store, lids: Lids, shared: str, tenants: Tenants) -> Courier:
     made = Courier(
-        store, targets(shared, tenants=tenants), lids, Metrics(), max_in_flight=10, max_age=86_400
+        store,
+        targets(shared, tenants=tenants),
+        lids,
+        no_media(),
+        Metrics(),
+        max_in_flight=10,
+        max_age=86_400,
     )
     made.start()
     return made

@@ -126,6 +126,20 @@ class Waha:
             raise WahaRefused(f"{self._url}{path}: what it answers is no list", 200)
         return [one for one in answer if isinstance(one, dict)]
 
+    async def message(self, session: str, message_id: str) -> dict[str, Any]:
+        """The payload of one message, its media fetched anew if WAHA has deleted them.
+
+        message_id: as the webhook has it. WEBJS and WPP find a message by its chat and whole id,
+        NOWEB and GOWS by either. Raise WahaRefused with status 404 if it is gone.
+        """
+        parts = message_id.split("_")
+        chat = parts[1] if len(parts) > 2 else "all"
+        path = f"/{_quoted(session)}/chats/{_quoted(chat)}/messages/{_quoted(message_id)}"
+        answer = await self._call("GET", f"{path}?downloadMedia=true", most=_MESSAGES_BYTES)
+        if not isinstance(answer, dict):
+            raise WahaRefused(f"{self._url}{path}: what it answers is no message", 200)
+        return answer
+
     async def set_config(self, session: str, config: dict[str, Any]) -> None:
         """Replace the session's whole config. WAHA stops and starts a running session for it."""
         body = {"name": session, "config": config}
