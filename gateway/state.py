@@ -63,6 +63,7 @@ SENTENCES = {
     "waha_session.unknown": "{status}, {heard}",
     "waha_session.trouble": "{status}, {heard}",
     "waha_webhook.missing": "{why}, and no event has come since it began: run connect-waha",
+    "waha_webhook.unproven": "{why}; if WHATSAPP_HOOK_URL sets one, its first event will show it",
     "session_names.odd": "WAHA's API may not know sessions by such names: {sessions}",
     "webhook_bodies.well": "have the known form",
     "webhook_bodies.odd": "{what}",
@@ -248,7 +249,10 @@ class State:
 
     def _of_the_webhooks(self) -> Iterator[Part]:
         for name, why in self._watch.unhooked().items():
-            yield Part("waha_webhook.missing", Level.DOWN, {"why": why}, name)
+            if self._watch.has_sent(name):
+                yield Part("waha_webhook.missing", Level.DOWN, {"why": why}, name)
+            else:
+                yield Part("waha_webhook.unproven", Level.LOOK, {"why": why}, name)
 
     def _of_the_bodies(self) -> Part:
         if odd := "; ".join(self._shapes.odd()):

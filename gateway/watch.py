@@ -106,6 +106,12 @@ class Watch:
             if not self._has_proof(name, self._hooks[name])
         }
 
+    def has_sent(self, name: str) -> bool:
+        """Whether the session is known to have sent to us, or to have had a webhook to us: else
+        WHATSAPP_HOOK_URL may have set one, and the first event is still to come."""
+        session, hook = self._sessions.all().get(name), self._hooks.get(name)
+        return bool(session and session.last_event) or bool(hook and hook.gone_since)
+
     async def look(self) -> None:
         """Ask once: of the home session, and if WAHA is there of the others."""
         if await self._look_at(self._home_session):
@@ -185,13 +191,14 @@ class Watch:
         if name not in self._unhooked:
             log.warning(
                 "📵 WAHA session %s sends us nothing: %s, and no event has come since it began."
-                " Run connect-waha",
+                " Run connect-waha, unless WHATSAPP_HOOK_URL sets the webhook",
                 name,
                 why,
                 extra={"event": "waha.webhook_missing", "session": name},
             )
         self._unhooked[name] = why
-        self._metrics.session_hooked(name, False)
+        if self.has_sent(name):
+            self._metrics.session_hooked(name, False)
         self._listener.webhook_missing(name)
 
     def _found(self, name: str) -> None:

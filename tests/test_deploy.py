@@ -151,7 +151,43 @@ def test_what_the_image_copies_exists_and_passes_the_ignore_file() -> None:
         assert f"!{source}" in ignore
 
 
+def test_no_log_fills_the_disk() -> None:
+    for name, service in services().items():
+        assert service["logging"]["driver"] == "json-file", name
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}, name
+
+
+def test_only_what_a_registry_has_is_pulled() -> None:
+    for name, service in services().items():
+        ours = service["image"] == "whatsapp-gateway-router"
+        wanted = {"router": "build"}.get(name, "never") if ours else None
+        assert service.get("pull_policy") == wanted, name
+
+
+def test_a_missing_key_file_is_not_made_a_folder() -> None:
+    (key,) = [one for one in services()["prometheus"]["volumes"] if isinstance(one, dict)]
+    assert key["bind"] == {"create_host_path": False}
+
+
+def test_the_balancer_follows_containers_that_get_another_address() -> None:
+    """nginx 1.27.3 and newer; the image is pinned to one."""
+    config = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
+    assert re.search(r"^ *resolver 127\.0\.0\.11 ", config, re.MULTILINE)
+    assert re.search(r"^ *zone routers ", config, re.MULTILINE)
+    assert len(re.findall(r"server router-[ab]:8001 resolve ", config)) == 2
+    version = re.search(r":(\d+)\.(\d+)", services()["balancer"]["image"])
+    assert version
+    assert (int(version[1]), int(version[2])) >= (1, 28)
+
+
+def test_the_images_account_has_numbers_that_stay() -> None:
+    assert "--gid 10001 router" in DOCKERFILE
+    assert "--uid 10001 --gid 10001" in DOCKERFILE
+    assert "compileall" in DOCKERFILE
+
+
 def test_the_health_check_is_python_that_compiles() -> None:
     code = re.search(r'CMD \["python", "-c", "(.*)"\]', DOCKERFILE)
     assert code
     compile(code[1].replace('\\"', '"'), "healthcheck", "exec")
+    assert "ProxyHandler({})" in code[1], "a proxy of the environment is not for this machine"

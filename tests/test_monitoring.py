@@ -71,7 +71,8 @@ def test_the_scrape_uses_the_admin_key_and_the_rules() -> None:
     assert scrape["rule_files"] == ["alerts.yml"]
     (job,) = scrape["scrape_configs"]
     assert job["job_name"] == "gateway"
-    assert list(job["http_headers"]) == ["X-Api-Key"]
+    # Old and new ones load it; http_headers is of Prometheus 3 alone.
+    assert job["authorization"] == {"credentials_file": "/etc/prometheus/admin_api_key"}
 
 
 def test_the_dashboards_panels_do_not_overlap() -> None:

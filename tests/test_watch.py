@@ -248,6 +248,7 @@ async def test_a_webhook_that_vanishes_is_noticed_and_what_came_is_fetched(
     sends.event()
     assert await sends.look() is None
     assert metrics.value("gateway_waha_session_webhook", session="default") == 1
+    assert sends.watch.has_sent("default")
     waha.configs["default"] = None
     sends.now += 60
     assert await sends.look() == "its config has no webhook to us"
@@ -288,9 +289,13 @@ async def test_an_event_older_than_the_sessions_start_proves_nothing(
     assert await sends.look() is None
 
 
-async def test_what_was_heard_before_our_start_counts(sends: Sends, waha: StandIn) -> None:
+async def test_what_was_heard_before_our_start_counts(
+    sends: Sends, waha: StandIn, metrics: Metrics
+) -> None:
     waha.started_at = time.time() - 1000
     assert await sends.look() is not None
+    assert not sends.watch.has_sent("default"), "its first event may still come"
+    assert metrics.value("gateway_waha_session_webhook", session="default") is None
     sends.sessions.heard_before("default", sends.now - 100)
     assert await sends.look() is None
 

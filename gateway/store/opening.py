@@ -164,9 +164,9 @@ def _not_ours(exc: OSError, path: Path) -> str:
     us, owner = f"{os.getuid()}:{os.getgid()}", there.stat().st_uid
     return (
         f"{path}: cannot be written: {there} belongs to uid {owner}, the router runs as uid"
-        f" {os.getuid()}. On the host: sudo chown -R {us} {there} (of a volume of docker compose:"
-        f" docker compose run --rm --no-deps --user root --cap-add CHOWN --entrypoint chown router"
-        f" -R {us} {there})"
+        f" {os.getuid()}. Run: sudo chown -R {us} {there} (in a container: on the host, with the"
+        " folder that is mounted there; of a volume of docker compose: docker compose run --rm"
+        f" --no-deps --user root --cap-add CHOWN --entrypoint chown router -R {us} {there})"
     )
 
 
