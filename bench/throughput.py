@@ -32,6 +32,7 @@ ROUNDS = 5
 # name: file, messages a round, how many times as fast the router must be
 PEERS = {
     "plain relay": ("plain_relay.py", 10_000, 1.0),
+    "tuned relay": ("tuned_relay.py", 10_000, 1.0),
     "Express + axios": ("express/server.js", 10_000, 1.8),
     "literal version": ("literal.py", 150, 60.0),
 }

