@@ -213,6 +213,13 @@ class StandIn:
         base = self.url.removesuffix("/api")
         return one | {"media": media | {"url": f"{base}/api/files/default/{bare}.jpeg"}}
 
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        bare = request.match_info["name"].partition(".")[0]
+        if self.files.get(bare, 0.0) <= time.time():
+            error = {"code": 404, "key": "FILE_NOT_FOUND", "message": "File not found"}
+            return web.json_response({"error": error}, status=404)
+        return web.Response(body=b"\xff\xd8\xff", content_type="image/jpeg")
+
     # sessions
 
     async def session(self, request: web.Request) -> web.StreamResponse:
@@ -307,6 +314,7 @@ class StandIn:
         app.router.add_get("/api/{session}/chats/{chat}/messages", self.all_messages)
         app.router.add_get("/api/{session}/chats/{chat}/messages/{id}", self.message)
         app.router.add_post("/api/sendText", self.send_text)
+        app.router.add_get("/api/files/{session}/{name}", self.file)
         app.router.add_get("/ping", self.ping)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()

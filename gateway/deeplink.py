@@ -8,7 +8,6 @@ bring along. A number that is cut short would be another tenant's, so what may b
 
 import itertools
 import re
-import sys
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
@@ -32,14 +31,12 @@ _IGNORABLE_RANGES = (
 )  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def _categories() -> list[str]:
-    return [category(chr(code)) for code in range(sys.maxunicode + 1)]
+_LAST_CODE = 0x1FFFF  # neither No nor Cf has more, but for tags, which are in _IGNORABLE_RANGES
 
 
 def _ranges(wanted: str) -> str:
     """The characters of a Unicode category, as they stand in a regular expression's [ ]."""
-    codes = (code for code, one in enumerate(_categories()) if one == wanted)
+    codes = (code for code in range(_LAST_CODE + 1) if category(chr(code)) == wanted)
     runs = itertools.groupby(enumerate(codes), key=lambda pair: pair[1] - pair[0])
     bounds = ([code for _, code in run] for _, run in runs)
     return "".join(f"{re.escape(chr(run[0]))}-{re.escape(chr(run[-1]))}" for run in bounds)
@@ -55,7 +52,6 @@ _NO_BREAK = re.compile("[\u00a0\u2007\u2009\u200a\u202f](?=\\d)")
 _GROUPS = "\u066c"  # Arabic thousands separator: stands for each of these
 _OTHER_NUMBERS = _ranges("No")
 _OTHER_NUMBER = re.compile(f"(?<=\\d)[{_OTHER_NUMBERS}]|[{_OTHER_NUMBERS}](?=\\d)")
-_categories.cache_clear()  # 9 MB
 # Between two digits each of these may belong to one number: 1,234 2.5 1'234 2-3 2/3 10:30. The
 # blank between two words is Zs, too.
 _JOINING = frozenset(["Pc", "Pd", "Pi", "Pf", "Po", "Sc", "Sk", "Sm", "Zs"])
@@ -112,20 +108,21 @@ def _links(text: str, prefix: str) -> Iterator[tuple[TenantId, bool]]:
     for number, found in enumerate(_link(prefix).finditer(text)):
         if number == _MOST_LINKS:
             return
-        rest = _behind(text, found)
-        if rest is None:
+        behind = _behind(text, found)
+        if behind is None:
             continue
         tenant = int(found[2])
         if 0 < tenant <= LARGEST_TENANT:
-            yield TenantId(tenant), _opens(text, found, rest)
+            yield TenantId(tenant), _opens(text, found, *behind)
 
 
-def _behind(text: str, found: re.Match[str]) -> str | None:
-    """What follows the link and its emphasis; None if the number goes on there, or a word does."""
+def _behind(text: str, found: re.Match[str]) -> tuple[str, bool] | None:
+    """What follows the link and its emphasis, and whether that is closed right behind the link;
+    None if the number goes on there, or a word does."""
     rest = text[found.end() : found.end() + _LONGEST_TEXT]
     marks = found[1]
-    closing = rest[: len(marks)]
-    if closing == marks[::-1]:
+    is_closed = rest[: len(marks)] == marks[::-1]
+    if is_closed:
         rest = rest[len(marks) :]
     elif "_" in marks and not re.search(r"_(?!\w)", rest):
         return None  # an underscore that nothing closes belongs to the word
@@ -133,7 +130,7 @@ def _behind(text: str, found: re.Match[str]) -> str | None:
         rest = unquote(escapes[0]) + rest[escapes.end() :]
     if _WORD.match(rest) or _goes_on(rest):
         return None
-    return rest
+    return rest, is_closed
 
 
 def _goes_on(rest: str) -> bool:
@@ -142,14 +139,13 @@ def _goes_on(rest: str) -> bool:
     return joining and rest[1:2].isdecimal()
 
 
-def _opens(text: str, found: re.Match[str], rest: str) -> bool:
+def _opens(text: str, found: re.Match[str], rest: str, is_closed: bool) -> bool:
     """Whether text begins with the link: emphasis aside, and quotation marks and bullets as well if
     the link is all that it says."""
     before = text[: found.start()]
     if not before:
-        marks = found[1]
-        # Emphasis ends somewhere; a bullet or a quotation does not.
-        return not marks or rest != text[found.end() :] or all(mark in rest for mark in marks)
+        # Emphasis ends somewhere; a bullet does not.
+        return is_closed or all(mark in rest for mark in found[1])
     if len(before) > _LONGEST_RUN or _WORD.search(rest):
         return False
     return _AROUND.fullmatch(before) is not None

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,19 +20,21 @@ import orjson
 
 from gateway.errors import WahaError, WahaRefused
 from gateway.log import Throttle, masked
-from gateway.model import MESSAGE_EVENTS, Delivery, session_of
+from gateway.model import HASHED_SESSION, MESSAGE_EVENTS, Delivery, session_of
 from gateway.waha.client import Waha
 
 WAIT_SECONDS = 10.0
 _LIFETIME_SECONDS = 170.0  # a little less than WAHA's 180: the backend must fetch it, too
 _REST_SECONDS = 30.0  # of a session that did not answer: others must not wait for it
-_AT_ONCE = 8
-_MAX_REMEMBERED = 10_000  # deliveries whose media were fetched
+_SESSION_AT_ONCE = 8
+_MAX_REMEMBERED = 10_000  # messages whose media were fetched
 _NOT_FOUND = 404
-_HAS_MEDIA = re.compile(rb'"hasMedia"\s*:\s*true')
+_MAY_HAVE_MEDIA = re.compile(rb'"hasMedia"\s*:\s*true')
 _EXPIRED = ("x-media-expired", "true")
 
 log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
 
 
 class Media:
@@ -48,58 +50,69 @@ class Media:
         self._home_session = home_session
         self._clock = clock
         self._monotonic = monotonic
-        self._few = asyncio.Semaphore(_AT_ONCE)
-        self._fetched: OrderedDict[int, tuple[float, Delivery]] = OrderedDict()  # by delivery
-        self._rests_until: dict[str, float] = {}  # by session
+        self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(_SESSION_AT_ONCE)
+        )
+        # By idempotency key: when WAHA was asked (monotonic), and the media; None: they are gone.
+        self._answers: OrderedDict[str, tuple[float, Json | None]] = OrderedDict()
+        self._not_before: dict[str, float] = {}  # by session, monotonic
         self._complaints = Throttle()
 
     async def made_fresh(self, delivery: Delivery) -> Delivery:
         """Return delivery with its media there again, or marked as gone; as it is if it has none,
         if they are there, or if WAHA does not say."""
-        if not self._may_be_gone(delivery):
-            return delivery
-        fetched_at, fresh = self._fetched.get(delivery.id, (0.0, delivery))
-        if self._monotonic() - fetched_at > _LIFETIME_SECONDS or fetched_at == 0.0:
-            fresh = await self._fetch(delivery)
-        return replace(delivery, body=fresh.body, headers=fresh.headers)
-
-    def _may_be_gone(self, delivery: Delivery) -> bool:
+        is_recovered = any(name == "x-recovered" for name, _ in delivery.headers)
         is_late = self._clock() - delivery.event_time > _LIFETIME_SECONDS
-        return (is_late or _is_recovered(delivery)) and _HAS_MEDIA.search(delivery.body) is not None
-
-    async def _fetch(self, delivery: Delivery) -> Delivery:
-        envelope = _envelope_of(delivery.body)
-        message_id = envelope["payload"].get("id") if envelope else None
-        session = session_of(delivery.user, self._home_session)
-        if (
-            envelope is None
-            or not isinstance(message_id, str)
-            or not self._is_worth_asking(delivery, envelope, session)
-        ):
+        if not (is_late or is_recovered) or not _MAY_HAVE_MEDIA.search(delivery.body):
             return delivery
+        envelope = _message_in(delivery.body)
+        if envelope is None:
+            return delivery
+        # Without an address WAHA was told to fetch none (WHATSAPP_DOWNLOAD_MEDIA).
+        if not is_recovered and _address_of(envelope["payload"].get("media")) is None:
+            return delivery
+
+        answer = self._remembered(delivery) or await self._ask(delivery, envelope["payload"])
+        if answer is None:
+            return delivery
+        _, media = answer
+        if media is None:
+            return replace(delivery, headers=(*delivery.headers, _EXPIRED))
+        # A message that came by webhook has the address in its own bytes.
+        return _with_media(delivery, envelope, media) if is_recovered else delivery
+
+    def _remembered(self, delivery: Delivery) -> tuple[float, Json | None] | None:
+        known = self._answers.get(delivery.idempotency_key)
+        is_fresh = known and self._monotonic() - known[0] < _LIFETIME_SECONDS
+        return known if is_fresh else None
+
+    async def _ask(self, delivery: Delivery, payload: Json) -> tuple[float, Json | None] | None:
+        """What WAHA says of the message's media; None if it does not."""
+        session = session_of(delivery.user, self._home_session)
+        rests = self._not_before.get(session, 0.0) > self._monotonic()
+        if rests or session.startswith(HASHED_SESSION):
+            return None
+        asks = False
         try:
-            async with asyncio.timeout(WAIT_SECONDS), self._few:
-                message = await self._waha.message(session, message_id)
+            async with asyncio.timeout(WAIT_SECONDS), self._slots[session]:
+                asks = True
+                message = await self._waha.message(session, payload["id"])
         except WahaRefused as exc:
             if exc.status != _NOT_FOUND:
                 self._complain(session, exc)
-                return delivery
+                return None
             message = {}
         except (WahaError, TimeoutError) as exc:
-            self._rests_until[session] = self._monotonic() + _REST_SECONDS
-            self._complain(session, exc)
-            return delivery
-        fresh = _with_media(delivery, envelope, message.get("media"))
-        self._fetched[delivery.id] = self._monotonic(), fresh
-        while len(self._fetched) > _MAX_REMEMBERED:
-            self._fetched.popitem(last=False)
-        return fresh
-
-    def _is_worth_asking(self, delivery: Delivery, envelope: dict[str, Any], session: str) -> bool:
-        # Without an address WAHA was told to fetch none (WHATSAPP_DOWNLOAD_MEDIA).
-        has_address = bool(_address_of(envelope["payload"].get("media")))
-        rests = self._rests_until.get(session, 0.0) > self._monotonic()
-        return (has_address or _is_recovered(delivery)) and not rests
+            if asks:
+                self._not_before[session] = self._monotonic() + _REST_SECONDS
+                self._complain(session, exc)
+            return None
+        found = message.get("media")
+        answer = self._monotonic(), found if _address_of(found) else None
+        self._answers[delivery.idempotency_key] = answer
+        while len(self._answers) > _MAX_REMEMBERED:
+            self._answers.popitem(last=False)
+        return answer
 
     def _complain(self, session: str, exc: Exception) -> None:
         if self._complaints.passes(session):
@@ -111,19 +124,18 @@ class Media:
             )
 
 
-def _is_recovered(delivery: Delivery) -> bool:
-    return any(name == "x-recovered" for name, _ in delivery.headers)
-
-
-def _envelope_of(body: bytes) -> dict[str, Any] | None:
-    """The event of a message; None if body is none."""
+def _message_in(body: bytes) -> Json | None:
+    """The event of a message with media and an id; None if body is none."""
     try:
         envelope = json.loads(body)
     except (ValueError, RecursionError):
         return None
     if not isinstance(envelope, dict) or envelope.get("event") not in MESSAGE_EVENTS:
         return None
-    return envelope if isinstance(envelope.get("payload"), dict) else None
+    payload = envelope.get("payload")
+    if not isinstance(payload, dict) or payload.get("hasMedia") is not True:
+        return None
+    return envelope if isinstance(payload.get("id"), str) else None
 
 
 def _address_of(media: Any) -> str | None:
@@ -131,11 +143,7 @@ def _address_of(media: Any) -> str | None:
     return url if isinstance(url, str) and url else None
 
 
-def _with_media(delivery: Delivery, envelope: dict[str, Any], media: Any) -> Delivery:
-    if _address_of(media) is None:
-        return replace(delivery, headers=(*delivery.headers, _EXPIRED))
-    if not _is_recovered(delivery):
-        return delivery  # its own bytes have the address
+def _with_media(delivery: Delivery, envelope: Json, media: Json) -> Delivery:
     envelope["payload"]["media"] = media
     try:
         body = orjson.dumps(envelope)

@@ -322,6 +322,9 @@ class Metrics:
     def session_hooked(self, session: str, hooked: bool) -> None:
         self._session_hook.labels(session).set(hooked)
 
+    def session_hook_unknown(self, session: str) -> None:
+        self._session_hook.remove_by_labels({"session": session})
+
     def session_gone(self, session: str) -> None:
         """WAHA has no such session any more."""
         for gauge in (

@@ -17,7 +17,7 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +47,7 @@ _SLOW_RETRY_SECONDS = 300.0
 _MIN_RETRY_SECONDS = 5.0  # between two tries, however a session flaps
 _WEBHOOK_RETRIES_SECONDS = 3600.0  # for which WAHA repeats a 503, as connect-waha sets it up
 _CANNOT_TELL_STATUSES = (400, 501)  # of an engine, or of NOWEB without its store, about the list
-_NOT_FOUND_STATUSES = (404, 422)
+_NOT_FOUND = 404
 _NOT_FOUND_TRIES = 3
 _SESSIONS_AT_ONCE = 4  # WAHA is asked for other things, too
 _STORE_RETRY_SECONDS = 5.0
@@ -58,6 +58,7 @@ _RECONCILE_WINDOW_SECONDS = 3600.0
 _FULL_RECONCILE_SECONDS = 86_400.0
 _IN_TRANSIT_SECONDS = 120.0  # so long a webhook may be on its way
 _SCHEDULE_SECONDS = 5.0  # between looks at what is due
+_MAX_IGNORED = 10_000  # messages of WAHA's lists that are remembered as none for a tenant
 _FIRST = "/first"  # behind a session's name: when the first message of it was heard
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,6 @@ class Recovery:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.hours = hours
-        self.cannot_tell = False  # some engine said that it has no list
         self._waha = waha
         self._store = store
         self._sessions = sessions
@@ -122,6 +122,8 @@ class Recovery:
         self._turns: dict[str, asyncio.Lock] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}  # by session
         self._schedules: dict[str, _Schedule] = {}  # by session
+        self._cannot_tell: set[str] = set()  # sessions whose engine said that it has no list
+        self._ignored: OrderedDict[tuple[str, str], None] = OrderedDict()  # session, id
         self._tasks: list[asyncio.Task[None]] = []
         self._complaints = Throttle(3600)
 
@@ -162,13 +164,18 @@ class Recovery:
         now = self._monotonic()
         return {name: gap.since for name, gap in self._gaps.items() if gap.not_before <= now}
 
+    @property
+    def cannot_tell(self) -> bool:
+        """Whether an engine said that it has no list of messages."""
+        return bool(self._cannot_tell)
+
     def reconciled_up_to(self) -> float | None:
-        """Until when, Unix seconds, WAHA was asked for all that it has of every session; None if
-        it was not yet."""
+        """Until when, Unix seconds, WAHA was asked for all that it has of every session that can
+        tell; None if it was not yet."""
         times = [
             one.up_to
             for name, one in self._schedules.items()
-            if not name.startswith(HASHED_SESSION)
+            if not name.startswith(HASHED_SESSION) and name not in self._cannot_tell
         ]
         known = [at for at in times if at is not None]
         return min(known) if known and len(known) == len(times) else None
@@ -189,6 +196,11 @@ class Recovery:
     def waha_back(self) -> None:
         for session in self._gaps:
             self._ask_now(session)
+
+    def session_gone(self, session: str) -> None:
+        for known in (self._gaps, self._schedules):
+            known.pop(session, None)
+        self._cannot_tell.discard(session)
 
     def webhook_missing(self, session: str) -> None:
         if self.hours and self._open_gap(session):
@@ -213,6 +225,8 @@ class Recovery:
             gap = _Gap(sent, not_before=self._monotonic() + _WEBHOOK_RETRIES_SECONDS)
             self._gaps[session] = gap
             self._begin_closing(session)
+        else:
+            gap.breaks += 1  # an answer that is under way does not close it
         gap.since = min(gap.since, sent)
 
     def _open_gap(self, session: str) -> _Gap | None:
@@ -276,7 +290,7 @@ class Recovery:
             self._note_that_it_cannot_tell(session, exc)
             self._gaps.pop(session, None)
             return True
-        gap.not_found = gap.not_found + 1 if exc.status in _NOT_FOUND_STATUSES else 0
+        gap.not_found = gap.not_found + 1 if exc.status == _NOT_FOUND else 0
         if gap.not_found >= _NOT_FOUND_TRIES:
             self._gaps.pop(session, None)
             log.warning(
@@ -289,13 +303,13 @@ class Recovery:
         return False
 
     def _note_that_it_cannot_tell(self, session: str, exc: WahaRefused) -> None:
-        if not self.cannot_tell:
+        if session not in self._cannot_tell:
             log.info(
                 "WAHA cannot tell what came while nobody listened (%s)",
                 masked(str(exc)),
                 extra={"event": "recovery.refused", "session": session},
             )
-        self.cannot_tell = True
+        self._cannot_tell.add(session)
 
     def _complain(self, session: str, exc: GatewayError) -> None:
         if self._complaints.passes((session, type(exc))):
@@ -330,7 +344,9 @@ class Recovery:
         is_full = schedule.full_at <= now
         seconds = self.hours * 3600 if is_full else _RECONCILE_WINDOW_SECONDS
         until = self._clock() - _IN_TRANSIT_SECONDS
-        since = max(until - seconds, self._first_heard(session))
+        # Also what earlier looks have failed to see.
+        since = min(until - seconds, schedule.up_to or until)
+        since = max(since, until - self.hours * 3600, self._first_heard(session))
         schedule.due_at = now + _RECONCILE_RETRY_SECONDS
         try:
             outcomes = await self._take_in_all(session, int(since), until=int(until))
@@ -347,6 +363,7 @@ class Recovery:
         except Exception:  # whatever WAHA answers
             log.exception("a reconciliation stumbled", extra={"event": "recovery.error"})
             return
+        self._cannot_tell.discard(session)
         self._note_reconciled(session, outcomes)
         schedule.up_to, schedule.due_at = until, now + _RECONCILE_SECONDS
         if is_full:
@@ -373,7 +390,7 @@ class Recovery:
         """
         now = self._clock()
         begin = int(max(min(since, now) - _MARGIN_SECONDS, now - self.hours * 3600, 0.0))
-        if since < begin:
+        if since < begin and self._complaints.passes((session, "too old")):
             log.warning(
                 "What came of session %s before the last %g hours is not asked for (RECOVER_HOURS)",
                 session,
@@ -383,8 +400,8 @@ class Recovery:
         gap = self._gaps.get(session)
         breaks = gap.breaks if gap else 0
         outcomes = await self._take_in_all(session, begin, until=None)
-        if gap and since <= gap.since and gap.breaks == breaks:
-            self._gaps.pop(session, None)
+        if gap and since <= gap.since and gap.breaks == breaks and self._gaps.get(session) is gap:
+            del self._gaps[session]
         log.info(
             "🩹 Asked WAHA for messages of session %s since %s: %s new, %s known already",
             session,
@@ -441,24 +458,36 @@ class Recovery:
 
     async def _take_in(self, session: str, messages: list[Message], outcomes: Outcomes) -> None:
         """Accept those that are not known; wait while the store refuses some."""
-        messages = await self._unknown(session, messages, outcomes)
+        is_sifted = False
         for _ in range(_STORE_TRIES):
-            messages = await self._take_in_some(session, messages, outcomes)
-            if not messages:
-                return
+            with contextlib.suppress(StoreUnavailable):
+                if not is_sifted:
+                    messages, is_sifted = await self._unknown(session, messages, outcomes), True
+                messages = await self._take_in_some(session, messages, outcomes)
+                if not messages:
+                    return
             await asyncio.sleep(_STORE_RETRY_SECONDS)
         raise StoreUnavailable(f"{len(messages)} messages were refused for minutes: see /ready")
 
     async def _unknown(
         self, session: str, messages: list[Message], outcomes: Outcomes
     ) -> list[Message]:
+        """Those that were neither accepted before nor ignored by this process."""
+        messages = [one for one in messages if (session, one["id"]) not in self._ignored]
         unknown: list[Message] = []
+        known_count = 0
         for place in range(0, len(messages), _PAGE_SIZE):
             page = messages[place : place + _PAGE_SIZE]
             known = await self._ingest.are_known([_webhook(session, one) for one in page])
             unknown += [one for one, is_known in zip(page, known, strict=True) if not is_known]
-            self._count("duplicate", outcomes, sum(known))
+            known_count += sum(known)
+        self._count("duplicate", outcomes, known_count)
         return unknown
+
+    def _note_ignored(self, session: str, message: Message) -> None:
+        self._ignored[session, message["id"]] = None
+        while len(self._ignored) > _MAX_IGNORED:
+            self._ignored.popitem(last=False)
 
     def _count(self, outcome: str, outcomes: Outcomes, count: int = 1) -> None:
         outcomes[outcome] += count
@@ -484,6 +513,8 @@ class Recovery:
             if chat in held_up:
                 left.append(message)
                 continue
+            if outcome == "ignored":
+                self._note_ignored(session, message)
             self._count("routed" if outcome in ("locked", "moved") else outcome, outcomes)
         return left
 
@@ -512,8 +543,10 @@ class Recovery:
             # While there is a gap what is behind it must not hide it from the next start.
             if session.last_message > self._noted.get(name, 0.0) and name not in self._gaps
         }
-        for name in news.keys() - self._noted.keys():
-            news[name + _FIRST] = self._sessions.all()[name].first_message or news[name]
+        if unknown := news.keys() - self._noted.keys():
+            self._noted |= await self._store.heard()  # another router may know them
+            for name in unknown - self._noted.keys():
+                news[name + _FIRST] = self._sessions.all()[name].first_message or news[name]
         if news:
             await self._store.note_heard(news)
             self._noted |= news

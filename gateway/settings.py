@@ -150,17 +150,24 @@ def _folder(value: Any) -> Any:
 _NOT_OURS = re.compile(
     "WHATSAPP_.*|WAHA_(?:BASE|HOOK|DASHBOARD|LOG|PRINT|MEDIA|SESSION_CONFIG|NO|S3|HTTP|API_KEY_)_?.*"
 )
-_ALIKE = 0.8  # of difflib; WEBHOOK_HMAC is WEBHOOK_HMAC_KEY by 0.86
+_ALIKE = 0.9  # of difflib: a letter too many or too few
 
 
 def misspelt_names(env_file: str | None = ".env") -> dict[str, str]:
-    """Names that are set and are no settings, with the setting that each is probably meant for."""
+    """Return the names that are set, are no settings and look like one, each with that setting: a
+    letter is off, or words in it are missing (WEBHOOK_HMAC for WEBHOOK_HMAC_KEY)."""
     names = [name.upper() for name in Settings.model_fields]
     found: dict[str, str] = {}
     for given in _raw_values(env_file):
         if given in names or "_" not in given or _NOT_OURS.fullmatch(given):
             continue
-        if meant := difflib.get_close_matches(given, names, n=1, cutoff=_ALIKE):
+        first, *words = given.split("_")
+        shorter = [
+            name
+            for name in names
+            if name.split("_")[0] == first and set(words) < set(name.split("_")[1:])
+        ]
+        if meant := difflib.get_close_matches(given, names, n=1, cutoff=_ALIKE) or shorter:
             found[given] = meant[0]
     return found
 
@@ -369,7 +376,7 @@ class Settings(BaseSettings):
         shut = []
         if not self.webhook_hmac_key.get_secret_value():
             without = (
-                "Webhooks without WAHA_API_KEY as X-Api-Key get 401, and WAHA sends none of itself"
+                "Webhooks get 401 without WAHA_API_KEY as X-Api-Key, which WAHA sends only if told"
                 if self.waha_api_key.get_secret_value()
                 else "Every webhook gets 403"
             )

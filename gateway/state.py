@@ -213,11 +213,9 @@ class State:
         return Part("recovery.gap", Level.LOOK, values)
 
     def _of_the_reconciliation(self) -> Part:
-        if self._recovery.cannot_tell:
-            return Part("recovery.cannot")
         up_to = self._recovery.reconciled_up_to()
         if up_to is None:
-            return Part("recovery.unasked")
+            return Part("recovery.cannot" if self._recovery.cannot_tell else "recovery.unasked")
         at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(up_to))
         return Part("recovery.reconciled", values={"at": at})
 
@@ -249,7 +247,7 @@ class State:
 
     def _of_the_webhooks(self) -> Iterator[Part]:
         for name, why in self._watch.unhooked().items():
-            if self._watch.has_sent(name):
+            if self._watch.was_hooked(name):
                 yield Part("waha_webhook.missing", Level.DOWN, {"why": why}, name)
             else:
                 yield Part("waha_webhook.unproven", Level.LOOK, {"why": why}, name)

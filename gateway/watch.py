@@ -7,6 +7,7 @@ keeps a session's config in memory and loses it with a restart.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -47,6 +48,9 @@ class Listener(Protocol):
 
     def waha_back(self) -> None:
         """It answers again."""
+
+    def session_gone(self, session: str) -> None:
+        """WAHA has no such session any more."""
 
     def webhook_missing(self, session: str) -> None:
         """At each look at a session that does not send to us."""
@@ -106,7 +110,7 @@ class Watch:
             if not self._has_proof(name, self._hooks[name])
         }
 
-    def has_sent(self, name: str) -> bool:
+    def was_hooked(self, name: str) -> bool:
         """Whether the session is known to have sent to us, or to have had a webhook to us: else
         WHATSAPP_HOOK_URL may have set one, and the first event is still to come."""
         session, hook = self._sessions.all().get(name), self._hooks.get(name)
@@ -152,13 +156,16 @@ class Watch:
         return True
 
     async def _ask_since_when(self) -> None:
-        uptime = await self._waha.uptime()
-        if uptime is not None:
-            self._waha_started_at = self._clock() - uptime
+        with contextlib.suppress(WahaError):  # how the session stands says the rest
+            uptime = await self._waha.uptime()
+            if uptime is not None:
+                self._waha_started_at = self._clock() - uptime
 
     def _look_for_webhook(self, name: str, info: SessionInfo, at: float) -> None:
-        if info.status != "WORKING":
-            return  # which is said already, and no event is to be expected
+        if info.status != "WORKING":  # which is said already, and no event is to be expected
+            self._unhooked.pop(name, None)
+            self._metrics.session_hook_unknown(name)
+            return
         hook = self._hooks.setdefault(name, _Hook())
         why = self._why_nothing_comes(info)
         if why is None:
@@ -197,7 +204,7 @@ class Watch:
                 extra={"event": "waha.webhook_missing", "session": name},
             )
         self._unhooked[name] = why
-        if self.has_sent(name):
+        if self.was_hooked(name):
             self._metrics.session_hooked(name, False)
         self._listener.webhook_missing(name)
 
@@ -226,6 +233,7 @@ class Watch:
     def _refused(self, name: str, exc: WahaError, at: float) -> None:
         if exc.status in _NOT_THERE and name != self._home_session:
             self._sessions.forget(name)
+            self._listener.session_gone(name)
             self._hooks.pop(name, None)
             self._unhooked.pop(name, None)
         elif exc.status in _NOT_THERE:

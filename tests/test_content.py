@@ -134,3 +134,14 @@ def test_deep_nesting_costs_nothing() -> None:
     for _ in range(500):
         wrapped = {"ephemeralMessage": {"message": wrapped}}
     assert content.content_of(noweb(wrapped)) is Content.PLACEHOLDER
+
+
+@pytest.mark.parametrize("odd", [{}, {"a": 1}, [], ["chat"], 7, True, None])
+@pytest.mark.parametrize("field", ["type", "message", "Message", "messageStubType"])
+def test_whatever_stands_in_the_raw_data_it_is_read_or_not(field: str, odd: object) -> None:
+    bodies: list[object] = [None, "hello", 7, {}]
+    for body in bodies:
+        payload = {"body": body, "_data": {field: odd}}
+        assert isinstance(content.content_of(payload), Content)
+        assert isinstance(content.text_of(payload), str)
+        assert isinstance(content.is_edit(payload), bool)

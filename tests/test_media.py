@@ -40,13 +40,13 @@ def image(waha: StandIn, bare_id: str = "3EB0A", **payload: Any) -> bytes:
     return body
 
 
-def delivery(body: bytes, *headers: tuple[str, str], at: float = LATE, id_: int = 1) -> Delivery:
+def delivery(body: bytes, *headers: tuple[str, str], at: float = LATE, key: str = "k") -> Delivery:
     return Delivery(
-        id=id_,
+        id=1,
         tenant=tenant(2),
         user=user(ALI),
         alias=None,
-        idempotency_key="k",
+        idempotency_key=key,
         headers=headers,
         body=body,
         attempt=1,
@@ -74,7 +74,11 @@ async def test_what_is_soon_delivered_or_has_no_media_is_not_asked_for(
     told_to_fetch_none = delivery(image(waha, "3EB0B", media=None))
     no_message = delivery(b'{"event":"message.ack","payload":{"hasMedia":true}}')
     odd = delivery(b'{"hasMedia":true')
-    for one in (soon, text, told_to_fetch_none, no_message, odd):
+    quotes_one = delivery(
+        webhook("hello", sent=LATE, hasMedia=False, replyTo={"hasMedia": True}),
+        ("x-recovered", "true"),
+    )
+    for one in (soon, text, told_to_fetch_none, no_message, odd, quotes_one):
         assert await fresh.made_fresh(one) == one
     assert waha.downloads == []
 
@@ -117,9 +121,29 @@ async def test_a_waha_that_hangs_holds_nobody_up_for_long(
     waha: StandIn, fresh: Media, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(media, "WAIT_SECONDS", 0.2)
-    many = [delivery(image(waha, f"3EB0{n:04}"), id_=n) for n in range(50)]
+    many = [delivery(image(waha, f"3EB0{n:04}"), key=f"k{n}") for n in range(50)]
     waha.delay = 30.0
     async with asyncio.timeout(5):
         assert await asyncio.gather(*map(fresh.made_fresh, many)) == many
         assert await fresh.made_fresh(many[0]) == many[0], "the session rests"
     assert waha.downloads == []
+
+
+async def test_an_answer_is_the_messages_own_whatever_its_delivery_is_called(
+    waha: StandIn, fresh: Media
+) -> None:
+    """A Redis that lost its last moments gives a delivery's number once more."""
+    header = ("x-recovered", "true")
+    one = delivery(image(waha, "3EB0A", media=None), header, key="k1")
+    two = delivery(image(waha, "3EB0B", media=None), header, key="k2")
+    assert (one.id, two.id) == (1, 1)
+    for asked, bare_id in ((one, "3EB0A"), (two, "3EB0B"), (one, "3EB0A")):
+        made = await fresh.made_fresh(asked)
+        assert json.loads(made.body)["payload"]["media"]["url"].endswith(f"/{bare_id}.jpeg")
+        assert made.user == asked.user
+    assert len(waha.downloads) == 2
+
+
+async def test_a_session_kept_by_its_hash_is_not_asked_for(waha: StandIn, fresh: Media) -> None:
+    late = replace(delivery(image(waha)), user=user(f"hash-{'0' * 32}/{ALI}"))
+    assert await fresh.made_fresh(late) == late

@@ -162,6 +162,7 @@ async def test_a_redis_that_begins_to_drop_keys_is_noticed(
         client.config_set("maxmemory", "0")
         client.config_set("maxmemory-policy", "noeviction")
     await wait_until(lambda: not store.health().at_risk)
+    assert "locks may be among them" in str(store.health().refusing), "they do not come back"
     await store.close()
 
 
@@ -187,6 +188,36 @@ async def test_a_redis_that_came_back_empty_serves_nobody_as_unknown(
     await store.close()
     with redis_.client() as client:
         assert how != "flushed" or client.keys("gw:*") == [], "nothing is written to it"
+
+
+async def test_a_restart_does_not_take_an_empty_redis_for_the_one_before(
+    server: Server, tmp_path: Path
+) -> None:
+    redis_, folder = server(), tmp_path / "data"
+    folder.mkdir()
+    for _ in range(2):
+        store = await open_store(redis_.url, LIMITS, beside=folder)
+        await say(store, "start_realty_2", ALI)
+        await store.close()
+    with redis_.client() as client:
+        client.flushall()
+        with pytest.raises(StartRefused, match=r"came back empty.*delete .*router\.redis"):
+            await open_store(redis_.url, LIMITS, beside=folder)
+        assert client.keys("gw:*") == []
+    (folder / "router.redis").unlink()
+    await (await open_store(redis_.url, LIMITS, beside=folder)).close()
+
+
+async def test_a_node_of_a_cluster_that_came_back_empty_is_named(server: Server) -> None:
+    """Sessions lie on nodes of their own, and so does the list of them."""
+    redis_ = server()
+    store = await open_store(redis_.url, LIMITS)
+    await say(store, "start_realty_2", ALI)
+    await store.close()
+    with redis_.client() as client:
+        client.hset("gw:sessions", "#", "another")
+    with pytest.raises(StartRefused, match="a node came back empty"):
+        await open_store(redis_.url, LIMITS)
 
 
 async def test_a_store_from_before_there_were_ids_gets_one(server: Server) -> None:

@@ -179,6 +179,9 @@ def test_a_home_in_data_dir_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None
         ("WAHA_BASE_URL", None),
         ("WAHA_API_KEY_PLAIN", None),
         ("WAHA_DASHBOARD_PASSWORD", None),
+        ("BACKEND_API_KEY", None),
+        ("WAHA_SESSION_NAME", None),
+        ("GATEWAY_HOST", None),
         ("POSTGRES_PASSWORD", None),
         ("HOSTNAME", None),
         ("WEBHOOK_HMAC_KEY", None),
@@ -203,7 +206,10 @@ def test_a_misspelt_setting_is_named_with_the_one_that_is_meant(
         ({}, []),
         ({"HOST": "0.0.0.0"}, ["Every webhook gets 403", "ADMIN_API_KEY"]),
         # The shortest snippet that people have: WAHA's key alone.
-        ({"HOST": "0.0.0.0", "WAHA_API_KEY": "k" * 32}, ["get 401, and WAHA", "ADMIN_API_KEY"]),
+        (
+            {"HOST": "0.0.0.0", "WAHA_API_KEY": "k" * 32},
+            ["get 401 without WAHA_API_KEY", "ADMIN_API_KEY"],
+        ),
         ({"HOST": "0.0.0.0", "WEBHOOK_HMAC_KEY": "k" * 32}, ["ADMIN_API_KEY"]),
         ({"HOST": "0.0.0.0", "WEBHOOK_HMAC_KEY": "k" * 32, "ADMIN_API_KEY": "a" * 32}, []),
     ],

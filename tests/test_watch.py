@@ -38,6 +38,9 @@ class Told:
     def waha_back(self) -> None:
         self.said.append("back")
 
+    def session_gone(self, session: str) -> None:
+        self.said.append(f"gone: {session}")
+
     def webhook_missing(self, session: str) -> None:
         self.said.append(f"no webhook: {session}")
 
@@ -248,7 +251,7 @@ async def test_a_webhook_that_vanishes_is_noticed_and_what_came_is_fetched(
     sends.event()
     assert await sends.look() is None
     assert metrics.value("gateway_waha_session_webhook", session="default") == 1
-    assert sends.watch.has_sent("default")
+    assert sends.watch.was_hooked("default")
     waha.configs["default"] = None
     sends.now += 60
     assert await sends.look() == "its config has no webhook to us"
@@ -294,7 +297,7 @@ async def test_what_was_heard_before_our_start_counts(
 ) -> None:
     waha.started_at = time.time() - 1000
     assert await sends.look() is not None
-    assert not sends.watch.has_sent("default"), "its first event may still come"
+    assert not sends.watch.was_hooked("default"), "its first event may still come"
     assert metrics.value("gateway_waha_session_webhook", session="default") is None
     sends.sessions.heard_before("default", sends.now - 100)
     assert await sends.look() is None

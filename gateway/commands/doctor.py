@@ -111,7 +111,7 @@ async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding
 def _doors(settings: Settings) -> Iterator[Finding]:
     yield well("settings", "every value can be used")
     for name, meant in misspelt_names().items():
-        yield wrong("settings", f"{name} is no setting and changes nothing", f"is {meant} meant?")
+        yield mind("settings", f"{name} is no setting and changes nothing", f"is {meant} meant?")
     hook = bool(split(settings.webhook_hmac_key))
     key = bool(settings.waha_api_key.get_secret_value())
     admin = bool(split(settings.admin_api_key))
@@ -142,7 +142,7 @@ def _doors(settings: Settings) -> Iterator[Finding]:
 def _folder(settings: Settings) -> Iterator[Finding]:
     what, folder = "data folder", settings.data_dir
     if settings.store_url:
-        yield well(what, f"not used: STORE_URL={settings.store_url.partition(':')[0]}:…")
+        yield well(what, f"only tenants.json: STORE_URL={settings.store_url.partition(':')[0]}:…")
         return
     if not folder.is_dir():
         yield mind(what, f"{folder} is not there yet", "the first start makes it")

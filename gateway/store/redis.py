@@ -82,9 +82,11 @@ from gateway.store.scripts import (
     open_scripts,
     padded,
     session_of,
+    why_no_start,
     without_none,
 )
 
+STORE_NOTE_NAME = "router.redis"  # in DATA_DIR: the id of the store that was worked on
 LEASE_SECONDS = 15.0
 _RENEW_SECONDS = 5.0
 _SEND_SECONDS = 1.0  # before the lease ends nothing new is sent
@@ -127,7 +129,7 @@ class RedisStore:
             await store._start(beside)
         except StoreUnavailable as exc:
             await scripts.close()
-            raise StartRefused(f"STORE_URL: Redis does not answer ({exc})") from exc
+            raise StartRefused(f"STORE_URL: {why_no_start(exc.__cause__ or exc)}") from exc
         except StartRefused:
             await scripts.close()
             raise
@@ -162,7 +164,7 @@ class RedisStore:
                 f" with python whatsapp_router.py move --from file:{beside} --to …, or move"
                 f" router.db and {mappings.FILE_NAME} away to begin with nothing"
             )
-        await self._scripts.adopt_store()
+        await self._adopt_store(beside)
         self._dropped_before = (await self._scripts.memory()).dropped
         await self._know_session(HOME)
         await self._renew_all()
@@ -177,6 +179,21 @@ class RedisStore:
                 (self._look_at_memory, _RENEW_SECONDS),
             )
         ]
+
+    async def _adopt_store(self, beside: Path | None) -> None:
+        """And remember which it was: the next start must not take an empty one for it."""
+        note = beside / STORE_NOTE_NAME if beside and beside.is_dir() else None
+        known = note.read_text("utf-8").strip() if note and note.exists() else None
+        if known and known != await self._scripts.store_id():
+            raise StartRefused(
+                "STORE_URL: this Redis does not hold the store that a router with this DATA_DIR"
+                " worked on last: it came back empty, or is another one. Restore it; or, to begin"
+                f" with what it holds, delete {note}"
+            )
+        id_ = await self._scripts.adopt_store()
+        if note and id_ != known:
+            with contextlib.suppress(OSError):  # a folder that cannot be written notes nothing
+                note.write_text(f"{id_}\n", "utf-8")
 
     async def _holds_no_lock(self) -> bool:
         for session in await self._scripts.sessions():
@@ -306,15 +323,18 @@ class RedisStore:
     async def _look_at_memory(self) -> None:
         """A Redis that drops keys may have been told to only now."""
         memory = await self._scripts.memory()
+        # A server that was restarted counts anew.
+        self._dropped_before = min(self._dropped_before, memory.dropped)
         dropped = memory.dropped - self._dropped_before
-        lost = at_risk = None
-        if dropped > 0 and memory.policy and memory.policy.startswith("allkeys"):
+        # For good: what is gone does not come back with another policy.
+        lost, at_risk = self._lost, None
+        if lost is None and dropped > 0 and (memory.policy or "").startswith("allkeys"):
             lost = (
                 f"it has dropped {dropped} keys for want of memory (maxmemory-policy"
                 f" {memory.policy}), and locks may be among them: set noeviction, restore it, and"
                 " restart the routers"
             )
-        elif memory.policy:
+        elif lost is None and memory.policy:
             at_risk = f"Redis drops keys when its memory is full (maxmemory-policy {memory.policy})"
             at_risk += f", {dropped} so far" if dropped > 0 else ""
             at_risk += ": set noeviction"

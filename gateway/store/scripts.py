@@ -134,10 +134,13 @@ class Scripts:
             raise
         except (RedisError, OSError, TimeoutError) as exc:
             raise self._failed(exc) from exc
+        return result
+
+    def _healed(self) -> None:
+        """A script went through: that alone proves that operations do."""
         if self.trouble is not None:
             log.warning("Redis answers again", extra={"event": "store.healed"})
             self.trouble = None
-        return result
 
     def _failed(self, exc: Exception) -> StoreUnavailable:
         if self.trouble is None:
@@ -171,9 +174,14 @@ class Scripts:
         others = (_UNTIL.encode(), _ID.encode())
         return {name.decode(): int(number) for name, number in found.items() if name not in others}
 
-    async def adopt_store(self) -> None:
-        """Work on the store that is there from now on, and on no other; an empty Redis gets a new
-        one, and one of before there were ids gets its id now."""
+    async def store_id(self) -> str | None:
+        """Of the store that is there; None if it is empty, or of before there were ids."""
+        found = await self.call(self.client.hget("gw:sessions", _ID))
+        return None if found is None else str(found.decode())
+
+    async def adopt_store(self) -> str:
+        """Work on the store that is there from now on, and on no other; its id. An empty Redis gets
+        a new one, and a store of before there were ids gets its id now."""
         found = await self.call(self.client.hget("gw:sessions", _ID))
         if found is None:
             await self.call(self.client.hsetnx("gw:sessions", _ID, uuid.uuid4().hex))
@@ -181,12 +189,19 @@ class Scripts:
         self._store_id = found.decode()
         for session in await self.sessions():
             await self._mark(session)
+        return self._store_id
 
     async def _mark(self, session: str) -> None:
         key = f"gw:{{{session}}}:store"
         # Not written without need: a router must be able to start though Redis' memory is full.
-        if await self.call(self.client.get(key)) is None:
+        found = await self.call(self.client.get(key))
+        if found is None:
             await self.call(self.client.set(key, self._store_id, nx=True))
+        elif found.decode() != self._store_id:
+            raise StoreUnavailable(
+                f"Redis: what it holds of WAHA session {session} belongs to another store than its"
+                " list of sessions does: a node came back empty. Restore it"
+            )
 
     async def close_registry(self, until: float) -> None:
         """No session becomes known that is not yet, until then (Unix seconds)."""
@@ -241,6 +256,7 @@ class Scripts:
             answers: list[Any] = await self.call(self.client.evalsha(self._sha, 1, key, *flat))
         except NoScriptError:  # Redis was started again, or its scripts were flushed
             answers = await self.call(self.client.eval(self._text, 1, key, *flat))
+        self._healed()
         self._committed(time.perf_counter() - began, len(some))
         return answers
 
@@ -272,7 +288,7 @@ async def open_scripts(
         await _check(client)
     except (RedisError, OSError) as exc:
         await client.aclose()
-        raise StartRefused(f"STORE_URL: {_why_no_start(exc)}") from exc
+        raise StartRefused(f"STORE_URL: {why_no_start(exc)}") from exc
     except StartRefused:
         await client.aclose()
         raise
@@ -315,9 +331,12 @@ def _behind_sentinels(url: str) -> Client:
 
 async def _check(client: Client) -> None:
     """Raise StartRefused if this Redis would lose what it is told."""
-    found: dict[str, Any] = await client.info()
-    if isinstance(client, redis.asyncio.RedisCluster) and "redis_version" not in found:
-        found = next(iter(found.values()))  # by node
+    answer: dict[str, Any] = await client.info()
+    for found in [answer] if "redis_version" in answer else answer.values():  # of a cluster by node
+        _check_server(found)
+
+
+def _check_server(found: dict[str, Any]) -> None:
     version = str(found["redis_version"])
     if tuple(map(int, version.split(".")[:2])) < (6, 2):
         raise StartRefused(f"STORE_URL: Redis {version} is too old: 6.2 or newer is needed")
@@ -353,7 +372,7 @@ def _reason(exc: Exception) -> str:
     return str(exc).removeprefix("STOREID ") or type(exc).__name__
 
 
-def _why_no_start(exc: Exception) -> str:
+def why_no_start(exc: BaseException) -> str:
     """In words that name the cure."""
     told = str(exc).lower()
     if isinstance(exc, NoPermissionError) or "no permissions" in told:

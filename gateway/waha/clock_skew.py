@@ -14,6 +14,7 @@ from gateway.model import MESSAGE_EVENTS, InboundMessage, UserId
 
 MIN_SAMPLES = 3  # one message may be late, or its time be odd
 _SAMPLES = 9
+_SAMPLE_SECONDS = 600.0  # after that it tells nothing of now
 _AHEAD_SECONDS = 60.0  # messages may be late, and then all of them for a while
 _BEHIND_SECONDS = 30.0  # none can be early
 _TOLERANCE_SECONDS = 60.0  # between two messages' differences
@@ -31,7 +32,8 @@ class ClockSkew:
     ) -> None:
         self._clock = clock
         self._monotonic = monotonic
-        self._differences: deque[float] = deque(maxlen=_SAMPLES)  # arrived minus sent, seconds
+        # When each was noted (monotonic), and arrived minus sent, seconds.
+        self._samples: deque[tuple[float, float]] = deque(maxlen=_SAMPLES)
         self._started_at = clock() - monotonic()
         self._newest: OrderedDict[UserId, float] = OrderedDict()  # WhatsApp's times, by user
 
@@ -40,7 +42,7 @@ class ClockSkew:
         if message.stamped_at is None or message.own or message.event not in MESSAGE_EVENTS:
             return
         self._forget_after_jump()
-        self._differences.append(message.arrived - message.stamped_at)
+        self._samples.append((self._monotonic(), message.arrived - message.stamped_at))
         for user in (message.phone, message.lid):
             if user:
                 self._newest[user] = max(self._newest.get(user, 0.0), message.stamped_at)
@@ -52,11 +54,13 @@ class ClockSkew:
         """Seconds that our clock is ahead of WhatsApp's, negative if it is behind, 0.0 if they
         agree; None while too few messages have come to tell."""
         self._forget_after_jump()
-        if len(self._differences) < MIN_SAMPLES:
+        oldest = self._monotonic() - _SAMPLE_SECONDS
+        differences = [seconds for noted_at, seconds in self._samples if noted_at >= oldest]
+        if len(differences) < MIN_SAMPLES:
             return None
-        if (usual := statistics.median_high(self._differences)) < -_BEHIND_SECONDS:
+        if (usual := statistics.median_high(differences)) < -_BEHIND_SECONDS:
             return usual
-        least = min(self._differences)
+        least = min(differences)
         return least if least > _AHEAD_SECONDS else 0.0
 
     def latest(self) -> float:
@@ -75,5 +79,5 @@ class ClockSkew:
     def _forget_after_jump(self) -> None:
         started_at = self._clock() - self._monotonic()
         if abs(started_at - self._started_at) > _JUMP_SECONDS:
-            self._differences.clear()
+            self._samples.clear()
             self._started_at = started_at

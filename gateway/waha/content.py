@@ -159,7 +159,7 @@ _CIPHERTEXT_STUB = 2  # WAMessageStubType.CIPHERTEXT
 def content_of(payload: Json) -> Content:
     """What the payload of a `message` or `message.any` holds."""
     data = _dict(payload.get("_data"))
-    type_ = data.get("type")
+    type_ = _type(data)
     if type_ in _NOTICE_TYPES:
         return Content.NOTICE
     if _has_content(payload) or type_ in _SENT_TYPES:
@@ -171,7 +171,7 @@ def content_of(payload: Json) -> Content:
         return Content.SENT
     if fields & _NOTICE_FIELDS or type_ in _EDIT_TYPES:
         return Content.NOTICE
-    if not fields and (type_ in _WAITING_TYPES or not isinstance(type_, str)):
+    if not fields and (type_ in _WAITING_TYPES or type_ is None):
         return Content.PLACEHOLDER
     return Content.UNKNOWN
 
@@ -184,7 +184,7 @@ def text_of(payload: Json) -> str:
     text = payload.get("body")
     if not isinstance(text, str) or payload.get("location") or payload.get("vCards"):
         return ""
-    type_ = _dict(payload.get("_data")).get("type")
+    type_ = _type(_dict(payload.get("_data")))
     return "" if type_ in _PLACE_OR_CARD or text.startswith("BEGIN:VCARD") else text
 
 
@@ -194,9 +194,7 @@ def is_edit(payload: Json) -> bool:
         return True
     data = _dict(payload.get("_data"))
     fields = _fields(data)
-    return data.get("type") in _EDIT_TYPES or bool(
-        fields & _EDIT_FIELDS and not fields & _SENT_FIELDS
-    )
+    return _type(data) in _EDIT_TYPES or bool(fields & _EDIT_FIELDS and not fields & _SENT_FIELDS)
 
 
 def _has_content(payload: Json) -> bool:
@@ -207,6 +205,12 @@ def _has_content(payload: Json) -> bool:
         isinstance(payload.get(name), dict | list) and payload[name]
         for name in ("media", "location", "vCards")
     )
+
+
+def _type(data: Json) -> str | None:
+    """WhatsApp Web's name of the kind of message."""
+    type_ = data.get("type")
+    return type_ if isinstance(type_, str) else None
 
 
 def _fields(data: Json) -> frozenset[str]:
