@@ -31,36 +31,39 @@ _IGNORABLE_RANGES = (
 )  # fmt: skip
 
 
-_LAST_CODE = 0x1FFFF  # neither No nor Cf has more, but for tags, which are in _IGNORABLE_RANGES
+_LAST_CODE = 0x1FFFF  # of what is looked for; further up are variation selectors and tags, above
 
 
-def _ranges(wanted: str) -> str:
-    """The characters of a Unicode category, as they stand in a regular expression's [ ]."""
-    codes = (code for code in range(_LAST_CODE + 1) if category(chr(code)) == wanted)
+def _ranges(*wanted: str) -> str:
+    """The characters of some Unicode categories, as they stand in a regular expression's [ ]."""
+    codes = (code for code in range(_LAST_CODE + 1) if category(chr(code)) in wanted)
     runs = itertools.groupby(enumerate(codes), key=lambda pair: pair[1] - pair[0])
     bounds = ([code for _, code in run] for _, run in runs)
     return "".join(f"{re.escape(chr(run[0]))}-{re.escape(chr(run[-1]))}" for run in bounds)
 
 
-_IGNORABLE = re.compile(
-    f"[{_ranges('Cf')}"
+# Marks go as well: those that combine with digits (keycaps, underlined numbers) would cut the
+# number, and NFKC sorts long runs of them in quadratic time (UAX #15, "Stream-Safe Text Format").
+_UNSEEN = re.compile(
+    f"[{_ranges('Cf', 'Mn', 'Me', 'Mc')}"
     + "".join(f"{chr(first)}-{chr(last)}" for first, last in _IGNORABLE_RANGES)
     + "]"
 )
-# Normalised they would look like the blank between two words, and like digits of the number.
-_NO_BREAK = re.compile("[\u00a0\u2007\u2009\u200a\u202f](?=\\d)")
-_GROUPS = "\u066c"  # Arabic thousands separator: stands for each of these
+_LIGATURES = re.compile("[\ufdfa\ufdfb]")  # of whole sentences: NFKC makes 18 letters of one
+# Between two digits each of these may belong to one number: 1,234 2.5 1'234 2-3 2/3 10:30, and
+# no-break blanks. What does separate is a blank, the end of a line, and an opening bracket.
+_JOINING = r"[^\w \t\r\n\v\f\u0085\u2028\u2029\u3000(\[{]"
+_JOINED = re.compile(rf"(?<=\d){_JOINING}+(?=\d)")
+_GOES_ON = re.compile(rf"{_JOINING}+\d|\w")
+_GROUPS = "\u066c"  # Arabic thousands separator: stands for what NFKC would make a blank of
 _OTHER_NUMBERS = _ranges("No")
 _OTHER_NUMBER = re.compile(f"(?<=\\d)[{_OTHER_NUMBERS}]|[{_OTHER_NUMBERS}](?=\\d)")
-# Between two digits each of these may belong to one number: 1,234 2.5 1'234 2-3 2/3 10:30. The
-# blank between two words is Zs, too.
-_JOINING = frozenset(["Pc", "Pd", "Pi", "Pf", "Po", "Sc", "Sk", "Sm", "Zs"])
-_DIGIT, _WORD = re.compile(r"\d"), re.compile(r"\w")
-_ESCAPES = re.compile("(?:%[0-9a-fA-F]{2})+")
-_UNDERSCORE = re.compile("%5f", re.IGNORECASE)
+_DIGIT = re.compile(r"\d")
 _EMPHASIS = "*_~`"  # WhatsApp's help centre, "How to format your messages"
 # What people put around a link that is all they send: quotation marks, "> ", bullets.
-_AROUND = re.compile(r"(?:[\s>\"'«»‹›“”‘’‛‟„‚「」『』*_~`•·◦▪‣●○–—-]|[0-9]{1,2}[.)]\s)*")
+_QUOTES = r"\"'«»‹›“”‘’‛‟„‚「」『』*_~`"
+_BEFORE = re.compile(rf"(?:[\s>{_QUOTES}•·◦▪‣●○–—-]|[0-9]{{1,2}}[.)]\s)*")
+_AFTER = re.compile(rf"[\s{_QUOTES}]*[.!,;]?[\s{_QUOTES}]*")
 
 
 def parse(text: str, *, prefix: str, must_open: bool) -> TenantId | None:
@@ -93,14 +96,17 @@ def address(text: str, *, phone: str) -> str:
     return f"https://wa.me/{phone}?text={quote(text, safe='')}"
 
 
+@lru_cache(maxsize=16)  # a locked user's text is looked at twice
 def _plain(text: str) -> str:
-    """text in NFKC without invisible characters; what NFKC would hide of a number stays visible."""
-    if not text.isascii():
-        text = _IGNORABLE.sub("", text)
-        if _DIGIT.search(text):
-            text = _OTHER_NUMBER.sub("x", _NO_BREAK.sub(_GROUPS, text))
-        text = unicodedata.normalize("NFKC", text)
-    return _UNDERSCORE.sub("_", text) if "%" in text else text
+    """text in NFKC without what nobody sees; what NFKC would hide of a number stays visible."""
+    if "%" in text:  # an address that was copied whole
+        text = unquote(text, errors="replace")
+    if text.isascii():
+        return text
+    text = _LIGATURES.sub(" ", _UNSEEN.sub("", text))
+    if _DIGIT.search(text):
+        text = _OTHER_NUMBER.sub("x", _JOINED.sub(_GROUPS, text))
+    return unicodedata.normalize("NFKC", text)
 
 
 def _links(text: str, prefix: str) -> Iterator[tuple[TenantId, bool]]:
@@ -119,36 +125,25 @@ def _links(text: str, prefix: str) -> Iterator[tuple[TenantId, bool]]:
 def _behind(text: str, found: re.Match[str]) -> tuple[str, bool] | None:
     """What follows the link and its emphasis, and whether that is closed right behind the link;
     None if the number goes on there, or a word does."""
-    rest = text[found.end() : found.end() + _LONGEST_TEXT]
+    rest = text[found.end() :]
     marks = found[1]
     is_closed = rest[: len(marks)] == marks[::-1]
     if is_closed:
         rest = rest[len(marks) :]
     elif "_" in marks and not re.search(r"_(?!\w)", rest):
         return None  # an underscore that nothing closes belongs to the word
-    if escapes := _ESCAPES.match(rest):  # of an address that was copied whole
-        rest = unquote(escapes[0]) + rest[escapes.end() :]
-    if _WORD.match(rest) or _goes_on(rest):
-        return None
-    return rest, is_closed
-
-
-def _goes_on(rest: str) -> bool:
-    """Whether a number in front of rest is the beginning of a longer one."""
-    joining = rest[:1] != " " and category(rest[:1] or " ") in _JOINING
-    return joining and rest[1:2].isdecimal()
+    return None if _GOES_ON.match(rest) else (rest, is_closed)
 
 
 def _opens(text: str, found: re.Match[str], rest: str, is_closed: bool) -> bool:
     """Whether text begins with the link: emphasis aside, and quotation marks and bullets as well if
     the link is all that it says."""
     before = text[: found.start()]
-    if not before:
-        # Emphasis ends somewhere; a bullet does not.
-        return is_closed or all(mark in rest for mark in found[1])
-    if len(before) > _LONGEST_RUN or _WORD.search(rest):
+    if not before and (is_closed or all(mark in rest for mark in found[1])):
+        return True  # emphasis ends somewhere; a bullet does not
+    if len(before) > _LONGEST_RUN or not _BEFORE.fullmatch(before + found[1]):
         return False
-    return _AROUND.fullmatch(before) is not None
+    return _AFTER.fullmatch(rest) is not None
 
 
 @lru_cache

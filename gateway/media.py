@@ -21,6 +21,7 @@ import orjson
 from gateway.errors import WahaError, WahaRefused
 from gateway.log import Throttle, masked
 from gateway.model import HASHED_SESSION, MESSAGE_EVENTS, Delivery, session_of
+from gateway.waha import events
 from gateway.waha.client import Waha
 
 WAIT_SECONDS = 10.0
@@ -96,7 +97,7 @@ class Media:
         try:
             async with asyncio.timeout(WAIT_SECONDS), self._slots[session]:
                 asks = True
-                message = await self._waha.message(session, payload["id"])
+                message = await self._waha.message(session, str(events.id_of(payload)))
         except WahaRefused as exc:
             if exc.status != _NOT_FOUND:
                 self._complain(session, exc)
@@ -135,7 +136,7 @@ def _message_in(body: bytes) -> Json | None:
     payload = envelope.get("payload")
     if not isinstance(payload, dict) or payload.get("hasMedia") is not True:
         return None
-    return envelope if isinstance(payload.get("id"), str) else None
+    return envelope if events.id_of(payload) else None
 
 
 def _address_of(media: Any) -> str | None:

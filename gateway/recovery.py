@@ -478,7 +478,12 @@ class Recovery:
         known_count = 0
         for place in range(0, len(messages), _PAGE_SIZE):
             page = messages[place : place + _PAGE_SIZE]
-            known = await self._ingest.are_known([_webhook(session, one) for one in page])
+            try:
+                known = await self._ingest.are_known([_webhook(session, one) for one in page])
+            except StoreUnavailable:
+                raise
+            except Exception:  # one that cannot be read is found when each is taken in
+                known = [False] * len(page)
             unknown += [one for one, is_known in zip(page, known, strict=True) if not is_known]
             known_count += sum(known)
         self._count("duplicate", outcomes, known_count)
@@ -510,6 +515,9 @@ class Recovery:
                     outcome = "ignored"
                 except StoreUnavailable:
                     held_up.add(chat)
+                except Exception:  # it must not hide those behind it
+                    log.exception("a message stumbled", extra={"event": "recovery.error"})
+                    outcome = "ignored"
             if chat in held_up:
                 left.append(message)
                 continue

@@ -12,7 +12,7 @@ import phonenumbers
 _PHONE = re.compile(r"\+?([0-9]{5,20})(?:@c\.us|@s\.whatsapp\.net)?")
 _LID = re.compile(r"[0-9]{5,20}@lid")
 # A spreadsheet's 491511234567.0, and two numbers in one: +49 1511 234567/8.
-_NO_NUMBER = re.compile(r"\.0+$|/[0-9]{1,2}$")
+_NO_NUMBER = re.compile(r"\.0+$|\s*/\s*[0-9]{1,3}\s*$|\([0-9]{1,2}\)\s*$")
 _TRUNK = re.compile(r"^(\s*(?:\+|00)[0-9 ]+)\(0\)")  # +971 (0)50 …: not dialled from abroad
 _SAME_LETTERS = str.maketrans("يىك", "ییک")
 _SHORTEST = 5  # digits of a phone
@@ -30,7 +30,7 @@ def person(text: str, *, gateway_phone: str) -> str | None:
     number, at, server = text.partition("@")
     if _NO_NUMBER.search(number):
         return None
-    number = _TRUNK.sub(r"\1", number)
+    number = _TRUNK.sub(r"\g<1>0", number)
     found = _PHONE.fullmatch(_PUNCTUATION.sub("", number) + at + server)
     if not found:
         return None
@@ -53,7 +53,7 @@ def _national(number: str, gateway_phone: str) -> str | None:
         parsed = phonenumbers.parse(number, region)
     except phonenumbers.NumberParseException:
         return None
-    if not phonenumbers.is_possible_number(parsed):
+    if not phonenumbers.is_valid_number(parsed):
         return None
     return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)[1:]
 

@@ -9,7 +9,13 @@ from gateway.routing import reason_to_ignore
 from gateway.waha import content
 from tests.messages import ALI, example, parse, webhook
 
-NOTHING: list[dict[str, Any]] = [{"body": None}, {"body": ""}, {"body": " \n"}, {}]
+NOTHING: list[dict[str, Any]] = [
+    {"body": None},
+    {"body": ""},
+    {"body": " \n"},
+    {"body": "\u200b\x00"},
+    {},
+]
 
 
 def web(type_: str, **more: Any) -> dict[str, Any]:
@@ -39,6 +45,8 @@ def gows(message: Any) -> dict[str, Any]:
         (noweb({"messageContextInfo": {"deviceListMetadata": {"senderKeyHash": "x"}}}),
          Content.PLACEHOLDER),
         (gows(None), Content.PLACEHOLDER),
+        (noweb({"extendedTextMessage": {"text": ""}}), Content.PLACEHOLDER),
+        ({"media": {"url": None}}, Content.PLACEHOLDER),
         (gows({"senderKeyDistributionMessage": {"groupID": "x"}}), Content.PLACEHOLDER),
         (web("e2e_notification"), Content.NOTICE),
         (web("notification_template"), Content.NOTICE),
@@ -111,6 +119,10 @@ def test_a_text_is_a_persons_unless_whatsapp_wrote_it(
         noweb({"editedMessage": {"message": {"conversation": "x"}}}),
         {"vCards": ["BEGIN:VCARD"]},
         {"editedMessageId": "3EB0"},
+        {"_data": {"Info": {"Edit": "1"}, "Message": {"conversation": "x"}}},
+        {"_data": {"IsEdit": True, "Message": {"conversation": "x"}}},
+        {"fromMe": "perhaps"},
+        {"fromMe": {"a": 1}},
     ],
 )
 def test_a_link_in_a_card_a_place_or_an_edit_does_not_count(payload: dict[str, Any]) -> None:

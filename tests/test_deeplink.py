@@ -1,5 +1,7 @@
 """Which texts name a tenant, and which do not."""
 
+import time
+
 import pytest
 
 from gateway import deeplink
@@ -67,6 +69,30 @@ def parse(text: str, *, must_open: bool = False, prefix: str = "start_realty") -
         ("start_realty_2½", None),
         ("start_realty_²2", None),
         ("start_realty_2%2C234", None),
+        ("start_realty_1%E2%80%8B234", 1234),
+        ("start_realty_1%A0234", None),
+        ("start_realty_1,%32", None),
+        ("start_realty_1..234", None),
+        ("start_realty_1…234", None),
+        ("start_realty_1’’234", None),
+        ("start_realty_1″5", None),
+        ("start_realty_1,*234*", None),
+        ("*start_realty_1*,*234*", None),
+        ("start_realty_1´234", None),
+        ("start_realty_1¨234", None),
+        ("start_realty_1\u00a0\u00a0234", None),
+        ("start_realty_1\u00a0,234", None),
+        ("start_realty_1\u2005234", None),
+        ("start_realty_1\u205f234", None),
+        ("start_realty_1\x7f234", None),
+        ("start_realty_1\x1f234", None),
+        ("start_realty_1\ufffd234", None),
+        ("start_realty_1️⃣2️⃣", 12),
+        ("start_realty_1\u0332\u20e3 2", 1),
+        ("start_realty_1̲2̲3̲", 123),
+        ("start_realty_2(3 rooms)", 2),
+        ("start_realty_2\u30003", 2),
+        ("_*start_realty_2*_", 2),
         ("start_realty_2, 3 rooms", 2),
         ("start_realty_2 3 rooms", 2),
         ("start_realty_2\n3 rooms", 2),
@@ -129,6 +155,11 @@ def test_a_text_that_is_a_link_or_none(text: str, tenant: int | None, must_open:
         ("hi _start_realty_5_ there", 5, None),
         ('"start_realty_9" is what she sent me', 9, None),
         ("> start_realty_9\nwhat is that?", 9, None),
+        ("> start_realty_9\n???", 9, None),
+        ("> start_realty_9 🤔", 9, None),
+        ('"start_realty_9" ???', 9, None),
+        ("- start_realty_9 👎", 9, None),
+        ('"start_realty_9"!', 9, 9),
         ("- start_realty_9 is on the flyer", 9, None),
         ("*start_realty_9 is not closed", 9, None),
         ("• start_realty_2\n• start_realty_3", None, None),
@@ -144,3 +175,26 @@ def test_where_a_link_may_stand(text: str, anywhere: int | None, opening: int | 
 def test_the_prefix_is_a_setting_and_no_pattern() -> None:
     assert parse("join.us_4", prefix="join.us") == 4
     assert parse("joinxus_4", prefix="join.us") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x start_realty_7 a" + "\u0301" * 32_000 + "\u0316" * 32_000,
+        "x" + "\u0301\u0316" * 32_000,
+        "\ufdfa" * 65_000 + "start_realty_2",
+        "start_realty_2" + "\u00a0," * 32_000,
+        "start_realty_2," * 4_000,
+        "_start_realty_2 " * 4_000,
+        "*_~`" * 16_000 + "start_realty_2",
+        "1" * 65_000,
+        "%E2%80%8B" * 7_000 + "start_realty_2",
+        "²1" * 32_000,
+    ],
+    ids=range(10),
+)
+def test_no_text_takes_long(text: str) -> None:
+    """Seconds of it would stop the whole router; here a hundredth is usual."""
+    began = time.process_time()
+    parse(text)
+    assert time.process_time() - began < 1.0

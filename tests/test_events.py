@@ -480,3 +480,21 @@ def test_an_id_of_many_signs_is_read_in_a_moment() -> None:
     for odd in ("true_a@b_x_" + "@" * 4_000_000 + "_", "true_a@b" + "_@" * 2_000_000 + "_"):
         body = json.dumps({"event": "message", "payload": {"id": odd}}).encode()
         assert parse(body).chat is not None
+
+
+@pytest.mark.parametrize(
+    ("payload", "own"),
+    [
+        ({"fromMe": True}, True),
+        ({"fromMe": "true"}, True),
+        ({"fromMe": 1}, True),
+        ({"fromMe": None, "_data": {"key": {"fromMe": True}}}, True),
+        ({"fromMe": None, "_data": {"Info": {"IsFromMe": True}}}, True),
+        ({"fromMe": False}, False),
+        ({"fromMe": "false"}, False),
+        ({"fromMe": None}, False),
+        ({"fromMe": [True]}, False),
+    ],
+)
+def test_whose_a_message_with_a_bare_id_is(payload: dict[str, Any], own: bool) -> None:
+    assert parse(webhook("start_realty_5", id="QQ10", **payload)).own is own

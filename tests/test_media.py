@@ -144,6 +144,14 @@ async def test_an_answer_is_the_messages_own_whatever_its_delivery_is_called(
     assert len(waha.downloads) == 2
 
 
+async def test_an_id_that_is_an_object_is_found(waha: StandIn, fresh: Media) -> None:
+    body = json.loads(image(waha))
+    body["payload"]["id"] = {"_serialized": body["payload"]["id"]}
+    late = delivery(json.dumps(body).encode())
+    assert await fresh.made_fresh(late) == late
+    assert len(waha.downloads) == 1
+
+
 async def test_a_session_kept_by_its_hash_is_not_asked_for(waha: StandIn, fresh: Media) -> None:
     late = replace(delivery(image(waha)), user=user(f"hash-{'0' * 32}/{ALI}"))
     assert await fresh.made_fresh(late) == late

@@ -438,6 +438,26 @@ async def test_whatever_a_message_lacks_each_is_taken_in_once(
     await stop(router)
 
 
+async def test_one_message_that_makes_us_stumble_hides_no_other(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = [payload(f"{n}", sent=NOW - 100 + n) for n in range(3)]
+
+    async with recovery_of(store, lambda n: page if n == 1 else []) as asked:
+        take = asked.recovery._ingest.recover
+
+        async def stumbles(body: bytes) -> Any:
+            if json.loads(body)["payload"]["body"] == "1":
+                raise TypeError("unforeseen")
+            return await take(body)
+
+        asked.recovery._ingest.recover = stumbles  # type: ignore[method-assign]
+        outcomes = await asked.recovery.recover("default", NOW - 1000)
+    assert asked.taken == ["0", "2"]
+    assert outcomes["ignored"] == 3
+    assert "a message stumbled" in caplog.text
+
+
 async def test_the_own_number_is_asked_for_before_any_event_told_it(
     tmp_path: Path, waha: StandIn, backend: FakeBackend
 ) -> None:

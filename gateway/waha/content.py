@@ -194,17 +194,33 @@ def is_edit(payload: Json) -> bool:
         return True
     data = _dict(payload.get("_data"))
     fields = _fields(data)
+    if (
+        data.get("IsEdit") is True
+        or _dict(data.get("Info")).get("Edit")
+        or "editedMessage" in fields
+    ):
+        return True  # GOWS, and what wraps the new text
     return _type(data) in _EDIT_TYPES or bool(fields & _EDIT_FIELDS and not fields & _SENT_FIELDS)
 
 
 def _has_content(payload: Json) -> bool:
     body = payload.get("body")
-    if isinstance(body, str) and body.strip():
+    # Not strip(): what nobody sees is no text.
+    if isinstance(body, str) and any(one.isprintable() and not one.isspace() for one in body):
         return True
     return payload.get("hasMedia") is True or any(
-        isinstance(payload.get(name), dict | list) and payload[name]
+        isinstance(payload.get(name), dict | list) and not _is_empty(payload[name])
         for name in ("media", "location", "vCards")
     )
+
+
+def _is_empty(value: Any) -> bool:
+    """Nothing, or an object or list of nothing but that."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return all(one is None or one in ("", {}, []) for one in value)
+    return value is None or value == ""
 
 
 def _type(data: Json) -> str | None:
@@ -225,7 +241,7 @@ def _set_in(message: Any, deeper: int) -> Iterator[str]:
     if not isinstance(message, dict):
         return
     for name, value in message.items():
-        if value in (None, "", {}, []):
+        if _is_empty(value):
             continue
         inner = value.get("message") if isinstance(value, dict) else None
         if name in _EDIT_FIELDS or not isinstance(inner, dict):

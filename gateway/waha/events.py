@@ -98,7 +98,7 @@ def parse(
     payload = _dict(envelope.get("payload"))
     message_id = _message_id(event, payload)
     parts = _WAHA_ID.fullmatch(message_id) if message_id else None
-    own = payload.get("fromMe") is True or bool(parts and parts[1] == "true")
+    own = _is_own(payload, parts)
     chat_id = _as_it_was(_chat_id(event, payload, parts[2] if parts else None, own), payload)
     me = _dict(envelope.get("me"))
     shown = frozenset(one for name in ("id", "lid") if (one := person(me.get(name))))
@@ -119,7 +119,7 @@ def parse(
         phone=scoped(session, phone, home_session) if phone else None,
         lid=scoped(session, lid, home_session) if lid else None,
         own=own,
-        text="" if content.is_edit(payload) else content.text_of(payload),
+        text=content.text_of(payload) if _may_bind(payload) else "",
         content=holds,
         sent=_sent(sent_at, raised_at, now, latest),
         sent_is_readable=sent_at is not None or payload.get("timestamp") is None,
@@ -143,6 +143,21 @@ def parse(
         ),
         body=body,
     )
+
+
+def _is_own(payload: Json, id_parts: re.Match[str] | None) -> bool:
+    """Whether our own number sent it."""
+    if payload.get("fromMe") in (True, "true") or bool(id_parts and id_parts[1] == "true"):
+        return True
+    data = _dict(payload.get("_data"))
+    raw = _dict(data.get("key")).get("fromMe"), _dict(data.get("Info")).get("IsFromMe")
+    return payload.get("fromMe") is None and True in raw
+
+
+def _may_bind(payload: Json) -> bool:
+    """Whether a link in it counts: it is new, and who sent it is said in a way that we know."""
+    known = payload.get("fromMe") in (None, True, False, "true", "false")
+    return known and not content.is_edit(payload)
 
 
 def _session(envelope: Json, home_session: str) -> str:
@@ -196,6 +211,11 @@ def _has_waha_id(event: str, payload: Json) -> bool:
     """Whether the id stands where WAHA's docs have it; we may find it elsewhere all the same."""
     found = _id_in(payload) if event in MESSAGE_EVENTS else _message_id(event, payload)
     return found is not None and _WAHA_ID.fullmatch(found) is not None
+
+
+def id_of(payload: Json) -> str | None:
+    """A message's id in WAHA's form, whatever the form in which the engine has it; None without."""
+    return _message_id("message", payload)
 
 
 def _id_in(holder: Json) -> str | None:
