@@ -67,7 +67,12 @@ def webhook(
 
 
 def parse(
-    body: bytes, *, now: float = NOW, own_ids: frozenset[str] = frozenset(), **headers: str
+    body: bytes,
+    *,
+    now: float = NOW,
+    latest: float | None = None,
+    own_ids: frozenset[str] = frozenset(),
+    **headers: str,
 ) -> InboundMessage:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return events.parse(
@@ -76,15 +81,21 @@ def parse(
         home_session="default",
         gateway_phone="971557357753",
         now=now,
+        latest=latest,
         own_ids=own_ids,
     )
 
 
 def message(
-    text: str | None = "hello", user: str = ALI, *, now: float = NOW, **how: Any
+    text: str | None = "hello",
+    user: str = ALI,
+    *,
+    now: float = NOW,
+    latest: float | None = None,
+    **how: Any,
 ) -> InboundMessage:
     """What webhook() with the same arguments is parsed to."""
-    return parse(webhook(text, user, **how), now=now)
+    return parse(webhook(text, user, **how), now=now, latest=latest)
 
 
 def by_the_rules(

@@ -73,11 +73,37 @@ def test_a_decision_is_taken_by_whatsapps_clock_and_after_what_the_user_wrote() 
     assert skew.decided_at(user(ALI)) == NOW
     skew.note(message(user=ALI, sent=NOW + 7000))  # nobody's clock
     assert skew.decided_at(user(ALI)) == NOW
-    for ahead in (0, 1, 30):
-        skew.note(message(user=SARA, sent=NOW + 600 + ahead))
+    for ahead in (0, 1, 1, 30):
+        skew.note(message(user=SARA, sent=NOW + 600 + ahead, latest=skew.latest()))
     assert skew.decided_at() == NOW + 601
     assert skew.decided_at(user(SARA)) == NOW + 630
     assert skew.latest() > NOW + 630
+
+
+@pytest.mark.parametrize("ahead", [2, 20, 50, 600])
+def test_a_decision_is_never_later_than_the_links_that_come_after_it(ahead: float) -> None:
+    """However far WhatsApp's times are ahead of our clock, and whether that is known already."""
+    clock = Clock()
+    skew = clock.skew()
+    for _ in range(6):
+        skew.note(message(user=ALI, sent=clock.now + ahead, now=clock.now, latest=skew.latest()))
+        decided_at = skew.decided_at(user(ALI))
+        clock.now += 1
+        clock.monotonic += 1
+        link = message(user=ALI, sent=clock.now + ahead, now=clock.now, latest=skew.latest())
+        assert link.sent.second >= int(decided_at)
+
+
+def test_what_was_known_holds_over_a_quiet_night() -> None:
+    clock = Clock()
+    skew = clock.skew()
+    for _ in range(3):
+        skew.note(message(sent=NOW + 3600))
+    clock.now, clock.monotonic = NOW + 40_000, 40_005.0
+    assert skew.seconds_ahead() == -3600
+    for _ in range(3):
+        skew.note(message(sent=NOW + 40_000, now=clock.now))
+    assert skew.seconds_ahead() == 0
 
 
 def said(client: TestClient, text: str, who: str, late: float) -> dict[str, object]:

@@ -229,8 +229,10 @@ class RedisStore:
     # leases
 
     async def _renew_all(self) -> None:
-        # Added, not replaced: one may have become known since it was asked.
-        self._sessions |= await self._scripts.sessions()
+        for session, number in (await self._scripts.sessions()).items():
+            if session not in self._sessions:  # another router knows it
+                await self._scripts.mark(session)
+                self._sessions[session] = number
         for session in list(self._sessions):
             await self._renew(session)
             await self._find_the_lost(session)

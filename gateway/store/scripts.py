@@ -119,6 +119,7 @@ class Scripts:
         self.patience = Patience()
         self._text = _text(hold_seconds)
         self._store_id = ""
+        self._in_store: set[str] = set()  # sessions
         self._committed = committed
         self._sha: str | None = None
         self._queues: dict[str, deque[_Operation]] = {}
@@ -188,10 +189,11 @@ class Scripts:
             found = await self.call(self.client.hget("gw:sessions", _ID))
         self._store_id = found.decode()
         for session in await self.sessions():
-            await self._mark(session)
+            await self.mark(session)
         return self._store_id
 
-    async def _mark(self, session: str) -> None:
+    async def mark(self, session: str) -> None:
+        """From now on all that is done to the session is done to this store, or fails."""
         key = f"gw:{{{session}}}:store"
         # Not written without need: a router must be able to start though Redis' memory is full.
         found = await self.call(self.client.get(key))
@@ -202,6 +204,7 @@ class Scripts:
                 f"Redis: what it holds of WAHA session {session} belongs to another store than its"
                 " list of sessions does: a node came back empty. Restore it"
             )
+        self._in_store.add(session)
 
     async def close_registry(self, until: float) -> None:
         """No session becomes known that is not yet, until then (Unix seconds)."""
@@ -212,7 +215,7 @@ class Scripts:
         found = await self.call(
             self.client.eval(_NUMBER, 1, "gw:sessions", session, self._store_id, _ANOTHER_STORE)
         )
-        await self._mark(session)
+        await self.mark(session)
         return int(found)
 
     async def memory(self) -> "Memory":
@@ -248,7 +251,9 @@ class Scripts:
     async def _evaluate(self, session: str, some: list[_Operation]) -> list[Any]:
         key = f"gw:{{{session}}}"
         parts = [part for one in some for part in (one.name, one.args, one.body)]
-        flat = [self._store_id, *parts]
+        # Nothing is kept of a session that nobody knows yet, its store's id neither.
+        known = "known" if session in self._in_store else ""
+        flat = [self._store_id, known, *parts]
         if self._sha is None:
             self._sha = await self.call(self.client.script_load(self._text))
         began = time.perf_counter()

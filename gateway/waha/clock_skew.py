@@ -14,7 +14,7 @@ from gateway.model import MESSAGE_EVENTS, InboundMessage, UserId
 
 MIN_SAMPLES = 3  # one message may be late, or its time be odd
 _SAMPLES = 9
-_SAMPLE_SECONDS = 600.0  # after that it tells nothing of now
+_SAMPLE_SECONDS = 600.0  # those of before count only while there are too few later ones
 _AHEAD_SECONDS = 60.0  # messages may be late, and then all of them for a while
 _BEHIND_SECONDS = 30.0  # none can be early
 _TOLERANCE_SECONDS = 60.0  # between two messages' differences
@@ -43,9 +43,11 @@ class ClockSkew:
             return
         self._forget_after_jump()
         self._samples.append((self._monotonic(), message.arrived - message.stamped_at))
+        # As links are judged: a time from the future counts as its arrival.
+        sent_at = float(message.sent.second)
         for user in (message.phone, message.lid):
             if user:
-                self._newest[user] = max(self._newest.get(user, 0.0), message.stamped_at)
+                self._newest[user] = max(self._newest.get(user, 0.0), sent_at)
                 self._newest.move_to_end(user)
         while len(self._newest) > _MAX_USERS:
             self._newest.popitem(last=False)
@@ -56,6 +58,8 @@ class ClockSkew:
         self._forget_after_jump()
         oldest = self._monotonic() - _SAMPLE_SECONDS
         differences = [seconds for noted_at, seconds in self._samples if noted_at >= oldest]
+        if len(differences) < MIN_SAMPLES:  # a quiet night: what was known is the best guess
+            differences = [seconds for _, seconds in self._samples]
         if len(differences) < MIN_SAMPLES:
             return None
         if (usual := statistics.median_high(differences)) < -_BEHIND_SECONDS:
@@ -73,7 +77,7 @@ class ClockSkew:
         taken now about user. Unix seconds."""
         now = self._clock() - (self.seconds_ahead() or 0.0)
         newest = self._newest.get(user, 0.0) if user else 0.0
-        # A single time from the future is nobody's clock.
+        # Our clock may have been set right since.
         return max(now, newest) if newest <= now + _TOLERANCE_SECONDS else now
 
     def _forget_after_jump(self) -> None:

@@ -35,6 +35,8 @@ from tests.messages import (
     webhook,
 )
 
+NOT_YET = UnreadableReason.NOT_DECRYPTED
+
 
 async def say(store: Store, text: str, who: str = ALI, **how: Any) -> Accepted:
     inbound = message(text, who, **how)
@@ -449,3 +451,30 @@ async def test_what_was_decrypted_or_is_too_old_is_no_longer_unreadable(store: S
             await asyncio.sleep(0.1)
     (left,) = await store.unreadable(limit=10)
     assert left.message_id == "3EB0B"
+
+
+async def test_of_a_session_that_nobody_knows_yet_nothing_is_told_and_nothing_fails(
+    store: Store,
+) -> None:
+    """An operator may mistype its name: that must not count as trouble of the store."""
+    who, hello = user(f"sales/{ALI}"), message("hello", session="sales")
+    of_them = Selection(user=who)
+    for _ in range(2):
+        assert (await store.lock_of(who))[1].tenant is None
+        assert (await store.unlock(who, drop_waiting=True))[1:] == (None, 0)
+        assert await store.history(who, limit=9) == []
+        assert (await store.export(who)).messages == ()
+        assert (await store.outline(who, limit=9)).waiting == 0
+        assert (await store.erase(who))[1].locks == 0
+        assert await store.dead_letters(of_them, limit=9) == []
+        assert await store.replay(of_them) == 0
+        assert await store.delete_letters(of_them) == 0
+        assert await store.are_known([hello]) == [False]
+        assert (await store.rehearse(hello, by_the_rules(hello))).refused is None
+        assert await store.begin_help(who) is None
+        await store.undo_help(who, again=False)
+        assert store.health().refusing is None
+    await store.keep_unreadable(parse(webhook(None, ALI, session="sales")), NOT_YET)
+    assert [one.user for one in await store.unreadable(limit=9)] == [who]
+    await store.lock(user(f"office/{ALI}"), tenant(2))
+    assert (await store.lock_of(user(f"office/{ALI}")))[1].tenant == 2

@@ -1,7 +1,8 @@
 -- What all operations build on. KEYS[1] is "gw:{session}"; every key begins with it, so that a
 -- script touches one slot of a cluster. A call carries operations in threes, see call.lua: the name
 -- in ops, arguments as JSON, a body. Times are Unix seconds as decimal texts: Redis would round a
--- number's. store: the id of the store that the session belongs to. Redis 6.2 replicates what a script did, not the script, so TIME and chance are allowed.
+-- number's. store: the id of the store that the session belongs to, there once a router knows it.
+-- Redis 6.2 replicates what a script did, not the script, so TIME and chance are allowed.
 -- The files are one script, in the order of scripts.py: a function that is used before its file comes
 -- is declared where it is first needed, and filled in its own.
 

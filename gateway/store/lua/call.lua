@@ -1,12 +1,13 @@
--- One call: the store's id, and operations as triples of name, arguments as JSON, body. An error is
--- its operation's own.
+-- One call: the store's id, 'known' or '' for whether the caller knows the session to be in that
+-- store, and operations as triples of name, arguments as JSON, body. An error is its operation's own.
 
-if redis.call('GET', P .. 'store') ~= ARGV[1] then return redis.error_reply(ANOTHER_STORE) end
-if redis.call('EXISTS', P .. 'closed') == 1 and ARGV[2] ~= 'bring' then
+local store = redis.call('GET', P .. 'store')
+if store ~= ARGV[1] and (store or ARGV[2] == 'known') then return redis.error_reply(ANOTHER_STORE) end
+if redis.call('EXISTS', P .. 'closed') == 1 and ARGV[3] ~= 'bring' then
   return redis.error_reply('what was here has moved, or is being moved')
 end
 local answers = {}
-for place = 2, #ARGV, 3 do
+for place = 3, #ARGV, 3 do
   local well, answer = pcall(ops[ARGV[place]], cjson.decode(ARGV[place + 1]), ARGV[place + 2])
   if not well then
     if undo then take_back() end
