@@ -119,7 +119,7 @@ class Courier:
         except StoreUnavailable:
             await asyncio.sleep(_STORE_SECONDS)
         except Exception:
-            log.exception("the worker stumbled", extra={"event": "delivery.error"})
+            log.exception("the worker failed unexpectedly", extra={"event": "delivery.error"})
             await asyncio.sleep(_STORE_SECONDS)
 
     async def _send_due(self) -> None:
@@ -237,7 +237,7 @@ class Courier:
         except BackendError as exc:
             return self._failed(delivery, target, exc, began)
         except Exception as exc:  # unforeseen: the line must go on all the same
-            log.exception("an attempt stumbled", extra={"event": "delivery.error"})
+            log.exception("an attempt failed unexpectedly", extra={"event": "delivery.error"})
             unforeseen = BackendUnavailable(f"unforeseen: {exc!r}")
             return self._failed(delivery, target, unforeseen, began)
         if target.has_failed:

@@ -145,7 +145,7 @@ class Helper:
         except StoreUnavailable:
             return False
         except Exception:
-            log.exception("a help message stumbled", extra={"event": "help.error"})
+            log.exception("a help message failed unexpectedly", extra={"event": "help.error"})
             return True
         finally:
             self._sending.discard(task)

@@ -142,7 +142,7 @@ class Lids:
                     return
                 await asyncio.sleep(_REST_SECONDS)
         except Exception:
-            log.exception("a look-up stumbled", extra={"event": "lid.error"})
+            log.exception("a look-up failed unexpectedly", extra={"event": "lid.error"})
         finally:
             del self._questions[lid]
             question.answered.set()

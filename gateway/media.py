@@ -16,8 +16,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from gateway.errors import WahaError, WahaRefused
 from gateway.log import Throttle, masked
 from gateway.model import HASHED_SESSION, MESSAGE_EVENTS, Delivery, session_of
@@ -146,8 +144,4 @@ def _address_of(media: Any) -> str | None:
 
 def _with_media(delivery: Delivery, envelope: Json, media: Json) -> Delivery:
     envelope["payload"]["media"] = media
-    try:
-        body = orjson.dumps(envelope)
-    except TypeError:  # half an emoji
-        body = json.dumps(envelope).encode()
-    return replace(delivery, body=body)
+    return replace(delivery, body=events.encoded(envelope))

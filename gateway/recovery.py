@@ -22,8 +22,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from gateway.errors import BadBody, GatewayError, StoreUnavailable, WahaError, WahaRefused
 from gateway.ingest import Ingest
 from gateway.log import Throttle, masked
@@ -281,7 +279,7 @@ class Recovery:
             if is_late:
                 self._complain(session, exc)
         except Exception:  # whatever WAHA answers
-            log.exception("a recovery stumbled", extra={"event": "recovery.error"})
+            log.exception("a recovery failed unexpectedly", extra={"event": "recovery.error"})
         return False
 
     def _give_up(self, session: str, gap: _Gap, exc: WahaRefused) -> bool:
@@ -361,7 +359,7 @@ class Recovery:
             self._complain(session, exc)
             return
         except Exception:  # whatever WAHA answers
-            log.exception("a reconciliation stumbled", extra={"event": "recovery.error"})
+            log.exception("a reconciliation failed unexpectedly", extra={"event": "recovery.error"})
             return
         self._cannot_tell.discard(session)
         self._note_reconciled(session, outcomes)
@@ -516,7 +514,9 @@ class Recovery:
                 except StoreUnavailable:
                     held_up.add(chat)
                 except Exception:  # it must not hide those behind it
-                    log.exception("a message stumbled", extra={"event": "recovery.error"})
+                    log.exception(
+                        "a message failed unexpectedly", extra={"event": "recovery.error"}
+                    )
                     outcome = "ignored"
             if chat in held_up:
                 left.append(message)
@@ -604,7 +604,4 @@ def _webhook(session: str, payload: Message) -> bytes:
         "session": session,
         "payload": payload,
     }
-    try:
-        return orjson.dumps(envelope)
-    except TypeError:  # half an emoji
-        return json.dumps(envelope).encode()
+    return events.encoded(envelope)

@@ -222,7 +222,7 @@ class Watch:
             try:
                 await self.look()
             except Exception:  # whatever WAHA answers
-                log.exception("the look at WAHA stumbled", extra={"event": "waha.error"})
+                log.exception("the look at WAHA failed unexpectedly", extra={"event": "waha.error"})
             await asyncio.sleep(self._seconds_to_next_look())
 
     def _seconds_to_next_look(self) -> float:

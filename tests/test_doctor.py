@@ -175,7 +175,7 @@ async def test_a_router_that_does_not_let_us_in(
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
         settings = settings_of(tmp_path, **keys)
-        found = [one async for one in doctor._router(client, settings, doctor._RouterTold())]
+        found = [one async for one in doctor._router(client, settings, doctor._RouterReport())]
     assert [one.verdict for one in found if one.what == "router"] == [Verdict.WRONG]
     assert said in str(found[-1])
 
@@ -197,7 +197,7 @@ async def test_what_to_do_about_a_session_that_does_not_work(
     waha.statuses["default"] = status
     settings = settings_of(tmp_path, waha_api_url=waha.url)
     async with httpx.AsyncClient() as client:
-        told = doctor._RouterTold()
+        told = doctor._RouterReport()
         found = [str(one) async for one in doctor._waha(client, settings, URL, told)]
     (line,) = [one for one in found if "session default" in one]
     assert says in line

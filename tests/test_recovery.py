@@ -455,7 +455,7 @@ async def test_one_message_that_makes_us_stumble_hides_no_other(
         outcomes = await asked.recovery.recover("default", NOW - 1000)
     assert asked.taken == ["0", "2"]
     assert outcomes["ignored"] == 3
-    assert "a message stumbled" in caplog.text
+    assert "a message failed unexpectedly" in caplog.text
 
 
 async def test_the_own_number_is_asked_for_before_any_event_told_it(

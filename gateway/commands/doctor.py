@@ -91,10 +91,10 @@ async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding
     except StartRefused as exc:
         yield wrong(FILE_NAME, str(exc), "mend it: the next start would be refused")
     async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False) as client:
-        told = _RouterTold()
+        report = _RouterReport()
         for what, part in (
-            ("router", _router(client, settings, told)),
-            ("WAHA", _waha(client, settings, url, told)),
+            ("router", _router(client, settings, report)),
+            ("WAHA", _waha(client, settings, url, report)),
         ):
             try:
                 async for finding in part:
@@ -208,7 +208,7 @@ def _file_system(path: Path) -> str | None:
 
 
 @dataclass(slots=True)
-class _RouterTold:
+class _RouterReport:
     """What the running router says of WAHA's sessions: when an event of each last came (Unix
     seconds), and which send it nothing."""
 
@@ -217,7 +217,7 @@ class _RouterTold:
 
 
 async def _router(
-    client: httpx.AsyncClient, settings: Settings, told: _RouterTold
+    client: httpx.AsyncClient, settings: Settings, report: _RouterReport
 ) -> AsyncIterator[Finding]:
     what = "router"
     base = settings.local_url
@@ -261,9 +261,9 @@ async def _router(
     name = "gateway_waha_session_last_event_timestamp_seconds"
     for family in text_string_to_metric_families(metrics.text):
         if family.name == name:
-            told.last_events = {one.labels["session"]: one.value for one in family.samples}
+            report.last_events = {one.labels["session"]: one.value for one in family.samples}
     unhooked = "waha_webhook "
-    told.unhooked = {name.removeprefix(unhooked) for name in parts if name.startswith(unhooked)}
+    report.unhooked = {name.removeprefix(unhooked) for name in parts if name.startswith(unhooked)}
 
 
 def _detail(answer: httpx.Response) -> str:
@@ -285,7 +285,7 @@ async def _asked_for_keys(client: httpx.AsyncClient, settings: Settings) -> Asyn
 
 
 async def _waha(
-    client: httpx.AsyncClient, settings: Settings, url: str | None, told: _RouterTold
+    client: httpx.AsyncClient, settings: Settings, url: str | None, report: _RouterReport
 ) -> AsyncIterator[Finding]:
     name = settings.waha_session
     ping = re.sub("/api$", "", settings.waha_api_url) + "/ping"
@@ -317,9 +317,9 @@ async def _waha(
         yield wrong(f"session {name}", str(status), session_cure(str(status)))
     for finding in _number(session, settings):
         yield finding
-    last = told.last_events.get(name)
+    last = report.last_events.get(name)
     yield _silence(name, last)
-    sends = bool(last) and name not in told.unhooked
+    sends = bool(last) and name not in report.unhooked
     for finding in _webhook(session, settings, url, sends=sends):
         yield finding
 

@@ -979,7 +979,7 @@ class FileStore:
             except StoreUnavailable:
                 pass  # the journal has said so, and tests itself
             except Exception:
-                log.exception("the watch stumbled", extra={"event": "store.error"})
+                log.exception("the watch failed unexpectedly", extra={"event": "store.error"})
 
     async def _sweep(self) -> bool:
         """Delete some of what is out of date; whether there is more."""

@@ -224,7 +224,7 @@ class RedisStore:
             except StoreUnavailable:
                 pass  # the call has said so, and the next look may be luckier
             except Exception:
-                log.exception("the watch stumbled", extra={"event": "store.error"})
+                log.exception("the watch failed unexpectedly", extra={"event": "store.error"})
 
     # leases
 

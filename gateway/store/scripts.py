@@ -379,12 +379,12 @@ def _reason(exc: Exception) -> str:
 
 def why_no_start(exc: BaseException) -> str:
     """In words that name the cure."""
-    told = str(exc).lower()
-    if isinstance(exc, NoPermissionError) or "no permissions" in told:
+    text = str(exc).lower()
+    if isinstance(exc, NoPermissionError) or "no permissions" in text:
         return f"the Redis user in it lacks a right ({exc}): see docs/scaling.md, Rights"
-    if "invalid username-password" in told or "wrongpass" in told or "invalid password" in told:
+    if "invalid username-password" in text or "wrongpass" in text or "invalid password" in text:
         return "Redis does not take the user and password in it"
-    if isinstance(exc, AuthenticationError) or "already authenticated" in told or "noauth" in told:
+    if isinstance(exc, AuthenticationError) or "already authenticated" in text or "noauth" in text:
         return "Redis asks for a password, and it holds none: redis://:password@host:6379/0"
     return f"Redis does not answer ({exc}): is it running?"
 

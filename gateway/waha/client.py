@@ -101,9 +101,10 @@ class Waha:
             answer = await self._call("GET", "/server/status")
         except WahaRefused:
             return None
-        told = answer.get("uptime") if isinstance(answer, dict) else None
-        is_number = isinstance(told, int | float) and not isinstance(told, bool)
-        return told / 1000 if is_number and told is not None and told >= 0 else None
+        uptime = answer.get("uptime") if isinstance(answer, dict) else None  # milliseconds
+        if not isinstance(uptime, int | float) or isinstance(uptime, bool) or uptime < 0:
+            return None
+        return uptime / 1000
 
     async def messages(
         self, session: str, *, since: int, until: int | None, limit: int, offset: int

@@ -71,6 +71,14 @@ _MILLISECONDS_FROM = 1e11
 _YEAR_2000, _YEAR_2100 = 946_684_800.0, 4_102_444_800.0
 
 
+def encoded(envelope: Mapping[str, Any]) -> bytes:
+    """envelope as the JSON that parse() reads."""
+    try:
+        return orjson.dumps(envelope)
+    except TypeError:  # half an emoji
+        return json.dumps(envelope).encode()
+
+
 def parse(
     body: bytes,
     headers: Mapping[str, str],

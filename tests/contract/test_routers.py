@@ -98,6 +98,19 @@ async def test_a_lock_made_at_one_router_counts_at_the_other(router: Router) -> 
     assert (await one.lock_of(user(ALI)))[1].tenant is None
 
 
+async def test_a_session_that_another_router_made_known_may_not_vanish_either(
+    router: Router, server: redis.Redis
+) -> None:
+    """In a cluster each session lies on a node of its own, which may come back empty."""
+    one, other = await router(), await router()
+    await say(one, "start_realty_2", session="sales")
+    await other._renew_all()
+    server.delete(*server.keys("gw:{sales}:*"))
+    with pytest.raises(StoreUnavailable, match="came back empty"):
+        await say(other, "hello", session="sales")
+    assert server.keys("gw:{sales}:*") == []
+
+
 async def test_the_cap_of_a_tenant_binds_over_all_routers(router: Router) -> None:
     limits = Limits(max_in_flight=4, max_in_flight_per_tenant=2, min_free_disk_bytes=0)
     one, two = await router(limits), await router(limits)
