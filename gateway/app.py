@@ -6,10 +6,9 @@ import signal
 from collections.abc import AsyncIterator, Callable
 
 import httpx
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import HTTPException, RequestValidationError
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -17,7 +16,9 @@ from starlette.types import Receive, Scope, Send
 from gateway import VERSION, backend
 from gateway.api import admin, answers, bodies, health
 from gateway.api.access import Access
+from gateway.api.brake import Brake
 from gateway.api.explain import explain_router
+from gateway.api.guard import Guard
 from gateway.api.inputs import Users
 from gateway.api.recovery import recovery_router
 from gateway.api.refusals import Refusals
@@ -25,6 +26,7 @@ from gateway.api.tenants import links_router, tenants_router
 from gateway.api.users import users_router
 from gateway.api.webhook import WebhookEndpoint
 from gateway.errors import BodyEncoded, GatewayError
+from gateway.page.documents import documents
 from gateway.page.door import Door
 from gateway.page.frame import Frame
 from gateway.page.views import Page
@@ -32,7 +34,7 @@ from gateway.parts import Parts, running
 from gateway.settings import EVENTS_OF_NOBODY, Settings
 from gateway.store import Limits
 
-WEBHOOK_PATHS = ("/webhook/waha", "/webhook/waha/")  # a redirect would lose WAHA's body
+WEBHOOKS = ("/webhook/waha", "/webhook/waha/")  # a redirect would lose WAHA's body
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +44,13 @@ class Gateway(FastAPI):
 
     webhook: WebhookEndpoint | None = None  # while the store is open
 
+    guard: Guard
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.webhook and scope.get("path") in WEBHOOK_PATHS and scope.get("method") == "POST":
+        if self.webhook and scope.get("path") in WEBHOOKS and scope.get("method") == "POST":
             await self.webhook(scope, receive, send)
+        elif scope["type"] == "http":
+            await self.guard.serve(super().__call__, self.router.routes, scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -61,8 +67,8 @@ def create_app(
     transport: makes the way to the backend, given how many connections it may hold.
     limits: for tests that need other ones than the settings give.
     """
-    access = Access(settings)
-    refusals = Refusals()
+    access, brake, refusals = Access(settings), Brake(), Refusals()
+    of_webhooks = bodies.Limit(settings.max_body_bytes, "MAX_BODY_BYTES")
 
     def leave(reason: str) -> None:
         app.state.distrusted = reason
@@ -73,7 +79,15 @@ def create_app(
         routes_before = list(app.router.routes)
         async with running(settings, transport=transport, limits=limits, leave=leave) as parts:
             app.state.courier = parts.courier
-            app.webhook = _open(app, parts, settings, access, refusals)
+            webhook = WebhookEndpoint(
+                parts.ingest, access, refusals, brake, parts.metrics, of_webhooks
+            )
+            page = Page(parts, frame=Frame(Door(access), brake, refusals), settings=settings)
+            app.router.routes.extend(page.routes())
+            app.router.routes.extend(Route(path, webhook, methods=["POST"]) for path in WEBHOOKS)
+            app.include_router(explain_router(parts.ingest, access, of_webhooks))
+            _open(app, parts, settings)
+            app.webhook = webhook
             _greet(settings, parts)
             try:
                 yield
@@ -91,6 +105,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
     )
+    app.guard = Guard(access, brake, refusals, of_webhooks=of_webhooks)
     app.state.distrusted = None
 
     @app.exception_handler(GatewayError)
@@ -122,36 +137,26 @@ def create_app(
             return answer
         return answers.of_input(exc.errors(), request.headers.get("content-type"))
 
-    _add_documents(app, access)
+    _add_documents(app)
     return app
 
 
-def _open(
-    app: Gateway, parts: Parts, settings: Settings, access: Access, refusals: Refusals
-) -> WebhookEndpoint:
-    """Add every route that needs the parts."""
+def _open(app: Gateway, parts: Parts, settings: Settings) -> None:
+    """Add the routes that need nothing but the parts."""
     store, operator, tenants = parts.store, parts.operator, parts.tenants
     home = settings.waha_session
     users = Users(home_session=home, gateway_phone=settings.gateway_phone)
-    endpoint = WebhookEndpoint(
-        parts.ingest, access, refusals, parts.metrics, settings.max_body_bytes
-    )
-    page = Page(parts, frame=Frame(Door(access), refusals), settings=settings)
-    app.router.routes.extend(page.routes())
-    app.router.routes.extend(Route(path, endpoint, methods=["POST"]) for path in WEBHOOK_PATHS)
-    app.include_router(health.health_router(store))
     for one in (
+        health.health_router(store),
         health.ready_router(store, parts.courier, parts.state, parts.metrics, settings),
         admin.router(store),
         admin.letters_router(store, operator, users),
         users_router(store, operator, users),
         tenants_router(store, operator, tenants),
         links_router(parts.links),
-        explain_router(parts.ingest, access, settings.max_body_bytes),
         recovery_router(parts.recovery, home_session=home),
     ):
-        app.include_router(one, dependencies=[Depends(access.check_admin)])
-    return endpoint
+        app.include_router(one)
 
 
 def _greet(settings: Settings, parts: Parts) -> None:
@@ -201,14 +206,14 @@ def _tell_of_events(forwarded: frozenset[str]) -> None:
         )
 
 
-def _add_documents(app: FastAPI, access: Access) -> None:
-    """/docs and /openapi.json, behind the same key as what they describe."""
-    guard = [Depends(access.check_admin)]
+def _add_documents(app: FastAPI) -> None:
+    """/openapi.json, and for people /docs: without a script, which FastAPI's loads from elsewhere
+    into the origin that administers."""
 
-    @app.get("/openapi.json", include_in_schema=False, dependencies=guard)
+    @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> answers.Json:
         return answers.Json(app.openapi())
 
-    @app.get("/docs", include_in_schema=False, dependencies=guard)
+    @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return get_swagger_ui_html(openapi_url="/openapi.json", title=app.title)
+        return documents(app.openapi())

@@ -5,11 +5,12 @@ GatewayError
 ├── BadBody                 400: the webhook's body cannot be used
 │   └── BodyTooSlow         … because it does not come to an end
 ├── BadSignature            401: key or signature missing or wrong
+│   └── BadKey              … a key that is wrong: a guess, perhaps
 ├── NotAllowed              403: nothing is open to this caller
 ├── BodyTooLarge            413
 ├── BodyEncoded             415: compressed, say
 ├── TooLongForQr            422: a link that no QR code holds
-├── TooManyGuesses          429: wrong keys on the page
+├── TooManyGuesses          429: wrong keys from one address
 ├── NotLockable             422: a user cannot be locked to that tenant
 ├── StoreUnavailable        503: nothing was promised, WAHA sends it again
 ├── NoBackUp                409: no back-up can be written now, or of this store at all
@@ -41,6 +42,10 @@ class BodyTooSlow(BadBody):
 
 
 class BadSignature(GatewayError):
+    pass
+
+
+class BadKey(BadSignature):
     pass
 
 

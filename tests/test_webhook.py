@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from gateway.api import bodies
 from gateway.api.access import Access
+from gateway.api.brake import Brake
 from gateway.api.refusals import Refusals
 from gateway.api.webhook import WebhookEndpoint
 from gateway.app import create_app
@@ -368,7 +369,9 @@ async def test_a_body_that_does_not_end_is_not_waited_for(
     monkeypatch.setattr(bodies, "_SECONDS", 0.01)
     caller = Caller(*messages)
     access = Access(settings_of(tmp_path))
-    endpoint = WebhookEndpoint(cast(Ingest, None), access, Refusals(), Metrics(), 1000)
+    endpoint = WebhookEndpoint(
+        cast(Ingest, None), access, Refusals(), Brake(), Metrics(), bodies.Limit(1000)
+    )
     assert await caller.call(endpoint) == 400
     assert (b"connection", b"close") in caller.sent[0]["headers"]
 
@@ -379,7 +382,9 @@ async def test_a_caller_who_hangs_up_is_no_message(tmp_path: Path) -> None:
         {"type": "http.disconnect"},
     )
     access = Access(settings_of(tmp_path))
-    endpoint = WebhookEndpoint(cast(Ingest, None), access, Refusals(), Metrics(), 1000)
+    endpoint = WebhookEndpoint(
+        cast(Ingest, None), access, Refusals(), Brake(), Metrics(), bodies.Limit(1000)
+    )
     assert await caller.call(endpoint) == 400
 
 

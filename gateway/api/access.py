@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from gateway.errors import BadSignature, NotAllowed
+from gateway.errors import BadKey, BadSignature, NotAllowed
 from gateway.settings import Settings, is_loopback, split
 from gateway.waha import signature
 
@@ -26,6 +26,11 @@ class Access:
         self._waha_keys = (waha_key,) if waha_key else ()  # WAHA has one, commas and all
         self.admin_keys = split(settings.admin_api_key)
         self._on_loopback = settings.listens_on_loopback
+
+    @property
+    def wants_signatures(self) -> bool:
+        """Whether a webhook is let in by its signature alone, and so only when it is read."""
+        return bool(self._hmac_keys)
 
     @property
     def says_of_webhooks(self) -> str:
@@ -69,7 +74,8 @@ class Access:
             )
 
     def check_admin_key(self, given: str) -> None:
-        """Return if given is an ADMIN_API_KEY, typed into a form; else raise BadSignature."""
+        """Return if given is an ADMIN_API_KEY, typed into a form; else raise BadSignature, which is
+        BadKey where something was given."""
         _compare([given.encode("utf-8", "replace")], self.admin_keys, "the key", "ADMIN_API_KEY")
 
     def check_page(self, connection: HTTPConnection) -> None:
@@ -133,7 +139,8 @@ def _check_key(connection: HTTPConnection, keys: Sequence[str], setting: str) ->
 def _compare(given: Sequence[bytes], keys: Sequence[str], what: str, setting: str) -> None:
     # Every key is compared, so that the time does not tell which one fits.
     if not any([hmac.compare_digest(key.encode(), one) for key in keys for one in given]):
-        raise BadSignature(f"{what} is missing or not what {setting} says")
+        kind = BadKey if any(given) else BadSignature
+        raise kind(f"{what} is missing or not what {setting} says")
 
 
 def _only(connection: HTTPConnection, name: str) -> str | None:

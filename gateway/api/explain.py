@@ -15,14 +15,14 @@ from gateway.ingest import Explained, Ingest
 _ANY_JSON = {"content": {"application/json": {"schema": {"type": "object"}}}, "required": True}
 
 
-def explain_router(ingest: Ingest, access: Access, max_body_bytes: int) -> APIRouter:
+def explain_router(ingest: Ingest, access: Access, limit: bodies.Limit) -> APIRouter:
     api = APIRouter(prefix="/router", tags=["router"])
 
     @api.post("/explain", openapi_extra={"requestBody": _ANY_JSON})
     async def explain(request: Request) -> Json:
         """The answer that a webhook with this body and these headers would get now, and each rule
         with what it says of it. Nothing is kept, sent or counted. 400 for what is no event."""
-        body = await bodies.read(request, request.receive, max_body_bytes)
+        body = await bodies.read(request, request.receive, limit)
         explained = await ingest.explain(body, request.headers)
         answer, signature = _answer(explained), access.says_of_webhooks
         try:

@@ -15,8 +15,11 @@ from gateway.errors import (
     BodyTooLarge,
     GatewayError,
     NotAllowed,
+    TooManyGuesses,
 )
 from gateway.log import Throttle
+
+_CALLERS_FAULT = BadBody | BadSignature | BodyEncoded | BodyTooLarge | NotAllowed | TooManyGuesses
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ class Refusals:
         """The answer that error is, noted in the log if its kind is new there."""
         answer = answers.of_error(error)
         # Others say that something cannot be done, which is no fault of the caller's.
-        if isinstance(error, BadBody | BadSignature | BodyEncoded | BodyTooLarge | NotAllowed):
+        if isinstance(error, _CALLERS_FAULT):
             source = connection.client.host if connection.client else "nowhere"
             self._note(source, connection.scope.get("path", ""), answer.status_code, error)
         return answer

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.api import bodies
 from gateway.api.access import Access
 from gateway.api.answers import Json
+from gateway.api.brake import Brake
 from gateway.api.refusals import Refusals
 from gateway.errors import BadBody, BadSignature, GatewayError, NotAllowed, StoreUnavailable
 from gateway.ingest import Ignored, Ingest
@@ -39,14 +40,17 @@ class WebhookEndpoint:
         ingest: Ingest,
         access: Access,
         refusals: Refusals,
+        brake: Brake,
         metrics: Metrics,
-        max_body_bytes: int,
+        limit: bodies.Limit,
     ) -> None:
         self._ingest = ingest
         self._access = access
         self._refusals = refusals
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
+        self._brake = brake
+        self._limit = limit
+        self._unverified = bodies.Unverified() if access.wants_signatures else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
@@ -56,11 +60,12 @@ class WebhookEndpoint:
             self._access.check_webhook(connection)
             body = at_once.body() if at_once else None
             if body is None:
-                body = await bodies.read(connection, receive, self._max_body_bytes)
-            bodies.check_size(len(body), self._max_body_bytes)
+                body = await bodies.read(connection, receive, self._limit, self._unverified)
+            bodies.check_size(len(body), self._limit)
             outcome = await self._receive(connection, body)
         except GatewayError as exc:
-            await self._refusals.answer(connection, exc)(scope, receive, send)
+            held = await self._brake.hold(connection, exc)
+            await self._refusals.answer(connection, held)(scope, receive, send)
             self._metrics.webhook(_refusal(exc), time.perf_counter() - began)
             return
         content = answer_of(outcome)

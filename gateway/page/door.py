@@ -6,7 +6,6 @@ has the key knows it, and another key ends all visits. Without, this machine may
 Prevention", signed double-submit).
 """
 
-import asyncio
 import hashlib
 import secrets
 from typing import Any
@@ -15,12 +14,10 @@ from itsdangerous import BadData, Signer, TimestampSigner
 from starlette.requests import Request
 
 from gateway.api.access import Access
-from gateway.errors import BadSignature, NotAllowed, TooManyGuesses
+from gateway.errors import BadSignature, NotAllowed
 
 COOKIE = "gateway_page"
 SECONDS = 12 * 3600  # a visit lasts a working day
-_GUESS_SECONDS = 0.5
-_MOST_GUESSES = 10
 _MOST_LEFT = 10_000
 _HOW: dict[str, Any] = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
 _LOCAL_VISIT = "this machine"
@@ -34,8 +31,6 @@ class Door:
         self._visits = TimestampSigner(keys, salt="page visit", **_HOW)
         self._tokens = Signer(keys, salt="page token", **_HOW)
         self._left: dict[str, None] = {}  # visits that ended before their time; here only
-        self._brake = asyncio.Lock()
-        self._guessing = 0  # who were wrong and wait
 
     @property
     def has_key(self) -> bool:
@@ -58,23 +53,10 @@ class Door:
             raise BadSignature("this visit is over")
         return visit
 
-    def log_in(self, request: Request, key: str) -> str:
-        """A new visit, for the cookie. Raise BadSignature if key is not ADMIN_API_KEY, and
-        TooManyGuesses while many are waiting for having been wrong."""
-        _check_site(request)
-        if self._guessing >= _MOST_GUESSES:
-            raise TooManyGuesses("too many wrong keys: try again in some seconds")
+    def log_in(self, key: str) -> str:
+        """A new visit, for the cookie. Raise BadSignature if key is not ADMIN_API_KEY."""
         self._access.check_admin_key(key)
         return self._visits.sign(secrets.token_urlsafe(16)).decode()
-
-    async def slow_down(self) -> None:
-        """After a wrong key: whoever guesses waits in line, whoever knows it does not."""
-        self._guessing += 1
-        try:
-            async with self._brake:
-                await asyncio.sleep(_GUESS_SECONDS)
-        finally:
-            self._guessing -= 1
 
     def leave(self, visit: str) -> None:
         """End a visit; other routers take its cookie until its time is over."""
@@ -86,14 +68,14 @@ class Door:
         """What an order of this visit must carry."""
         return self._tokens.get_signature(visit).decode()
 
-    def check_order(self, request: Request, visit: str, token: str) -> None:
+    def check_token(self, visit: str, token: str) -> None:
         """Return if the order comes from our page; raise NotAllowed."""
-        _check_site(request)
         if not self._tokens.verify_signature(visit, token.encode("utf-8", "replace")):
             raise NotAllowed("the order has no token of this visit: load the page again")
 
 
-def _check_site(request: Request) -> None:
+def check_site(request: Request) -> None:
+    """Return if no other site's page sent the order, by its head; raise NotAllowed."""
     # Browsers without this header are held off by the token and by SameSite=Strict.
     if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise NotAllowed("another site sent this")

@@ -17,9 +17,11 @@ from starlette.routing import Route
 
 from gateway import VERSION
 from gateway.api import bodies
+from gateway.api.brake import Brake
+from gateway.api.guard import LIMIT
 from gateway.api.refusals import Refusals
-from gateway.errors import BadBody, BadSignature, BodyTooLarge, GatewayError
-from gateway.page.door import COOKIE, SECONDS, Door
+from gateway.errors import BadBody, BadSignature, GatewayError
+from gateway.page.door import COOKIE, SECONDS, Door, check_site
 from gateway.page.words import LANGUAGES, Words, wanted, words_of
 
 HOME = "/router/"
@@ -28,7 +30,6 @@ LEAVE = f"{PATH}leave"
 _VIEW = re.compile(rf"{PATH}(?:tenants|user|letters|card)(?:[/?].*)?|{HOME}\?.*")
 _LANGUAGE_COOKIE = "gateway_language"
 _YEAR_SECONDS = 365 * 24 * 3600
-_FORM_BYTES = 65_536
 _FOLDER = Path(__file__).parent
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 HEADERS = {
@@ -61,8 +62,9 @@ View = Callable[[Visit], Awaitable[Response]]
 
 
 class Frame:
-    def __init__(self, door: Door, refusals: Refusals) -> None:
+    def __init__(self, door: Door, brake: Brake, refusals: Refusals) -> None:
         self._door = door
+        self._brake = brake
         self._refusals = refusals
         self._static = {path.name: path.read_bytes() for path in (_FOLDER / "static").iterdir()}
         self._stamp = hashlib.sha256(b"".join(self._static.values())).hexdigest()[:12]
@@ -101,8 +103,9 @@ class Frame:
             try:
                 visit = Visit(request, words, self._door.visit(request))
                 if request.method == "POST":
+                    check_site(request)
                     form = await _form(request)
-                    self._door.check_order(request, visit.id, form.get("token", ""))
+                    self._door.check_token(visit.id, form.get("token", ""))
                     visit = Visit(request, words, visit.id, form)
                 return await view(visit)
             except BadSignature:
@@ -126,14 +129,15 @@ class Frame:
     async def _log_in(self, request: Request) -> Response:
         words, form = _words(request), {}
         try:
+            check_site(request)
             form = await _form(request)
-            visit = self._door.log_in(request, form.get("key", ""))
-        except BadSignature as exc:
-            self._refusals.answer(request, exc)  # the operator finds it in the log
-            await self._door.slow_down()
-            return self._ask_for_the_key(request, words, wrong=True, then=form.get("next", ""))
+            visit = self._door.log_in(form.get("key", ""))
         except GatewayError as exc:
-            return self._trouble(request, words, exc)
+            held = await self._brake.hold(request, exc)
+            if not isinstance(held, BadSignature):
+                return self._trouble(request, words, held)
+            self._refusals.answer(request, held)  # the operator finds it in the log
+            return self._ask_for_the_key(request, words, wrong=True, then=form.get("next", ""))
         answer = see_other(_own_path(form.get("next", "")))
         _set_cookie(request, answer, COOKIE, visit, SECONDS)
         return answer
@@ -201,10 +205,8 @@ def _words(request: Request) -> Words:
 async def _form(request: Request) -> dict[str, str]:
     """A form's fields, once each; raise BadBody."""
     try:
-        body = await bodies.read(request, request.receive, _FORM_BYTES)
+        body = await bodies.read(request, request.receive, LIMIT)
         return dict(parse_qsl(body.decode("ascii"), strict_parsing=bool(body), max_num_fields=50))
-    except BodyTooLarge as exc:
-        raise BadBody(f"a form of the page has at most {_FORM_BYTES} bytes") from exc
     except ValueError as exc:
         raise BadBody("this is no form of the page") from exc
 

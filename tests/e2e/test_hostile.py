@@ -193,7 +193,7 @@ async def test_requests_sent_on_without_waiting_are_bounded(
         [],
         [b"GET /health HTTP/1.1\r\n", *[b"X: y\r\n"] * 1000],
         # answered at once, and then its body goes on
-        [b"POST /health HTTP/1.1\r\nContent-Length: 999999\r\n\r\n", *[b"x"] * 1000],
+        [b"POST /health HTTP/1.1\r\nContent-Length: 9999\r\n\r\n", *[b"x"] * 1000],
         # the second request of a connection
         [GET + b"\r\n", b"GET /", *[b"x"] * 1000],
     ],
@@ -456,3 +456,52 @@ async def test_who_hangs_up_before_the_answer_is_routed_all_the_same(
             shown = await client.get(f"http://127.0.0.1:{port}/health")
     assert shown.json()["total_locked_users"] == 1
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["lock/971501234567", "tenants/1/move", "recover", "explain"])
+def test_a_body_without_end_is_not_kept(tmp_path: Path, path: str) -> None:
+    """Nobody's, and then that of somebody who may call."""
+    key = "k" * 32
+    with running(tmp_path, admin_api_key=key) as router:
+        before = router.megabytes()
+        for head in (b"", f"X-Api-Key: {key}\r\n".encode()):
+            with socket.create_connection(("127.0.0.1", router.port), timeout=10) as caller:
+                caller.sendall(
+                    f"POST /router/{path} HTTP/1.1\r\nHost: localhost\r\n".encode()
+                    + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+                    + head
+                    + b"\r\n"
+                )
+                chunk = b"10000\r\n" + b"1" * 0x10000 + b"\r\n"
+                with contextlib.suppress(OSError):
+                    for _ in range(5000):  # 300 MB
+                        caller.sendall(chunk)
+            assert httpx.get(f"{router.url}/health", timeout=2).status_code == 200
+        assert router.megabytes() < before + 40
+
+
+def test_bodies_that_nobody_has_signed_share_one_budget(tmp_path: Path) -> None:
+    """150 callers send all of their 8 MB but the last byte."""
+    with running(tmp_path, webhook_hmac_key="k" * 32) as router:
+        before = router.megabytes()
+        head = HEAD + b"Content-Length: 8000000\r\n\r\n"
+        answers: list[bytes] = []
+        callers = []
+        for _ in range(150):
+            caller = socket.create_connection(("127.0.0.1", router.port), timeout=10)
+            callers.append(caller)
+            with contextlib.suppress(OSError):
+                caller.sendall(head + b" " * 7_999_999)
+        body = webhook("start_realty_2", sent=time.time())
+        signed = signature.sign(body, b"k" * 32)
+        assert router.post(body, x_webhook_hmac=signed).status_code == 200
+        held = router.megabytes() - before
+        for caller in callers:
+            caller.settimeout(0.2)
+            with contextlib.suppress(OSError):
+                answers.append(caller.recv(300))
+            caller.close()
+        assert held < 120, "the budget is 64 MB"
+        refused = [answer for answer in answers if answer.startswith(b"HTTP/1.1 503")]
+        assert refused
+        assert all(b"retry-after: 2" in one.lower() for one in refused)
