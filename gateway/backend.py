@@ -34,6 +34,8 @@ def transport(connections: int) -> httpx.AsyncBaseTransport:
     the environment's proxies; a transport sends the request it is given and nothing else."""
 
     def session() -> aiohttp.ClientSession:
+        # It resolves names by aiodns, where that is installed: in the few threads that it would
+        # take else, names that hang would stop all others.
         connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=_IDLE_SECONDS)
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
@@ -63,7 +65,8 @@ class Backend:
         self._transport = transport
         self._clock = clock
         connect = min(_CONNECT_SECONDS, timeout)
-        self._extensions = {"timeout": {"connect": connect, "pool": None, "read": None}}
+        # "pool" is what covers the resolving of the name as well; nobody waits for a place in it.
+        self._extensions = {"timeout": {"connect": connect, "pool": connect, "read": None}}
 
     async def post(self, delivery: Delivery) -> None:
         """Hand delivery over; raise BackendRefused or BackendUnavailable if that fails.

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 
+from gateway.attempts import Attempts
 from gateway.backoff import delay
 from gateway.errors import (
     BackendError,
@@ -33,6 +34,7 @@ _OWN_FAULTS = 12  # then it is the message, not the backend
 _CLAIM_SECONDS = 5.0  # claim() returns at least so often
 # What begins at once ends at once, and keeps webhooks waiting: 256 attempts take 150 ms of a core.
 _HANDFUL, _HANDFUL_SECONDS = 32, 0.002  # begun together, and then so long nothing
+_PROBE_SPACING = 0.01  # seconds: thousands of backends that are away cost a tenth of a core
 _STORE_SECONDS = 1.0  # between tries while the store fails
 _AWAY_STATUSES = frozenset({404, *range(500, 600)})  # a deployment gone wrong answers 404 to all
 
@@ -58,7 +60,10 @@ class Courier:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.targets = targets
+        self.attempts = Attempts()
         targets.changed = self._gate_changed
+        targets.serve = store.serve
+        store.serve(targets.serving, None)
         self._store = store
         self._lids = lids
         self._media = media
@@ -68,12 +73,12 @@ class Courier:
         self._clock = clock
         self._monotonic = monotonic
         self._flying: set[asyncio.Task[None]] = set()
-        self._elsewhere: set[asyncio.Task[None]] = set()  # of these, to tenants' own backends
         self._landed = asyncio.Event()
         self._stopped_at: float | None = None
         self._claiming: asyncio.Task[None] | None = None
         self._started = monotonic()
         self._probing: dict[Target, asyncio.Task[None]] = {}
+        self._next_probe = 0.0  # of tenants' own backends
         self._openings: set[asyncio.Task[None]] = set()
 
     @property
@@ -128,36 +133,35 @@ class Courier:
             await self._wait_for_landing(_CLAIM_SECONDS)
             return
         some = min(free, _HANDFUL)
-        for delivery in await self._store.claim(some, wait=_CLAIM_SECONDS, among=self._among):
-            if delivery.tenant not in self._among():  # a gate fell shut while we waited
+        self.targets.make_room()
+        for delivery in await self._store.claim(some, wait=_CLAIM_SECONDS):
+            if (target := self.targets.admit(delivery.tenant)) is None:
                 await self._settle(delivery, PutBack())
             elif self._waits_for_phone(delivery):
                 self._fly(self._wait_for_phone(delivery))
             else:
-                self._send(delivery)
+                self._send(delivery, target)
         await asyncio.sleep(_HANDFUL_SECONDS)
-
-    def _among(self) -> Among:
-        """Who may be claimed for. Tenants' own backends that hang must leave room for the common
-        one: together they may take half."""
-        return self.targets.open(but_own=len(self._elsewhere) >= self._max_in_flight / 2)
 
     async def _probe_until_open(self, target: Target) -> None:
         """One at a time. Ends with the gate's opening, or when no tenant has the URL any more."""
-        while target in self.targets.closed():
+        while self.targets.is_closed(target):
             await self._unless_it_stumbles(self._send_probe(target))
         if self._probing.get(target) is asyncio.current_task():  # else the gate's change saw to it
             del self._probing[target]
 
     async def _send_probe(self, target: Target) -> None:
-        if wait := target.gate.probe_in(self._monotonic()):
-            await asyncio.sleep(wait)
+        await asyncio.sleep(target.gate.probe_in(self._monotonic()))
+        if target is not self.targets.shared:
+            await asyncio.sleep(self._turn_of_a_probe())
+            if not self.targets.has_room(target):
+                await asyncio.sleep(_STORE_SECONDS)
+                return
         tenants = self.targets.tenants_of(target)
         # Without waiting: each prober would be woken by each webhook.
-        claimed = await self._store.claim(1, wait=0, probe=True, among=lambda: tenants)
+        claimed = await self._store.claim(1, wait=0, probe=tenants)
         if not claimed:
-            waiting = (await self._store.backlog()).by_tenant
-            if any(tenant in tenants for tenant in waiting):
+            if await self._store.waits(tenants):
                 await asyncio.sleep(_STORE_SECONDS)  # in flight yet, or not due
             else:
                 target.gate.open(self._monotonic())  # the next message will tell
@@ -166,10 +170,16 @@ class Courier:
                 probe = self._fly(self._wait_for_phone(delivery))
             else:
                 target.gate.probing(self._monotonic())
-                probe = self._send(delivery)
+                probe = self._send(delivery, target)
             await asyncio.wait([probe])
 
-    def _send(self, delivery: Delivery) -> asyncio.Task[None]:
+    def _turn_of_a_probe(self) -> float:
+        """In how many seconds the next one may go to a backend of a tenant's own."""
+        now = self._monotonic()
+        self._next_probe = max(now, self._next_probe) + _PROBE_SPACING
+        return self._next_probe - _PROBE_SPACING - now
+
+    def _send(self, delivery: Delivery, target: Target) -> asyncio.Task[None]:
         if log.isEnabledFor(logging.DEBUG):
             log.debug(
                 "➡️ Attempt %s at Tenant %s backend begins",
@@ -183,10 +193,9 @@ class Courier:
                     "key": delivery.idempotency_key,
                 },
             )
-        task = self._fly(self._deliver(delivery))
-        if self.targets.of(delivery.tenant)[1] is not self.targets.shared:
-            self._elsewhere.add(task)
-            task.add_done_callback(self._elsewhere.discard)
+        self.targets.begins(target)
+        task = self._fly(self._deliver(delivery, target))
+        task.add_done_callback(lambda _: self.targets.ends(target))
         return task
 
     def _waits_for_phone(self, delivery: Delivery) -> bool:
@@ -218,32 +227,34 @@ class Courier:
         self._flying.discard(task)
         self._landed.set()
 
-    async def _deliver(self, delivery: Delivery) -> None:
+    async def _deliver(self, delivery: Delivery, target: Target) -> None:
         began = self._monotonic()
-        outcome = await self._attempt(delivery)
+        outcome = await self._attempt(delivery, target)
         self._metrics.attempted(_NAMES[type(outcome)], self._monotonic() - began)
         if isinstance(outcome, Done):
             self._metrics.delivered_after(self._clock() - delivery.event_time)
         await self._settle(delivery, outcome)
 
-    async def _attempt(self, delivery: Delivery) -> Outcome:
+    async def _attempt(self, delivery: Delivery, target: Target) -> Outcome:
         began = self._clock()
-        backend, target = self.targets.of(delivery.tenant)
         try:
             fresh = await self._media.made_fresh(delivery)
-            if not self._store.may_send(delivery):
+            # Since the claim a lease may have ended, or tenants.json changed.
+            to = self.targets.of(delivery.tenant)
+            if to is None or not self._store.may_send(delivery):
                 return PutBack()
+            backend, target = to
             await backend.post(fresh)
         except BackendError as exc:
             return self._failed(delivery, target, exc, began)
-        except Exception as exc:  # unforeseen: the line must go on all the same
+        except Exception as exc:  # unforeseen: the queue must go on all the same
             log.exception("an attempt failed unexpectedly", extra={"event": "delivery.error"})
             unforeseen = BackendUnavailable(f"unforeseen: {exc!r}")
             return self._failed(delivery, target, unforeseen, began)
-        if target.has_failed:
-            self._make_due_soon(target)  # who waits for a backoff need not
-        target.last_success, target.failures = self._clock(), 0
         target.gate.tell(Sign.SUCCESS, delivery.user, delivery.tenant, self._monotonic())
+        if self.attempts.succeeded(delivery.tenant, self._clock()):
+            only = Among(frozenset({delivery.tenant}), others=False)
+            self._make_due_soon(only, blameless=True)
         log.info(
             "✅ Forwarded to Tenant %s backend",
             delivery.tenant,
@@ -269,18 +280,16 @@ class Courier:
                 return PutBack(sent_at=now)
             return PutBack()  # the backend is away: nobody's fault, and nothing to count
 
-        target.failures += 1
-        target.last_failure = str(exc)
-        # The message's own fault, if others got through since the attempt before.
+        asked = exc.retry_after if isinstance(exc, BackendUnavailable) else None
+        self.attempts.failed(delivery.tenant, now, str(exc), retry_after=asked)
         since = began if delivery.tried_at is None else delivery.tried_at
-        own_fault = target.last_success > since
+        own_fault = self.attempts.any_got_through(delivery.tenant, since)
         if delivery.own_faults + own_fault >= _OWN_FAULTS:
             return self._bury(delivery, exc, f"failed {delivery.attempt} times, last: {exc}")
         age = delivery.age + self._open_seconds(target, since, now)
         if age > self._max_age:
             return self._bury(delivery, exc, f"failed for {age:.0f} s, last: {exc}")
 
-        asked = exc.retry_after if isinstance(exc, BackendUnavailable) else None
         wait = max(_backoff(delivery.attempt), asked or 0.0)  # "Retry-After: 0" is no invitation
         log.warning(
             "Tenant %s backend failed attempt %s of %s (%s), again in %.1f s",
@@ -351,18 +360,18 @@ class Courier:
             target.url,
             extra={"event": "gate.opened", "url": target.url},
         )
-        self._make_due_soon(target)
+        self._make_due_soon(self.targets.tenants_of(target))
         self._landed.set()
 
-    def _make_due_soon(self, target: Target) -> None:
-        task = asyncio.create_task(self._make_all_due(target))
+    def _make_due_soon(self, among: Among, *, blameless: bool = False) -> None:
+        task = asyncio.create_task(self._make_due(among, blameless=blameless))
         self._openings.add(task)
         task.add_done_callback(self._openings.discard)
 
-    async def _make_all_due(self, target: Target) -> None:
+    async def _make_due(self, among: Among, *, blameless: bool) -> None:
         while True:
             try:
-                await self._store.all_due(self.targets.tenants_of(target))
+                await self._store.all_due(among, blameless=blameless)
                 return
             except StoreUnavailable:
                 await asyncio.sleep(_STORE_SECONDS)

@@ -1,6 +1,6 @@
 """The nouns that travel through the gateway. Values only: no network, no disk, no clock."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, NewType
@@ -280,7 +280,7 @@ class Delivery:
 class Among:
     """Some tenants: those named, or with others=True all but those."""
 
-    named: frozenset[TenantId] = frozenset()
+    named: Set[TenantId] = frozenset()
     others: bool = True
 
     def __contains__(self, tenant: TenantId) -> bool:

@@ -109,7 +109,10 @@ async def running(
             Address(settings.backend_url, split(settings.backend_signing_secret)),
             tenants,
             timeout=settings.backend_timeout,
-            transport=transport(settings.max_in_flight),
+            # Probes of tenants' own backends may come on top of MAX_IN_FLIGHT, half of it at most.
+            transport=transport(settings.max_in_flight * 3 // 2),
+            max_in_flight=settings.max_in_flight,
+            max_in_flight_per_tenant=settings.max_in_flight_per_tenant,
         )
         courier = Courier(
             store,

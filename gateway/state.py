@@ -39,7 +39,7 @@ SENTENCES = {
     "backend_gate.open": "open, {in_flight} in flight",
     "backend_gate.closed": "closed, away is {urls}; messages wait",
     "backend_gate.one_closed": "closed, away is {urls}; messages wait",
-    "backend_gate.failing": "open, but {failures} attempts in a row failed: {why}",
+    "backend_gate.failing": "open, but tenant {tenants} failed {failures} times in a row: {why}",
     "tenants_file.none": "none, every number is a tenant",
     "tenants_file.well": "{count} tenants",
     "tenants_file.trouble": "{why}",
@@ -168,9 +168,10 @@ class State:
             if targets.shared in closed:
                 return Part("backend_gate.closed", Level.DOWN, urls)
             return Part("backend_gate.one_closed", Level.LOOK, urls)
-        if failing := targets.failing():
-            worst = max(failing, key=lambda target: target.failures)
-            values = {"failures": worst.failures, "why": worst.last_failure}
+        if failing := self._courier.attempts.failing():
+            worst = failing[0]
+            tenants = _some([str(one.tenant) for one in failing])
+            values = {"tenants": tenants, "failures": worst.failures, "why": worst.reason}
             return Part("backend_gate.failing", Level.LOOK, values)
         return Part("backend_gate.open", values={"in_flight": self._courier.in_flight})
 

@@ -1,12 +1,13 @@
-"""Which backend each tenant has, and one gate for each URL.
+"""Which backend each tenant has, one gate for each URL, and whose messages may be sent now.
 
 An Address is a URL with the secrets of a tenant, a Backend posts to an Address, a Target is what
-all who have one URL share: its gate. Where tenants.json lists tenants, what waits for another one
-stays where it is: a slip in the file must not send it to the common backend.
+all who have one URL share: its gate, and a bound of what is in flight. Where tenants.json lists
+tenants, what waits for another one stays where it is: a slip in the file must not send it to the
+common backend.
 """
 
-from collections import Counter
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import httpx
@@ -16,27 +17,22 @@ from gateway.gate import SEVERAL_TENANTS, Gate
 from gateway.model import EVERYBODY, Address, Among, TenantId
 from gateway.tenants import Tenants
 
-_SEVERAL_FAILURES = 5
+_LOOKED_AT = 256  # crowded targets, when room was made
 
 
 @dataclass(slots=True, eq=False)
 class Target:
-    """One URL. last_success: Unix seconds; before all time if there was none.
+    """One URL. in_flight: attempts under way, probes included. tenants: of one that is not the
+    common backend.
 
     formerly: gates behind which its tenants' messages waited when they had another URL.
     """
 
     url: str
     gate: Gate
-    last_success: float = -1.0
-    failures: int = 0  # in a row, refusals aside; the gate may well be open
-    last_failure: str = ""
+    in_flight: int = 0
+    tenants: frozenset[TenantId] = frozenset()
     formerly: list[Gate] = field(default_factory=list)
-
-    @property
-    def has_failed(self) -> bool:
-        """It answers, perhaps, but took nothing lately."""
-        return self.failures >= _SEVERAL_FAILURES
 
     def seconds_closed(self, since: float, now: float) -> float:
         """How long messages had to wait between the two, in monotonic seconds."""
@@ -44,8 +40,16 @@ class Target:
 
 
 class Targets:
-    """timeout: seconds for one attempt. changed is called with a target whose gate has closed or
-    opened."""
+    """timeout: seconds for one attempt.
+
+    Own backends together get half of max_in_flight, so that the common one keeps the rest. One of
+    them gets max_in_flight_per_tenant, and no more than it leaves free: what several slow ones have
+    taken does not stop the next one.
+
+    changed is called with a target whose gate has closed or opened; serve with those for whom
+    messages may be claimed from now on, a set that changes, and the tenants of whom that is new,
+    None if it may be of any.
+    """
 
     def __init__(
         self,
@@ -54,24 +58,38 @@ class Targets:
         *,
         timeout: float,
         transport: httpx.AsyncBaseTransport,
+        max_in_flight: int = 256,
+        max_in_flight_per_tenant: int = 32,
     ) -> None:
         self.changed: Callable[[Target], None] = lambda _: None
+        self.serve: Callable[[Among, Collection[TenantId] | None], None] = lambda *_: None
+        self.serving = Among(set())
         self.shared = self._target(shared.url)
         self._shared_address = shared
         self._tenants = tenants
         self._timeout = timeout
         self._transport = transport
-        self._version = -1
-        self._own: dict[TenantId, Address] = {}  # of those who have one
-        self._listed: frozenset[TenantId] | None = None  # None: every number is a tenant
+        self._own_slots = max_in_flight // 2
+        self._own_in_flight = 0
+        self._cap = max_in_flight_per_tenant
+        self._addresses: dict[TenantId, Address] = {}  # of those who have one of their own
+        self._own: dict[TenantId, Target] = {}  # of those whose URL is not the common one
         self._targets = {shared.url: self.shared}
         self._backends: dict[Address, Backend] = {}
-        # Until some gate or the tenants change: all who are open, and those who share a backend.
-        self._open: tuple[Among, Among] | None = None
-
-    def of(self, tenant: TenantId) -> tuple[Backend, Target]:
+        self._closed: dict[Target, None] = {}
+        self._crowded: dict[Target, None] = {}  # no room for another attempt, the longest first
+        self._strays: set[TenantId] = set()  # of whom something waits, and tenants.json lacks them
         self._follow()
-        address = self._own.get(tenant, self._shared_address)
+        for target in self._targets.values():
+            target.formerly.clear()  # nobody had another URL before
+        tenants.changed = self._follow
+
+    def of(self, tenant: TenantId) -> tuple[Backend, Target] | None:
+        """Where the tenant's messages go now; None: nowhere, tenants.json does not list it."""
+        target = self._target_of(tenant)
+        if target is None:
+            return None
+        address = self._addresses.get(tenant, self._shared_address)
         if address not in self._backends:
             self._backends[address] = Backend(
                 address.url,
@@ -79,70 +97,140 @@ class Targets:
                 secrets=address.secrets,
                 transport=self._transport,
             )
-        return self._backends[address], self._targets[address.url]
+        return self._backends[address], target
 
-    def open(self, *, but_own: bool = False) -> Among:
-        """The tenants whose gate is open; but_own: without those who have their own backend."""
-        self._follow()
-        if self._open is None:
-            closed = self.shared.gate.closed
-            if self._listed is None:
-                sharing = everybody = Among(others=not closed)
-            else:
-                shared = () if closed else (t for t in self._listed if t not in self._own)
-                sharing = Among(frozenset(shared), others=False)
-                own = {t for t, address in self._own.items()
-                       if not self._targets[address.url].gate.closed}  # fmt: skip
-                everybody = Among(sharing.named | own, others=False)
-            self._open = everybody, sharing
-        return self._open[but_own]
+    def admit(self, tenant: TenantId) -> Target | None:
+        """Where what was claimed for tenant may go now; None if it may not: then nothing more is
+        claimed for it until it may."""
+        target = self._target_of(tenant)
+        if target is None:
+            self._strays.add(tenant)
+            self._let([tenant], may=False)
+        elif not self.has_room(target):
+            self._crowd(target)
+        elif not target.gate.closed:
+            return target
+        return None
+
+    def has_room(self, target: Target) -> bool:
+        """Whether one more attempt at target may begin."""
+        if target is self.shared:
+            return True
+        left = self._own_slots - self._own_in_flight
+        return left > 0 and (target.in_flight == 0 or target.in_flight < min(self._cap, left))
+
+    def begins(self, target: Target) -> None:
+        """An attempt at target, a probe too."""
+        target.in_flight += 1
+        if target is not self.shared:
+            self._own_in_flight += 1
+            if not self.has_room(target):
+                self._crowd(target)
+
+    def ends(self, target: Target) -> None:
+        """An attempt at target that began."""
+        target.in_flight -= 1
+        if target is not self.shared:
+            self._own_in_flight -= 1
+        self.make_room()
+
+    def make_room(self) -> None:
+        """Let those go on for whom there is room again, as many as there is room for."""
+        left = self._own_slots - self._own_in_flight
+        for target in list(itertools.islice(self._crowded, _LOOKED_AT)):
+            if left <= 0:
+                return
+            if self.has_room(target):
+                left -= 1
+                del self._crowded[target]
+                if not target.gate.closed:
+                    self._let(target.tenants, may=True)
 
     def closed(self) -> list[Target]:
-        self._follow()
-        return [target for target in self._targets.values() if target.gate.closed]
+        """Those whose gate is closed."""
+        return list(self._closed)
 
-    def failing(self) -> list[Target]:
-        """Those that answer, but took nothing lately."""
-        self._follow()
-        return [one for one in self._targets.values() if one.has_failed]
+    def is_closed(self, target: Target) -> bool:
+        """False, too, if no tenant has that URL any more."""
+        return target in self._closed
 
     def tenants_of(self, target: Target) -> Among:
-        self._follow()
-        if self._listed is None:
+        if target is not self.shared:
+            return Among(target.tenants, others=False)
+        listed = self._tenants.listed
+        if listed is None:
             return EVERYBODY
-        here = (t for t in self._listed if self._own.get(t, self._shared_address).url == target.url)
-        return Among(frozenset(here), others=False)
+        return Among(frozenset(t for t in listed if t not in self._own), others=False)
 
     async def close(self) -> None:
         await self._transport.aclose()
 
+    def _target_of(self, tenant: TenantId) -> Target | None:
+        return self._own.get(tenant, self.shared) if self._tenants.get(tenant) else None
+
     def _follow(self) -> None:
         """Take up what has changed about the tenants."""
-        if self._version == self._tenants.version:
-            return
-        self._version = self._tenants.version
-        listed, own_before = self._tenants.listed, self._own
-        self._listed = None if listed is None else frozenset(listed)
-        self._own = {t: one.address for t, one in (listed or {}).items() if one.address}
-        urls = Counter(address.url for address in self._own.values())
-        before = self._targets
-        self._targets = {self.shared.url: self.shared} | {
-            url: before.get(url) or self._target(url) for url in urls
-        }
-        for tenant, address in self._own.items():
-            was = own_before.get(tenant, self._shared_address).url
-            if address.url not in before and was in before:
-                formerly = self._targets[address.url].formerly
-                formerly += [one for one in (before[was].gate,) if one not in formerly]
-        for target in self._targets.values():
-            one = target is not self.shared and urls[target.url] == 1
-            target.gate.several_tenants = 1 if one else SEVERAL_TENANTS
+        own_before, before = self._own, self._targets
+        listed = self._tenants.listed or {}
+        self._addresses = {t: one.address for t, one in listed.items() if one.address}
+        tenants: dict[str, list[TenantId]] = {}
+        for tenant, address in self._addresses.items():
+            if address.url != self.shared.url:
+                tenants.setdefault(address.url, []).append(tenant)
+        self._targets = {self.shared.url: self.shared}
+        self._own = {}
+        for url, those in tenants.items():
+            target = self._targets[url] = before.get(url) or self._target(url)
+            target.tenants = frozenset(those)
+            target.gate.several_tenants = 1 if len(those) == 1 else SEVERAL_TENANTS
+            self._own |= dict.fromkeys(those, target)
+            if url not in before:
+                was = dict.fromkeys(own_before.get(tenant, self.shared) for tenant in those)
+                target.formerly += [one.gate for one in was]
+        self._closed = {one: None for one in self._targets.values() if one.gate.closed}
+        self._crowded = {one: None for one in self._targets.values() if not self.has_room(one)}
+        self._strays.clear()
         self._backends.clear()
-        self._open = None
+        self._serve_anew()
+
+    def _serve_anew(self) -> None:
+        """Say of everybody whether they are served; seldom, for it looks at all."""
+        others = not self.shared.gate.closed
+        apart = {tenant for tenant, target in self._own.items() if self._may(target) != others}
+        if others:
+            apart |= self._strays
+        self.serving = Among(apart, others=others)
+        self.serve(self.serving, None)
+
+    def _may(self, target: Target) -> bool:
+        return not target.gate.closed and target not in self._crowded
+
+    def _let(self, tenants: Iterable[TenantId], *, may: bool) -> None:
+        """From now on deliveries of these tenants may, or may not, be claimed."""
+        tenants, named = list(tenants), self.serving.named
+        assert isinstance(named, set)
+        if may != self.serving.others:
+            named.update(tenants)
+        else:
+            named.difference_update(tenants)
+        self.serve(self.serving, tenants)
+
+    def _crowd(self, target: Target) -> None:
+        if target not in self._crowded:
+            self._crowded[target] = None
+            self._let(target.tenants, may=False)
 
     def _target(self, url: str) -> Target:
-        def changed(_: bool) -> None:
-            self._open = None
+        def changed(closed: bool) -> None:
+            if self._targets.get(url) is target:  # else nobody has that URL any more
+                if closed:
+                    self._closed[target] = None
+                else:
+                    self._closed.pop(target, None)
+                if target is self.shared:
+                    self._serve_anew()
+                else:
+                    self._let(target.tenants, may=self._may(target))
             self.changed(target)
 
         target = Target(url, Gate(changed))

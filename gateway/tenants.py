@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,13 +62,13 @@ class Tenants:
     """What the file says, taken up within seconds of a change.
 
     trouble: why what holds is older than the file; a file that is broken or gone changes nothing.
-    version: another number after each change.
+    changed is called after each change.
     """
 
     def __init__(self, path: Path | None) -> None:
         """Raise StartRefused, with place and cure, if the file is broken. path None: no file."""
         self.trouble: str | None = None
-        self.version = 0
+        self.changed: Callable[[], None] = lambda: None
         self._path = path
         self._all: Mapping[TenantId, Tenant] | None = None  # None: there is no file
         self._stamp: _Stamp | None = None
@@ -148,7 +148,7 @@ class Tenants:
 
     def _take(self, found: Mapping[TenantId, Tenant], stamp: _Stamp) -> None:
         self._all, self._stamp = found, stamp
-        self.version += 1
+        self.changed()
 
     def _tell(self) -> None:
         if self._all is not None:

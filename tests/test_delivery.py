@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from examples.waha import StandIn
+from gateway import attempts as attempts_module
 from gateway import delivery as delivery_module
 from gateway import gate as gate_module
 from gateway import lids as lids_module
@@ -25,22 +26,28 @@ from gateway.errors import (
 from gateway.gate import Gate, Sign
 from gateway.lids import Lids
 from gateway.metrics import Metrics
-from gateway.model import Address, Delivery, Outcome, Selection
+from gateway.model import EVERYBODY, Address, Delivery, Outcome, Selection
 from gateway.sessions import Sessions
 from gateway.store import Store
 from gateway.targets import Targets
 from gateway.tenants import Tenants
 from gateway.waha.client import Waha
-from tests.conftest import FakeBackend, Received, no_media, wait_until
+from tests.conftest import Answer, FakeBackend, Received, no_media, wait_until
 from tests.messages import ALI, LID, OMAR, SARA, by_the_rules, message, tenant, user
 
 Start = Callable[..., Courier]
 
 
-def targets(url: str, *, timeout: float = 5, tenants: Tenants | None = None) -> Targets:
+def targets(
+    url: str, *, timeout: float = 5, tenants: Tenants | None = None, max_in_flight: int = 256
+) -> Targets:
     """All tenants at url, but for those with a backend of their own."""
     return Targets(
-        Address(url), tenants or Tenants(None), timeout=timeout, transport=transport(256)
+        Address(url),
+        tenants or Tenants(None),
+        timeout=timeout,
+        transport=transport(max_in_flight * 2),
+        max_in_flight=max_in_flight,
     )
 
 
@@ -99,11 +106,11 @@ async def test_once_a_backend_takes_something_again_nobody_waits_for_a_backoff(
     others = [f"97150000000{n}" for n in range(6)]
     for who in others:
         await say(store, "start_realty_2", who)
-    await wait_until(lambda: courier.targets.failing())
+    await wait_until(lambda: courier.attempts.failing())
     backend.answer = lambda _: 200
     await say(store, "start_realty_2", ALI)
     await emptied(store)
-    assert courier.targets.failing() == []
+    assert courier.attempts.failing() == []
 
 
 async def test_messages_arrive_in_order_one_at_a_time(
@@ -211,6 +218,7 @@ async def test_an_outage_is_nobodys_fault_and_burns_no_attempts(
     await wait_until(lambda: courier.targets.shared.gate.closed)
     courier.stop_claiming()
     await wait_until(lambda: courier.in_flight == 0)
+    store.serve(EVERYBODY, None)
     claimed = await store.claim(10, wait=5)
     assert {one.user for one in claimed} == {ALI, SARA, OMAR}
     # Two failures came before it was clear that the backend is away.
@@ -551,3 +559,74 @@ async def test_what_is_no_longer_ours_is_not_sent(
         assert backend.received == []
     await wait_until(lambda: backend.received)
     assert backend.received[0].headers["X-Delivery-Attempt"] == "1"
+
+
+FAULTS: dict[str, Callable[[], Answer]] = {
+    "500": lambda: 500,
+    "401": lambda: 401,
+    "429": lambda: web.Response(status=429, headers={"Retry-After": "600"}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("users", [1, 30])
+async def test_a_fault_of_one_tenant_is_not_judged_by_what_others_get_through(
+    store: Store,
+    backend: FakeBackend,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    users: int,
+) -> None:
+    """30 of 30 messages were dead letters within 3 s, each after a dozen attempts."""
+    monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 3600.0)
+    backend.answer = lambda one: FAULTS[fault]() if one.tenant == 2 else 200
+    courier = start()
+    people = [f"9715000000{number:02}" for number in range(users)]
+    for number in range(max(users, 6)):
+        await say(store, "start_realty_2", people[number % users])
+    for number in range(60):
+        await say(store, "start_realty_1", f"9715100000{number:02}")
+    await wait_until(lambda: sum(one.tenant == 1 for one in backend.received) == 60)
+    tried = [one.user for one in backend.received if one.tenant == 2]
+    assert sorted(tried) == people, "each waits for its own backoff, whatever tenant 1 does"
+    assert await store.dead_letters(Selection(), limit=1) == []
+    if users > 1:
+        assert [one.tenant for one in courier.attempts.failing()] == [2]
+
+
+async def test_attempts_of_a_tenant_whose_every_message_fails_are_nobodys_fault(
+    store: Store, backend: FakeBackend, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 0.02)
+    backend.answer = lambda one: 500 if one.tenant == 2 else 200
+    start()
+    for number in range(5):
+        await say(store, "start_realty_2", f"9715000000{number:02}")
+    while sum(one.tenant == 2 for one in backend.received) < 5 * 20:
+        await say(store, "start_realty_1")
+        await asyncio.sleep(0.001)
+    assert await store.dead_letters(Selection(), limit=1) == []
+    backend.answer = lambda _: 200
+    await asyncio.wait_for(emptied(store), 10)
+
+
+async def test_what_its_own_fault_holds_back_is_not_hurried_by_others(
+    store: Store, backend: FakeBackend, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, when its tenant works again; after that it waits for its own backoff."""
+    monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 3600.0)
+    monkeypatch.setattr(attempts_module, "_LOOK_SECONDS", 0.0)
+    backend.answer = lambda one: 500 if one.user != SARA else 200
+    start()
+    people = [f"9715000000{number:02}" for number in range(7)]
+    for who in people:
+        await say(store, "start_realty_2", who)
+    await wait_until(lambda: len(backend.received) == 7)
+    for number in range(30):
+        await say(store, f"start_realty_2 {number}", SARA)
+    await wait_until(lambda: len(texts(backend.received, SARA)) == 30)
+    await wait_until(lambda: all(len(texts(backend.received, who)) == 2 for who in people))
+    await say(store, "start_realty_2 at last", SARA)
+    await wait_until(lambda: len(texts(backend.received, SARA)) == 31)
+    assert all(len(texts(backend.received, who)) == 2 for who in people)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"gateway", "model", "errors"},
     {"settings", "log", "metrics"},
-    {"deeplink", "spelling", "backoff", "gate", "pulse", "hour", "qr", "tenants"},
+    {"deeplink", "spelling", "attempts", "backoff", "gate", "pulse", "hour", "qr", "tenants"},
     {"routing", "links"},
     {"waha", "backend", "store", "explanation", "sessions", "shapes"},
     {"targets"},
@@ -27,6 +27,7 @@ ROWS = [
 PURE = [
     "deeplink",
     "spelling",
+    "attempts",
     "backoff",
     "gate",
     "routing",

@@ -2,19 +2,27 @@
 
 import asyncio
 import json
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import standardwebhooks
 from aiohttp import web
+from aiohttp.resolver import AsyncResolver, DefaultResolver
 
+from gateway import gate as gate_module
 from gateway import tenants as tenants_module
 from gateway.delivery import Courier
 from gateway.gate import Sign
 from gateway.lids import Lids
+from gateway.media import Media
 from gateway.metrics import Metrics
-from gateway.model import Among
+from gateway.model import EVERYBODY, Among, Delivery
 from gateway.store import Store
+from gateway.targets import Target, Targets
 from gateway.tenants import Tenants
 from tests.conftest import FakeBackend, no_media, wait_until
 from tests.messages import ALI, OMAR, SARA, tenant, user
@@ -39,18 +47,26 @@ def tenants_at(tmp_path: Path, content: dict[str, dict[str, str]]) -> Tenants:
     return Tenants(file)
 
 
-def courier_of(store: Store, lids: Lids, shared: str, tenants: Tenants) -> Courier:
+def courier_of(
+    store: Store, lids: Lids, shared: str, tenants: Tenants, *, max_in_flight: int = 10
+) -> Courier:
     made = Courier(
         store,
-        targets(shared, tenants=tenants),
+        targets(shared, tenants=tenants, max_in_flight=max_in_flight, timeout=60),
         lids,
         no_media(),
         Metrics(),
-        max_in_flight=10,
+        max_in_flight=max_in_flight,
         max_age=86_400,
     )
     made.start()
     return made
+
+
+def target_of(made: Targets, number: int) -> Target:
+    found = made.of(tenant(number))
+    assert found is not None
+    return found[1]
 
 
 async def test_a_tenants_messages_go_to_its_own_backend_signed_with_its_own_secret(
@@ -122,7 +138,7 @@ async def test_the_shared_backends_outage_does_not_stop_who_has_another(
     for number in range(5):
         await say(store, "start_realty_3", f"97150000000{number}")
     await wait_until(lambda: courier.targets.shared.gate.closed)
-    assert courier.targets.open() == Among(frozenset({tenant(2)}), others=False)
+    assert courier.targets.serving == Among({tenant(2)}, others=False)
     for number in range(20):
         await say(store, "start_realty_2", f"97150000010{number:02}")
     await wait_until(lambda: len(own.received) == 20)
@@ -181,13 +197,13 @@ async def test_waiting_behind_a_closed_gate_does_not_age_a_message_at_another_ad
     monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
     tenants = tenants_at(tmp_path, {"2": {"backend_url": "http://127.0.0.1:9"}})
     made = targets(backend.url, tenants=tenants)
-    old = made.of(tenant(2))[1]
+    old = target_of(made, 2)
     for _ in range(3):
         old.gate.tell(Sign.NO_CONNECTION, user(ALI), tenant(2), 20.0)
     tenants.start()
     (tmp_path / "tenants.json").write_text(json.dumps({"2": {"backend_url": "http://mended"}}))
-    await wait_until(lambda: made.of(tenant(2))[1].url == "http://mended")
-    assert made.of(tenant(2))[1].seconds_closed(10.0, 100.0) == 80.0
+    await wait_until(lambda: target_of(made, 2).url == "http://mended")
+    assert target_of(made, 2).seconds_closed(10.0, 100.0) == 80.0
     tenants.stop()
     await made.close()
 
@@ -234,3 +250,167 @@ async def test_a_tenant_that_is_given_another_address_is_delivered_there(
     await courier.stop(grace=1)
     tenants.stop()
     await runner.cleanup()
+
+
+async def test_slow_backends_of_some_tenants_stop_no_others(
+    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path
+) -> None:
+    """One took all the slots that are meant for tenants' own: 24 s for everybody else's."""
+    own = FakeBackend()
+    runner = await listening(own)
+    own.answer = lambda one: slow(own) if one.tenant < 15 else 200
+    listed = {str(number): {"backend_url": f"{own.url}/{number}"} for number in range(10, 20)}
+    tenants = tenants_at(tmp_path, listed)
+    courier = courier_of(store, lids, backend.url, tenants, max_in_flight=128)
+    own.open_gate.set()
+    held = asyncio.Event()
+
+    async def slow(_: FakeBackend) -> int:
+        await held.wait()
+        return 200
+
+    for number in range(5 * 40):
+        await say(store, f"start_realty_{10 + number % 5}", f"9715000{number:05}")
+    await wait_until(lambda: len(own.received) >= 50)
+    for number in range(5):
+        await say(store, f"start_realty_{15 + number}", f"9715100{number:05}")
+    await wait_until(lambda: {15, 16, 17, 18, 19} <= {one.tenant for one in own.received})
+    by_tenant = Counter(one.tenant for one in own.received)
+    assert max(by_tenant.values()) <= 32, "MAX_IN_FLIGHT_PER_TENANT binds a backend of its own"
+    assert sum(by_tenant[one] for one in range(10, 15)) <= 64, "half stays for the common one"
+    held.set()
+    await emptied(store)
+    assert courier.targets.shared.in_flight == 0
+    assert courier.targets.serving == EVERYBODY
+    await courier.stop(grace=1)
+    await runner.cleanup()
+
+
+def test_room_is_shared_among_targets_and_given_back(tmp_path: Path) -> None:
+    listed = {str(n): {"backend_url": f"http://own/{n}"} for n in range(1, 1001)}
+    made = targets("http://common", tenants=tenants_at(tmp_path, listed), max_in_flight=256)
+    begun = []
+    for number in range(1, 1001):  # each takes as much as it gets
+        while target := made.admit(tenant(number)):
+            made.begins(target)
+            begun.append(target)
+    taken = Counter(target.url.rpartition("/")[2] for target in begun)
+    assert sum(taken.values()) == 128
+    assert max(taken.values()) == 32
+    assert len(taken) > 8, "the next one always found room"
+    assert len(made.serving.named) == 1000, "nothing more is claimed for them"
+    for target in begun:
+        made.ends(target)
+    for _ in range(100):
+        made.make_room()
+    assert made.serving == Among(set())
+    assert made.has_room(begun[0])
+
+
+class Changed:
+    """In place of Media: tenants.json changes while it is asked, which may take seconds."""
+
+    def __init__(self, change: Callable[[], Awaitable[None]]) -> None:
+        self.change = change
+
+    async def made_fresh(self, delivery: Delivery) -> Delivery:
+        await self.change()
+        return delivery
+
+
+@pytest.mark.parametrize("to", [{}, {"3": {}}, {"2": {"backend_url": "OWN"}}])
+async def test_the_address_is_looked_up_right_before_the_sending(
+    store: Store,
+    backend: FakeBackend,
+    lids: Lids,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    to: dict[str, dict[str, str]],
+) -> None:
+    """A message went to the common backend after its tenant was taken out of tenants.json."""
+    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    own, old = FakeBackend(), FakeBackend()
+    runners = [await listening(own), await listening(old)]
+    text = json.dumps(to).replace("OWN", own.url)
+    tenants = tenants_at(tmp_path, {"2": {"backend_url": old.url}, "3": {}})
+    tenants.start()
+
+    async def change() -> None:
+        (tmp_path / "tenants.json").write_text(text)
+        await wait_until(lambda: set(map(str, tenants.listed or {})) == set(to))
+
+    made = targets(backend.url, tenants=tenants)
+    media = cast(Media, Changed(change))
+    courier = Courier(store, made, lids, media, Metrics(), max_in_flight=10, max_age=86_400)
+    courier.start()
+    await say(store, "start_realty_2")
+    if "2" in to:
+        await wait_until(lambda: own.received)
+    else:
+        await wait_until(lambda: made.serving == Among({tenant(2)}))
+        assert (await store.backlog()).by_tenant == {2: 1}
+    assert backend.received == old.received == []
+    await courier.stop(grace=1)
+    tenants.stop()
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def test_a_probe_does_not_go_where_its_tenant_no_longer_is(
+    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fell back to the common backend."""
+    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(gate_module, "_FIRST_PROBE", 0.05)
+    tenants = tenants_at(tmp_path, {"2": {"backend_url": "http://127.0.0.1:9"}, "3": {}})
+    tenants.start()
+    courier = courier_of(store, lids, backend.url, tenants)
+    for number in range(5):
+        await say(store, "start_realty_2", f"97150000000{number}")
+    await wait_until(courier.targets.closed)
+    claim = store.claim
+
+    async def slow(limit: int, *, wait: float, probe: Among | None = None) -> list[Delivery]:
+        found = await claim(limit, wait=wait, probe=probe)
+        if found:
+            (tmp_path / "tenants.json").write_text("{}")
+            await wait_until(lambda: tenants.listed == {})
+        return found
+
+    monkeypatch.setattr(store, "claim", slow)
+    await wait_until(lambda: tenants.listed == {})
+    await wait_until(lambda: courier.in_flight == 0 and not courier._probing)
+    await say(store, "more", "971500000000")
+    await wait_until(lambda: courier.in_flight == 0)
+    assert backend.received == []
+    assert (await store.backlog()).by_tenant == {2: 6}
+    await courier.stop(grace=1)
+    tenants.stop()
+
+
+async def test_names_that_hang_stop_nobody_else(
+    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """65 of them took all threads that resolve names, and the common backend got nothing."""
+    silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # a name server that never answers
+    silent.bind(("127.0.0.1", 0))
+    server = f"127.0.0.1:{silent.getsockname()[1]}"
+    assert DefaultResolver is AsyncResolver, "aiodns is installed"
+    monkeypatch.setattr(
+        "aiohttp.connector.DefaultResolver",
+        lambda loop: AsyncResolver(loop, nameservers=[server]),
+    )
+    listed = {
+        str(number): {"backend_url": f"http://slow-{number}.example.com"}
+        for number in range(10, 75)
+    }
+    tenants = tenants_at(tmp_path, {"3": {}} | listed)
+    common = backend.url.replace("127.0.0.1", "localhost")
+    courier = courier_of(store, lids, common, tenants, max_in_flight=256)
+    for number in range(3 * 65):
+        await say(store, f"start_realty_{10 + number % 65}", f"97150000{number:04}")
+    await wait_until(lambda: courier.in_flight >= 100)
+    await say(store, "start_realty_3", ALI)
+    await wait_until(lambda: backend.received, seconds=3)
+    await courier.stop(grace=0)
+    silent.close()

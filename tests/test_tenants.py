@@ -110,11 +110,12 @@ def name_of(tenants: Tenants, number: int) -> str | None:
 
 
 async def test_a_change_is_taken_up(watched: Tenants, file: Path) -> None:
-    version = watched.version
+    changes: list[int] = []
+    watched.changed = lambda: changes.append(1)
     write(file, {"2": {"name": "other"}, "3": {}})
     await wait_until(lambda: name_of(watched, 2) == "other")
     assert watched.may_lock(tenant(3))
-    assert watched.version != version
+    assert len(changes) == 1
     assert watched.trouble is None
 
 

@@ -1,6 +1,6 @@
 """What every store promises. Callers know nothing else of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -112,16 +112,22 @@ class Store(Protocol):
         limit: int,
         *,
         wait: float,
-        probe: bool = False,
-        among: Callable[[], Among] = lambda: EVERYBODY,
+        probe: Among | None = None,
     ) -> list[Delivery]:
         """Up to limit heads of lines that are due; ours until settled. [] after wait seconds.
 
         The next slot goes to the tenant with the fewest in flight, then to the one served longest
-        ago, then to the oldest head. With probe=True it is one delivery, of the tenant probed
-        longest ago. among: of which tenants; asked again and again while this waits. A claim ends
-        with the process.
+        ago, then to the oldest head. They are of tenants that serve() named. With probe it is one
+        delivery, of that of these tenants which was probed longest ago. A claim ends with the
+        process.
         """
+
+    def serve(self, among: Among, changed: Collection[TenantId] | None) -> None:
+        """Claim for these tenants from now on. changed: the only ones for whom that is new; None:
+        any may be. among.named may change, if changed says so each time."""
+
+    async def waits(self, among: Among) -> bool:
+        """Whether any delivery of these tenants waits or is in flight."""
 
     def may_send(self, delivery: Delivery) -> bool:
         """Whether a claimed delivery is still ours; to be asked right before each sending."""
@@ -129,8 +135,11 @@ class Store(Protocol):
     async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Say what became of a claimed delivery; durable. Its line goes on."""
 
-    async def all_due(self, among: Among = EVERYBODY) -> None:
-        """Whatever of these tenants waits for a backoff is due now; durable, not in one step."""
+    async def all_due(self, among: Among = EVERYBODY, *, blameless: bool = False) -> None:
+        """Whatever of these tenants waits for a backoff is due now; durable, not in one step.
+
+        blameless: only what has no own faults.
+        """
 
     async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
         """The id under which the person is kept, and the lock; either id finds it."""

@@ -16,7 +16,7 @@ import shutil
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -174,6 +174,7 @@ class FileStore:
         self._seen = seen.SeenKeys(connection)
         self._counts = Counts(connection)
         self._work = asyncio.Event()  # something may be due that was not
+        self._fetching = asyncio.Lock()
         self._low_disk: str | None = None
         self._backing_up = False
         self._patience = Patience()
@@ -684,17 +685,17 @@ class FileStore:
         limit: int,
         *,
         wait: float,
-        probe: bool = False,
-        among: Callable[[], Among] = lambda: EVERYBODY,
+        probe: Among | None = None,
     ) -> list[Delivery]:
         deadline = time.monotonic() + wait
         while True:
             self._work.clear()
             now = self._clock()
-            if stale := self._shares.stale(now):
-                await self._fetch(stale, now)
-            shares, tenants = self._shares, among()
-            heads = shares.probe(tenants) if probe else shares.pick(limit, tenants)
+            if self._shares.stale(now):
+                async with self._fetching:  # what another one has fetched meanwhile is not stale
+                    if stale := self._shares.stale(now):
+                        await self._fetch(stale, now)
+            heads = self._shares.probe(probe) if probe else self._shares.pick(limit)
             if heads:
                 return await self._read(heads)
             left = deadline - time.monotonic()
@@ -706,6 +707,13 @@ class FileStore:
                     await self._work.wait()
             except TimeoutError:
                 pass
+
+    def serve(self, among: Among, changed: Collection[TenantId] | None) -> None:
+        self._shares.serve(among, changed)
+        self._work.set()
+
+    async def waits(self, among: Among) -> bool:
+        return self._shares.waits(among)
 
     async def _fetch(self, tenants: list[TenantId], now: float) -> None:
         """Fill the windows of tenants from the database."""
@@ -785,18 +793,24 @@ class FileStore:
         changes.offer(lines.promote(tx, *line, due))
         return changes
 
-    async def all_due(self, among: Among = EVERYBODY) -> None:
+    async def all_due(self, among: Among = EVERYBODY, *, blameless: bool = False) -> None:
         now = self._clock()
+        some = self._shares.waiting_by_tenant() if among.others else among.named
+        for tenant in [one for one in some if one in among]:
+            await self._due_now(tenant, now, blameless=blameless)
+
+    async def _due_now(self, tenant: TenantId, now: float, *, blameless: bool) -> None:
         # Not for ever: what fails meanwhile is due later again.
-        for _ in range(self._shares.waiting // lines.CHUNK + 1):
+        for _ in range(self._shares.waiting_of(tenant) // lines.CHUNK + 1):
             changed = await self._journal.run(
-                lambda tx: lines.some_due(tx, now, among), lambda _: self._look_again()
+                lambda tx: lines.some_due(tx, tenant, now, blameless=blameless),
+                lambda changed: self._look_again([tenant] if changed else []),
             )
             if changed < lines.CHUNK:
                 return
 
-    def _look_again(self) -> None:
-        self._shares.forget_all()
+    def _look_again(self, tenants: Iterable[TenantId]) -> None:
+        self._shares.forget(tenants)
         self._work.set()
 
     # dead letters
@@ -974,7 +988,8 @@ class FileStore:
                 if now < last:
                     forgive = functools.partial(forgive_the_clock, now=now)
                     while await self._journal.run(forgive):
-                        self._look_again()
+                        self._shares.forget_all()
+                        self._work.set()
                 last = now
             except StoreUnavailable:
                 pass  # the journal has said so, and tests itself

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from gateway.model import Again, Among, Delivery, InboundMessage, TenantId, UserId
+from gateway.model import Again, Delivery, InboundMessage, TenantId, UserId
 from gateway.store.shares import Head
 
 _COLUMNS = (
@@ -167,12 +167,13 @@ def due_heads(tx: Tx, tenant: TenantId, now: float, limit: int) -> tuple[list[He
     return heads, math.inf if later is None else later
 
 
-def some_due(tx: Tx, now: float, among: Among) -> int:
-    """What is due later of these tenants is due now, at most CHUNK heads; how many."""
+def some_due(tx: Tx, tenant: TenantId, now: float, *, blameless: bool) -> int:
+    """What is due later of the tenant is due now, at most CHUNK heads; how many. blameless: only
+    what has no own faults."""
     return tx.execute(
-        "UPDATE delivery SET due = ? WHERE id IN (SELECT id FROM delivery WHERE due > ?"
-        " AND (tenant IN (SELECT value FROM json_each(?))) != ? LIMIT ?)",
-        (now, now, orjson.dumps(list(among.named)).decode(), among.others, CHUNK),
+        "UPDATE delivery SET due = ? WHERE id IN (SELECT id FROM delivery WHERE tenant = ?"
+        " AND due > ? AND own_faults <= ? LIMIT ?)",
+        (now, tenant, now, 0 if blameless else math.inf, CHUNK),
     ).rowcount
 
 

@@ -16,7 +16,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ class RedisStore:
         self._leases: dict[str, _Lease] = {}
         self._claims: dict[tuple[str, int], tuple[str, str]] = {}  # session, id → lease, key
         self._work = asyncio.Event()
+        self._served = EVERYBODY
         self._totals = (0, 0)
         self._counts_begun = 0
         self._counting = asyncio.Lock()
@@ -524,8 +525,7 @@ class RedisStore:
         limit: int,
         *,
         wait: float,
-        probe: bool = False,
-        among: Callable[[], Among] = lambda: EVERYBODY,
+        probe: Among | None = None,
     ) -> list[Delivery]:
         deadline = time.monotonic() + wait
         while True:
@@ -535,9 +535,7 @@ class RedisStore:
             for session in sorted(self._sessions):
                 if len(found) < limit:
                     try:
-                        some, soon = await self._claim_of(
-                            session, limit - len(found), probe=probe, among=among()
-                        )
+                        some, soon = await self._claim_of(session, limit - len(found), probe)
                     except StoreUnavailable:
                         if not found:
                             raise
@@ -556,15 +554,15 @@ class RedisStore:
                     await self._work.wait()
 
     async def _claim_of(
-        self, session: str, limit: int, *, probe: bool, among: Among
+        self, session: str, limit: int, probe: Among | None
     ) -> tuple[list[Delivery], float]:
-        lease = await self._lease(session)
+        lease, among = await self._lease(session), probe or self._served
         state, *rest = await self._scripts.run(
             session,
             "claim",
             lease=lease.name,
             limit=limit,
-            probe=probe,
+            probe=probe is not None,
             named=[str(tenant) for tenant in among.named],
             others=among.others,
             max_in_flight=self._limits.max_in_flight,
@@ -625,18 +623,37 @@ class RedisStore:
             await self._count()
         self._work.set()
 
-    async def all_due(self, among: Among = EVERYBODY) -> None:
-        for session in list(self._sessions):
-            state = b"more"
-            while state == b"more":
-                (state,) = await self._scripts.run(
-                    session,
-                    "all_due",
-                    named=[str(tenant) for tenant in among.named],
-                    others=among.others,
-                    chunk=_CHUNK,
-                )
+    def serve(self, among: Among, changed: Collection[TenantId] | None) -> None:
+        self._served = among
         self._work.set()
+
+    async def waits(self, among: Among) -> bool:
+        for session in list(self._sessions):
+            tenants = await self._scripts.run(session, "waiting_tenants")
+            if any(TenantId(int(one)) in among for one in tenants if one):
+                return True
+        return False
+
+    async def all_due(self, among: Among = EVERYBODY, *, blameless: bool = False) -> None:
+        for session in list(self._sessions):
+            some = await self._scripts.run(session, "waiting_tenants") if among.others else ()
+            waiting = [TenantId(int(one)) for one in some if one]
+            for tenant in waiting if among.others else among.named:
+                if tenant in among:
+                    await self._due_now(session, tenant, blameless=blameless)
+        self._work.set()
+
+    async def _due_now(self, session: str, tenant: TenantId, *, blameless: bool) -> None:
+        kept, more = 0, True
+        while more:
+            kept, more = await self._scripts.run(
+                session,
+                "due_now",
+                tenant=str(tenant),
+                blameless=blameless,
+                kept=kept,
+                chunk=_CHUNK,
+            )
 
     async def backlog(self) -> Backlog:
         oldest: float | None = None

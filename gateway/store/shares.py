@@ -7,7 +7,7 @@ message that is delivered as it comes is never read back.
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from gateway.model import EVERYBODY, Among, Delivery, TenantId, UserId
@@ -55,7 +55,7 @@ class Shares:
         self._heap: list[tuple[int, int, float, TenantId, int]] = []
         self._hungry: set[TenantId] = set()  # empty window, and more in the database
         self._dues: list[tuple[float, TenantId]] = []  # heap of next_due, outdated ones included
-        self._served = EVERYBODY
+        self._served = EVERYBODY  # who may be picked
         self._turn = 0
         self._cached = 0
         self.waiting = 0
@@ -142,12 +142,21 @@ class Shares:
         """How many heads to fetch so that a window's worth is not in flight."""
         return WINDOW + self._of(tenant).in_flight
 
-    def pick(self, limit: int, among: Among = EVERYBODY) -> list[Head]:
-        """Up to limit heads of these tenants, in flight from now on."""
-        if among != self._served:  # seldom: some gate closed or opened
-            self._served = among
-            for tenant in self._tenants.values():
+    def serve(self, among: Among, changed: Collection[TenantId] | None) -> None:
+        """See base.Store."""
+        self._served = among
+        for id_ in self._tenants if changed is None else changed:
+            if tenant := self._tenants.get(id_):
                 self._place(tenant)
+
+    def waits(self, among: Among) -> bool:
+        """Whether any of these tenants has a delivery."""
+        if not among.others:
+            return any(self.waiting_of(tenant) for tenant in among.named)
+        return any(one.waiting and one.id in among for one in self._tenants.values())
+
+    def pick(self, limit: int) -> list[Head]:
+        """Up to limit heads, in flight from now on."""
         picked: list[Head] = []
         while len(picked) < limit and self._heap:
             in_flight, _, _, id_, place = self._heap[0]
@@ -163,9 +172,11 @@ class Shares:
                 picked.append(head)
         return picked
 
-    def probe(self, among: Among = EVERYBODY) -> list[Head]:
+    def probe(self, among: Among) -> list[Head]:
         """One head, of that of these tenants which was probed longest ago."""
-        ready = [one for one in self._tenants.values() if one.ready and one.id in among]
+        some = self._tenants if among.others else among.named
+        known = [tenant for id_ in some if id_ in among and (tenant := self._tenants.get(id_))]
+        ready = [one for one in known if one.ready]
         for tenant in sorted(ready, key=lambda tenant: tenant.probed):
             if head := self._take(tenant):
                 tenant.probed = self._turn

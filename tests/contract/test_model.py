@@ -29,6 +29,7 @@ from hypothesis.stateful import (
 
 from gateway.errors import StoreUnavailable
 from gateway.model import (
+    EVERYBODY,
     Again,
     AskForLink,
     Dead,
@@ -147,7 +148,8 @@ class Play(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 5), probe=st.booleans())
     def the_worker_claims(self, limit: int, probe: bool) -> None:
-        for delivery in self.run(self.store.claim(limit, wait=0, probe=probe)):
+        whom = EVERYBODY if probe else None
+        for delivery in self.run(self.store.claim(limit, wait=0, probe=whom)):
             text = json.loads(delivery.body)["payload"]["body"]
             sent = self.waiting[text]
             assert text not in self.flying

@@ -381,12 +381,15 @@ async def test_only_the_tenants_asked_for_are_served(store: Store) -> None:
     others = Among(frozenset({tenant(3)}), others=True)
     only = Among(frozenset({tenant(3)}), others=False)
     nobody = Among(frozenset(), others=False)
-    assert await claimed(store, among=lambda: nobody) == []
-    assert sorted(one[0] for one in await claimed(store, among=lambda: others)) == [2, 4]
-    assert await claimed(store, probe=True, among=lambda: others) == []
-    assert [one[0] for one in await claimed(store, probe=True, among=lambda: only)] == [3]
+    store.serve(nobody, None)
+    assert await claimed(store) == []
+    store.serve(others, None)
+    assert sorted(one[0] for one in await claimed(store)) == [2, 4]
+    assert await claimed(store, probe=others) == []
+    assert [one[0] for one in await claimed(store, probe=only)] == [3]
     await say(store, "start_realty_3", "971501234999")
-    assert [one[0] for one in await claimed(store, among=lambda: only)] == [3]
+    store.serve(only, None)
+    assert [one[0] for one in await claimed(store)] == [3]
 
 
 async def test_only_the_backoffs_of_the_tenants_asked_for_end(store: Store) -> None:

@@ -9,8 +9,10 @@ import pytest
 
 from gateway.errors import StoreUnavailable
 from gateway.model import (
+    EVERYBODY,
     Accepted,
     Again,
+    Among,
     AskForLink,
     Bind,
     Dead,
@@ -53,7 +55,7 @@ async def say(store: Store, text: str, *, user: str = ALI, **how: Any) -> Accept
 
 
 async def claim(
-    store: Store, limit: int = 100, *, wait: float = 0.0, probe: bool = False
+    store: Store, limit: int = 100, *, wait: float = 0.0, probe: Among | None = None
 ) -> list[Delivery]:
     return await store.claim(limit, wait=wait, probe=probe)
 
@@ -953,7 +955,7 @@ async def test_a_probe_is_of_the_tenant_probed_longest_ago(store: Store) -> None
         await say(store, f"start_realty_{link}", user=f"9715000000{link}")
     probed = []
     for _ in range(6):
-        (probe,) = await claim(store, probe=True)
+        (probe,) = await claim(store, probe=EVERYBODY)
         probed.append(probe.tenant)
         await store.settle(probe, PutBack())
     assert sorted(probed[:3]) == [1, 2, 3]

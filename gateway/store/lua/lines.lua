@@ -244,11 +244,14 @@ local function take(tenant, args)
   return delivery(id), due[2] ~= nil
 end
 
-local function longest_unprobed(may)
+local function longest_unprobed(args, may)
   local best, longest = nil, nil
-  for _, tenant in ipairs(redis.call('ZRANGE', P .. 'turn', 0, -1)) do
-    local probed = tonumber(hget('probed', tenant) or 0)
-    if may(tenant) and (not best or probed < longest) then best, longest = tenant, probed end
+  local some = args.others and redis.call('ZRANGE', P .. 'turn', 0, -1) or args.named
+  for _, tenant in ipairs(some) do
+    if may(tenant) and (args.others or zscore('turn', tenant)) then
+      local probed = tonumber(hget('probed', tenant) or 0)
+      if not best or probed < longest then best, longest = tenant, probed end
+    end
   end
   return best
 end
@@ -287,7 +290,7 @@ local function fair_shares(args, may)
   local half = args.max_in_flight * math.max(1, redis.call('SCARD', P .. 'leases')) / 2
   -- Whoever is served has its next turn behind all who were not, and behind those served before:
   -- so both queues stay in order, and the next turn is at the head of one of them.
-  local first, again = turns(may, args.others and #args.named == 0 and args.limit + 100 or -1), {}
+  local first, again = turns(may, args.others and args.limit + 100 + #args.named or -1), {}
   local at, again_at, found = 1, 1, {}
   while #found < args.limit do
     local one, other = first[at], again[again_at]
@@ -315,7 +318,7 @@ function ops.claim(args)
   refresh_turns()
   local may, found = among(args), {}
   if args.probe then
-    local tenant = longest_unprobed(may)
+    local tenant = longest_unprobed(args, may)
     found = {tenant and take(tenant, args) or nil}
     if found[1] then hset('probed', tenant, kget('numbers', 'turns')) end
   else
@@ -361,20 +364,26 @@ function ops.settle(args, body)
   return {'ok'}
 end
 
-function ops.all_due(args)
-  place_all()
-  local may = among(args)
-  for _, key in ipairs({'turn', 'next'}) do
-    for _, tenant in ipairs(redis.call('ZRANGE', P .. key, 0, -1)) do
-      if may(tenant) then
-        local later = redis.call('ZRANGEBYSCORE', P .. 'due:' .. tenant, '(' .. text(NOW), '+inf',
-                                 'LIMIT', 0, args.chunk)
-        for _, user in ipairs(later) do see_to(tenant, user, text(NOW)) end
-        if #later == tonumber(args.chunk) then return {'more'} end
-      end
+function ops.waiting_tenants()
+  write_kept()
+  return redis.call('HKEYS', P .. 'waiting')
+end
+
+-- What of args.tenant waits for a backoff is due now, but for those with own faults if
+-- args.blameless; args.kept: how many of these were passed. How many now, and whether there is more.
+function ops.due_now(args)
+  local tenant, kept = args.tenant, args.kept
+  local later = redis.call('ZRANGEBYSCORE', P .. 'due:' .. tenant, '(' .. text(NOW), '+inf',
+                           'LIMIT', kept, args.chunk)
+  for _, user in ipairs(later) do
+    local first = first_of(line_of(tenant, user))
+    if args.blameless and hget('d:' .. first, 'own_faults') ~= '0' then
+      kept = kept + 1
+    else
+      see_to(tenant, user, text(NOW))
     end
   end
-  return {'all'}
+  return {kept, #later == tonumber(args.chunk) and 1 or 0}
 end
 
 local count_unreadable
