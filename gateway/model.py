@@ -475,8 +475,9 @@ class Health:
 
 
 def request_id(headers: Iterable[tuple[str, str]]) -> str | None:
-    """WAHA's X-Webhook-Request-Id, the same at each of its repeats; None if it sent none."""
-    return next((value for name, value in headers if name == "x-webhook-request-id"), None)
+    """WAHA's X-Webhook-Request-Id, the same at each of its repeats; None if it sent none. At most
+    as much of it as a line of the log should hold."""
+    return next((value[:128] for name, value in headers if name == "x-webhook-request-id"), None)
 
 
 def scoped(session: str, user: str, home_session: str) -> UserId:

@@ -1,6 +1,7 @@
 """/router/tenants and /router/link: what an agent's office asks, and how an operator moves one."""
 
 import asyncio
+import heapq
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
@@ -32,9 +33,15 @@ def tenants_router(store: Store, operator: Operator, tenants: Tenants) -> APIRou
         """Every tenant that tenants.json names or that has or had anything, in order of number;
         `next`, if there is more, goes into `after`."""
         totals, listed = await store.tenant_totals(), tenants.listed or {}
-        numbers = sorted(number for number in {*totals, *listed} if number > after)
-        page = [_totals(one, totals.get(one, Totals()), tenants) for one in numbers[:limit]]
-        content: dict[str, Any] = {"tenants": page}
+
+        def page() -> list[TenantId]:
+            more = (number for number in {*totals, *listed} if number > after)
+            return heapq.nsmallest(limit + 1, more)
+
+        numbers = await asyncio.to_thread(page)
+        content: dict[str, Any] = {
+            "tenants": [_totals(one, totals.get(one, Totals()), tenants) for one in numbers[:limit]]
+        }
         if len(numbers) > limit:
             content["next"] = numbers[limit - 1]
         return Json(content)

@@ -20,6 +20,7 @@ from gateway.commands.connect import cure, session_cure, wanted
 from gateway.errors import StartRefused, WahaError
 from gateway.model import Address
 from gateway.settings import Settings, misspelt_names, split
+from gateway.store import opening
 from gateway.tenants import FILE_NAME, Tenants
 from gateway.waha import events, webhooks
 from gateway.waha.client import Waha
@@ -174,6 +175,13 @@ def _folder(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield well("disk", kind or "of unknown kind")
+    if readable := opening.open_to_others(folder):
+        names = ", ".join(sorted(one.name for one in readable))
+        yield mind(
+            "rights",
+            f"other accounts may read {names}: messages and clients",
+            f"the next start mends it, or now: chmod -R go-rwx {place}",
+        )
     loose = [one.name for one in (folder, *folder.iterdir()) if _open_to_all(one)]
     keys = folder / FILE_NAME
     if keys.exists() and keys.stat().st_mode & stat.S_IROTH and b"whsec_" in keys.read_bytes():

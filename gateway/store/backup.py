@@ -7,9 +7,11 @@ holds every lock that the database knows of.
 
 import contextlib
 import hashlib
+import io
 import os
 import shutil
 import sqlite3
+import stat
 import time
 from pathlib import Path
 
@@ -23,6 +25,7 @@ SUMS_NAME = "SHA256SUMS"
 _FILES = (opening.DATABASE_NAME, mappings.FILE_NAME, _TENANTS_NAME)
 _BESIDE = (f"{opening.DATABASE_NAME}-wal", f"{opening.DATABASE_NAME}-shm")
 _AT_ONCE = 1_048_576
+_MOST_OF_SUMS = 4096  # bytes of a SHA256SUMS that names three files
 
 
 def write_alone(folder: Path) -> Path:
@@ -77,28 +80,45 @@ def _copy_database(source: Path, target: Path) -> None:
 def copy(source: Path, target: Path) -> None:
     """Durable; target is whole or not there."""
     temporary = target.with_name(target.name + ".tmp")
-    shutil.copyfile(source, temporary)
-    shutil.copymode(source, temporary)
-    _sync(temporary)
+    with _plain(source) as file, temporary.open("wb") as copied:
+        shutil.copyfileobj(file, copied, _AT_ONCE)
+        copied.flush()
+        os.fsync(copied.fileno())
     os.replace(temporary, target)
     mappings.sync_directory(target.parent)
 
 
 def checksum(path: Path) -> str:
-    with path.open("rb") as file:
+    with _plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(path: Path) -> io.BufferedReader:
+    """The file, opened to read; OSError if it is a link, a device or a pipe, which may have no end,
+    or be another's."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise OSError(f"{path} is no plain file")
+    return file
 
 
 def check(folder: Path) -> dict[str, str]:
     """The files of a back-up and their checksums; StartRefused if it is damaged, or none."""
     try:
-        lines = (folder / SUMS_NAME).read_text("utf-8").splitlines()
+        with _plain(folder / SUMS_NAME) as file:
+            lines = file.read(_MOST_OF_SUMS).decode().splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        if not {opening.DATABASE_NAME} <= set(sums) <= set(_FILES):
+            raise StartRefused(
+                f"{folder}: {SUMS_NAME} names other files than a back-up has: take another one"
+            )
         wrong = [name for name, digest in sums.items() if checksum(folder / name) != digest]
     except (OSError, ValueError) as exc:
         raise StartRefused(f"{folder}: is no back-up, or not whole ({exc})") from exc
-    if wrong or not {opening.DATABASE_NAME} <= set(sums) <= set(_FILES):
-        raise StartRefused(f"{folder}: damaged: {', '.join(wrong) or SUMS_NAME}: take another one")
+    if wrong:
+        raise StartRefused(f"{folder}: damaged: {', '.join(wrong)}: take another one")
     return sums
 
 

@@ -7,7 +7,6 @@ the JSON says. So one commit decides, and the JSON, which people read with `cat`
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import heapq
 import json
@@ -19,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
 
 from gateway.errors import NoBackUp, StoreUnavailable
 from gateway.model import (
@@ -72,9 +70,10 @@ from gateway.store.history import (
     tenant_at,
     was_unlocked,
 )
+from gateway.store.identity import Identity
 from gateway.store.journal import DISTRUST_NAME, Committed, Journal, connect
 from gateway.store.lines import Content
-from gateway.store.opening import forgive_the_clock, open_folder
+from gateway.store.opening import DATABASE_NAME, FolderLock, forgive_the_clock, open_folder
 from gateway.store.patience import Patience
 from gateway.store.seen import Found
 from gateway.store.shares import Head, Shares
@@ -82,6 +81,8 @@ from gateway.store.totals import Count, Counts
 
 MAPPINGS_WAIT_SECONDS = 0.05  # who reads the file right after the answer finds the lock in it
 _WATCH_SECONDS = 5.0
+_LOOK_SECONDS = 0.5  # between looks whether the files are still there: stat() of five
+_STEP_SECONDS = 0.5  # that the clock may go back without being told of
 _SWEEP_SECONDS = 0.2  # between deletions while there is more: 10,000 seen keys a second
 _LATER_SECONDS = 1.0  # at least so often claim() looks at the clock, which may jump
 
@@ -147,7 +148,7 @@ class FileStore:
 
     def __init__(
         self,
-        mutex: IO[bytes],
+        lock: FolderLock,
         connection: Tx,
         locks: dict[UserId, TenantId],
         folder: Path,
@@ -157,7 +158,7 @@ class FileStore:
         clock: Clock,
         write_file: Callable[[Path, bytes], None],
     ) -> None:
-        self._mutex = mutex
+        self._lock_of_folder = lock
         self._folder = folder
         self._limits = limits
         self._clock = clock
@@ -166,7 +167,8 @@ class FileStore:
             self._shares.add(tenant, count)
         self._shares.forget_all()
         self._leave = leave
-        self._journal = Journal(connection, self._distrust, committed)
+        self._identity = Identity(folder, folder / DATABASE_NAME)
+        self._journal = Journal(connection, self._distrust, committed, self._identity)
         self._mappings = mappings.Mappings(
             folder / mappings.FILE_NAME, locks, written=self._in_file, write_file=write_file
         )
@@ -176,22 +178,25 @@ class FileStore:
         self._work = asyncio.Event()  # something may be due that was not
         self._fetching = asyncio.Lock()
         self._low_disk: str | None = None
+        self._mappings_astray: str | None = None  # why its file is not the one that we wrote
         self._backing_up = False
         self._patience = Patience()
         self._chores: set[asyncio.Task[None]] = set()
         self._look_at_disk()
         self._watch = asyncio.create_task(self._watch_over())
+        self._look = asyncio.create_task(self._look_after_files())
 
     def _distrust(self, reason: str) -> None:
-        with contextlib.suppress(OSError):
-            (self._folder / DISTRUST_NAME).touch()
+        if self._identity.folder_is_ours():
+            with contextlib.suppress(OSError):
+                (self._folder / DISTRUST_NAME).touch()
         self._leave(reason)
 
     # accepting
 
     async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
-        if self._low_disk:
-            raise self._patience.unavailable(self._low_disk)
+        if refusing := self._mappings_astray or self._low_disk:
+            raise self._patience.unavailable(refusing)
         changes, accepted = await self._journal.run(
             lambda tx: self._accept(tx, message, decide), lambda result: self._publish(result[0])
         )
@@ -576,20 +581,24 @@ class FileStore:
     async def tenant_totals(self) -> dict[TenantId, Totals]:
         query = "SELECT tenant, count(*) FROM dead_letter GROUP BY tenant"
         dead = dict(await self._journal.run(lambda tx: tx.execute(query).fetchall()))
-        users, counts = self._mappings.of_tenants(), self._counts.all
+        users, counts = self._mappings.of_tenants(), dict(self._counts.all)
         waiting = self._shares.waiting_by_tenant()
-        nothing = Count()
-        return {
-            tenant: Totals(
-                users.get(tenant, 0),
-                (count := counts.get(tenant, nothing)).delivered,
-                waiting.get(tenant, 0),
-                dead.get(tenant, 0),
-                count.first_seen,
-                count.last_seen,
-            )
-            for tenant in {*users, *counts, *waiting, *dead}
-        }
+
+        def joined() -> dict[TenantId, Totals]:
+            nothing = Count()
+            return {
+                tenant: Totals(
+                    users.get(tenant, 0),
+                    (count := counts.get(tenant, nothing)).delivered,
+                    waiting.get(tenant, 0),
+                    dead.get(tenant, 0),
+                    count.first_seen,
+                    count.last_seen,
+                )
+                for tenant in {*users, *counts, *waiting, *dead}
+            }
+
+        return await asyncio.to_thread(joined)  # anybody who posts links can make them many
 
     # a person's own
 
@@ -971,30 +980,59 @@ class FileStore:
 
     def health(self) -> Health:
         refusing = self._low_disk
-        if self._journal.trouble:
+        if self._mappings_astray:
+            refusing = self._mappings_astray
+        elif self._journal.trouble:
             refusing = f"router.db cannot be written: {self._journal.trouble}"
         elif self._shares.waiting >= self._limits.max_backlog:
             refusing = f"{self._shares.waiting} messages wait, as many as MAX_BACKLOG allows"
         return Health(refusing, self._mappings.trouble, self._mappings.lag)
 
     async def _watch_over(self) -> None:
-        last, more = self._clock(), False
+        last, began, more = self._clock(), time.monotonic(), False
         while True:
             await asyncio.sleep(_SWEEP_SECONDS if more else _WATCH_SECONDS)
             now, more = self._clock(), False
             try:
                 self._look_at_disk()
                 more = await self._sweep()
-                if now < last:
-                    forgive = functools.partial(forgive_the_clock, now=now)
-                    while await self._journal.run(forgive):
-                        self._shares.forget_all()
-                        self._work.set()
-                last = now
+                if (ahead := last + time.monotonic() - began - now) > _STEP_SECONDS:
+                    await self._forgive_the_clock(now, ahead)
+                last, began = now, time.monotonic()
             except StoreUnavailable:
                 pass  # the journal has said so, and tests itself
             except Exception:
                 log.exception("the watch failed unexpectedly", extra={"event": "store.error"})
+
+    async def _forgive_the_clock(self, now: float, ahead: float) -> None:
+        """It has gone back by so many seconds."""
+        while await self._journal.run(lambda tx: forgive_the_clock(tx, now)):
+            self._shares.forget_all()
+            self._work.set()
+        decided = await self._journal.run(lambda tx: history_rows.forgive_the_clock(tx, now, ahead))
+        log.warning(
+            "The clock has gone back by %.1f s: what was put off is due, and %s lock changes that"
+            " lay in the future have their own time again",
+            ahead,
+            decided,
+            extra={"event": "store.clock", "count": decided},
+        )
+
+    async def _look_after_files(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            self._journal.look()
+            reason = None
+            with contextlib.suppress(OSError):  # a disk that fails tells of itself elsewhere
+                reason = self._mappings.astray()
+            if reason and self._mappings_astray is None:
+                self._mappings_astray = reason
+                log.critical(
+                    "%s: the router ends; locks are safe in router.db",
+                    reason,
+                    extra={"event": "store.distrusted"},
+                )
+                self._leave(reason)
 
     async def _sweep(self) -> bool:
         """Delete some of what is out of date; whether there is more."""
@@ -1030,13 +1068,14 @@ class FileStore:
 
     async def close(self) -> None:
         self._watch.cancel()
-        await self._mappings.close()
+        self._look.cancel()
+        await self._mappings.close(write=self._identity.folder_is_ours())
         while self._chores:
             await asyncio.wait(self._chores)
         with contextlib.suppress(StoreUnavailable):
             await self._write_counts()
         await self._journal.close()
-        self._mutex.close()
+        self._lock_of_folder.close()
 
 
 def _key_of(key: str, user: UserId) -> str:

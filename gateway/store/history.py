@@ -1,6 +1,7 @@
 """The history: evidence of every lock, in the table of that name. Lines are only added; an erasure
 takes the names off them."""
 
+import json
 import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -8,6 +9,8 @@ from enum import Enum
 
 from gateway.model import HistoryLine, Moment, Note, TenantId, UserId
 
+_LOOKED_AT = 1000  # lines at once
+_TOLERANCE = 2.0  # seconds that a time may lie in the future: by WhatsApp's clock, not ours
 SAYS_WAHA = ", says WAHA"  # behind "is …" and "was …": not a message showed it
 
 
@@ -65,6 +68,32 @@ def last_change(tx: sqlite3.Connection, user: UserId) -> Moment | None:
         (user,),
     ).fetchone()
     return Moment(*row) if row else None
+
+
+def forgive_the_clock(tx: sqlite3.Connection, now: float, ahead: float = 0.0) -> int:
+    """What was decided by a clock that was ahead no longer lies in the future, now that it is right
+    again; how many lines. Else every later link would be older, for as long as it was ahead.
+
+    ahead: by how many seconds, if that is known: then each decision gets its own time back.
+    """
+    latest, forgiven, before = now + _TOLERANCE, 0, 2**63 - 1
+    while True:  # such lines are the newest, or nearly so: to look at all would take seconds
+        rows = tx.execute(
+            "SELECT id, max(at, coalesce(changed_second, 0)) FROM history WHERE id < ?"
+            " ORDER BY id DESC LIMIT ?",
+            (before, _LOOKED_AT),
+        ).fetchall()
+        ids = [id_ for id_, newest in rows if newest > latest]
+        if not ids:
+            return forgiven
+        forgiven += tx.execute(
+            "UPDATE history SET at = min(at - ?1, ?2), changed_second ="
+            " CAST(min(changed_second - ?1, ?2) AS INTEGER),"
+            " changed_fraction = min(changed_fraction - ?1, ?2)"
+            " WHERE id IN (SELECT value FROM json_each(?3))",
+            (ahead, now, json.dumps(ids)),
+        ).rowcount
+        before = rows[-1][0]
 
 
 def tenant_at(

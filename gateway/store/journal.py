@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.errors import StartRefused, StoreUnavailable
+from gateway.store.identity import Identity
 from gateway.store.patience import Patience
 
 T = TypeVar("T")
@@ -119,7 +120,10 @@ class Journal:
     """The one writer. trouble is why it cannot commit, None while it can.
 
     leave is called, once, with the reason when the database cannot be trusted any longer: SQLite
-    calls it damaged, or a failed transaction cannot be undone. Nothing is committed from then on.
+    calls it damaged, a failed transaction cannot be undone, or astray says that its files are no
+    longer where they were. Nothing is committed from then on.
+
+    identity: of the database's files. It is looked at after each commit, before anybody is told.
     """
 
     def __init__(
@@ -127,9 +131,12 @@ class Journal:
         connection: sqlite3.Connection,
         leave: Callable[[str], None],
         committed: Committed = lambda _seconds, _operations: None,
+        identity: Identity | None = None,
     ) -> None:
         self.trouble: str | None = None
         self.patience = Patience()
+        self._identity = identity
+        self._put_back = False  # the files are gone, and what is open is all there is
         self.batch = 0  # number of the transaction that runs, or ran last
         self._connection = connection
         self._leave = leave
@@ -177,6 +184,8 @@ class Journal:
         self._filled.set()
         await self._task
         self._thread.shutdown()
+        if self._identity and self._put_back:
+            self._try_to_put_back(self._identity)
         try:
             self._connection.close()
         except sqlite3.Error as exc:
@@ -237,16 +246,56 @@ class Journal:
             else:
                 results = [entry.work(connection) for entry in batch]
             if connection.total_changes == changes:
-                connection.execute("COMMIT")
+                reason = self._commit_and_look()
             else:
                 loop, began = asyncio.get_running_loop(), time.perf_counter()
-                await loop.run_in_executor(self._thread, connection.execute, "COMMIT")
+                reason = await loop.run_in_executor(self._thread, self._commit_and_look)
                 self._committed(time.perf_counter() - began, len(batch))
-                self._well()
+                if not reason:
+                    self._well()
+            if reason:
+                self._go_astray(reason)
+                raise self.patience.unavailable(f"router.db: {reason}")
         except BaseException:
             self._roll_back()
             raise
         return results
+
+    def _commit_and_look(self) -> str | None:
+        self._connection.execute("COMMIT")
+        return self._identity.astray() if self._identity else None
+
+    def look(self) -> None:
+        """Leave if the database's files are no longer where they were."""
+        if self._identity and (reason := self._identity.astray()):
+            self._go_astray(reason)
+
+    def _go_astray(self, reason: str) -> None:
+        if self._distrusted is None:
+            self._put_back = True
+            self._distrust(reason)
+
+    def _try_to_put_back(self, identity: Identity) -> None:
+        """What was acknowledged is in no file that the next start would find."""
+        try:
+            if not identity.can_be_put_back():
+                log.critical(
+                    "router.db is left as it is: others have put files in its place",
+                    extra={"event": "store.lost"},
+                )
+                return
+            identity.put_back(self._connection)
+        except (OSError, sqlite3.Error) as exc:
+            log.critical(
+                "router.db cannot be put back (%s): what waited in it is lost",
+                exc,
+                extra={"event": "store.lost"},
+            )
+        else:
+            log.warning(
+                "router.db is put back, with all that was in it: the next start goes on with it",
+                extra={"event": "store.put_back"},
+            )
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
@@ -270,7 +319,7 @@ class Journal:
             self._distrusted = self.trouble = reason
             log.critical(
                 "router.db cannot be trusted any longer (%s): the router ends; the next start looks"
-                " for damage and says what to do",
+                " for damage, and says what to do",
                 reason,
                 extra={"event": "store.distrusted"},
             )

@@ -19,6 +19,7 @@ import orjson
 
 from gateway.errors import StartRefused
 from gateway.model import LARGEST_TENANT, SESSION_NAME, TenantId, UserId
+from gateway.store.identity import stamp
 
 FILE_NAME = "router_mappings.json"
 _USER = re.compile(rf"(?:{SESSION_NAME}/)?[0-9]{{5,20}}(?:@lid)?")
@@ -130,6 +131,9 @@ class Mappings:
         self._changed = asyncio.Event()
         self._waiters: dict[asyncio.Future[None], int] = {}  # for which change each waits
         self._closing = False
+        self._writing = self._gone = False
+        self._may_write = True
+        self._stamp = stamp(path)  # of the file as we know it
         self._task = asyncio.create_task(self._rewrite_behind())
 
     def __len__(self) -> int:
@@ -196,8 +200,9 @@ class Mappings:
         return 0.0 if self._behind_since is None else time.monotonic() - self._behind_since
 
     def _put(self, user: UserId, tenant: TenantId | None) -> None:
-        self._locks.pop(user, None)
-        if tenant is not None:
+        if tenant is None:
+            self._locks.pop(user, None)
+        else:
             self._locks[user] = tenant
 
     async def in_file(self, number: int, timeout: float) -> None:
@@ -214,9 +219,32 @@ class Mappings:
             timer.cancel()
             del self._waiters[waiter]
 
-    async def close(self) -> None:
-        """Write what is not in the file yet; once, however it goes."""
-        self._closing = True
+    def _replace(self, data: bytes) -> tuple[int, int] | None:
+        if self._stamp and stamp(self.path) not in (None, self._stamp):
+            raise OSError("another file stands in its place")
+        self._write_file(self.path, data)
+        return stamp(self.path)
+
+    def astray(self) -> str | None:
+        """Who has removed or replaced our file, in words; None if nobody has."""
+        if self._writing or self._stamp is None:
+            return None
+        now = stamp(self.path)
+        if now == self._stamp:
+            return None
+        return (
+            f"{self.path} was removed while the router ran: it is written again"
+            if now is None
+            else f"{self.path} was replaced by another while the router ran: that one stays"
+        )
+
+    async def close(self, *, write: bool = True) -> None:
+        """Write what is not in the file yet, once, however it goes; and the file, if it is gone.
+
+        write: False if the folder is no longer ours.
+        """
+        self._closing, self._may_write = True, write
+        self._gone = self._stamp is not None and stamp(self.path) is None
         self._changed.set()
         await self._task
 
@@ -225,7 +253,7 @@ class Mappings:
             await self._changed.wait()
             self._changed.clear()
             wrote = True
-            if self._last_change > self._in_file:
+            if self._may_write and (self._last_change > self._in_file or self._gone):
                 began = time.monotonic()
                 wrote = await self._rewrite()
                 took = time.monotonic() - began
@@ -233,15 +261,18 @@ class Mappings:
                     await self._pause(took * (_LOAD_SHARE - 1) if wrote else _RETRY_SECONDS)
                 if not wrote:
                     self._changed.set()
-            if self._closing and (not wrote or self._last_change == self._in_file):
+            done = not wrote or not self._may_write or self._last_change == self._in_file
+            if self._closing and done:
                 return
             if self._closing:
                 self._changed.set()  # something changed during the last rewrite
 
     async def _rewrite(self) -> bool:
         number, began = self._last_change, time.monotonic()
+        self._writing = True
         try:
-            await asyncio.to_thread(self._write_file, self.path, await self._encoded())
+            encoded = await self._encoded()
+            self._stamp = await asyncio.to_thread(self._replace, encoded)
         except Exception as exc:  # whatever it is, the next rewrite must be tried
             if self.trouble is None:
                 log.error(
@@ -252,6 +283,8 @@ class Mappings:
                 )
             self.trouble = f"{self.path} cannot be written: {exc}"
             return False
+        finally:
+            self._writing = False
         if self.trouble is not None:
             log.warning("%s is written again", self.path, extra={"event": "mappings.healed"})
         self.trouble = None
@@ -276,9 +309,10 @@ class Mappings:
                 parts += (b"," if parts else b"{", orjson.dumps(some)[1:-1])
                 await asyncio.sleep(0)
         finally:
-            newer, self._newer = self._newer, None
-            for user, tenant in newer.items():
+            # First there, then no longer here: users_of() in a thread misses none.
+            for user, tenant in self._newer.items():
                 self._put(user, tenant)
+            self._newer = None
         return b"".join([*parts, b"}\n"])
 
     async def _pause(self, seconds: float) -> None:

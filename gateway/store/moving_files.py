@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gateway.errors import StartRefused
 from gateway.model import TenantId, UserId
@@ -67,13 +67,13 @@ class FileContents:
     def __init__(
         self,
         folder: Path,
-        mutex: IO[bytes],
+        lock: opening.FolderLock,
         connection: sqlite3.Connection,
         locks: dict[UserId, TenantId],
     ) -> None:
         self.place = f"file:{folder}"
         self._folder = folder
-        self._mutex = mutex
+        self._lock = lock
         self._tx = connection
         self._tx.row_factory = sqlite3.Row
         self._locks = locks
@@ -174,4 +174,4 @@ class FileContents:
 
     async def close(self) -> None:
         self._tx.close()
-        self._mutex.close()
+        self._lock.close()

@@ -6,11 +6,11 @@ Nothing damaged is ever overwritten. Every refusal names the file, the place and
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
 from urllib.parse import quote
 
 from gateway.errors import StartRefused
@@ -20,10 +20,22 @@ from gateway.store.journal import connect
 
 DATABASE_NAME = "router.db"
 LOCK_NAME = "router.lock"
+_NAMES = (
+    DATABASE_NAME,
+    f"{DATABASE_NAME}-wal",
+    f"{DATABASE_NAME}-shm",
+    LOCK_NAME,
+    mappings.FILE_NAME,
+    "router.moved",
+    "router.redis",
+    "backup.new",
+)
 
 _LONGEST_WAIT = 3600.0  # that a Retry-After may ask for
 
 Tx = sqlite3.Connection
+
+log = logging.getLogger(__name__)
 
 
 # What router.moved says of a folder that is, or was, one end of a move.
@@ -31,15 +43,60 @@ MARK_NAME = "router.moved"
 UNFINISHED, ARRIVED, LEFT = "unfinished", "arrived", "left for "
 
 
+class FolderLock:
+    """On a data folder, held by this process until it is closed.
+
+    On the folder itself and on router.lock: who removes that file lets nobody else in, and who
+    knows the file only, as older versions do, is kept out as well.
+    """
+
+    def __init__(self, folder: Path, *, shared: bool = False) -> None:
+        """Raise BlockingIOError if another process has it, OSError if it cannot be had at all.
+
+        shared: beside others who share it.
+        """
+        os.umask(0o077)  # what is made in it from now on is ours alone to read
+        how = fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        self.file = open(folder / LOCK_NAME, "ab", buffering=0)
+        self._folder: int | None = None
+        try:
+            fcntl.flock(self.file, how)
+            self._folder = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(self._folder, how)
+            except BlockingIOError:
+                raise
+            except OSError:  # a network's file system may know locks of files alone
+                os.close(self._folder)
+                self._folder = None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self.file.close()
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def open_folder(
     folder: Path, now: float, connect_to: Callable[[Path], Tx], *, moves: bool = False
-) -> tuple[IO[bytes], Tx, dict[UserId, TenantId]]:
+) -> tuple[FolderLock, Tx, dict[UserId, TenantId]]:
     """moves: for a move, not for a router; what an unfinished one left here is deleted."""
     path = folder / mappings.FILE_NAME
     mutex = take_folder(folder)
     try:
         _refuse_mounted_files(folder)
+        _refuse_links(folder)
         _refuse_others_files(folder)
+        _make_private(folder)
         if not moves:
             _refuse_moved(folder)
         elif mark_of(folder) == UNFINISHED:
@@ -52,6 +109,7 @@ def open_folder(
             _import_predecessors(connection, path, locks, now)
             while forgive_the_clock(connection, now):
                 pass
+            history.forgive_the_clock(connection, now)
         except BaseException:
             connection.close()
             raise
@@ -64,23 +122,19 @@ def open_folder(
     return mutex, connection, locks
 
 
-def share_folder(folder: Path) -> IO[bytes] | None:
-    """For a router on Redis: no router on files uses the folder until the file returned is closed,
+def share_folder(folder: Path) -> FolderLock | None:
+    """For a router on Redis: no router on files uses the folder until the lock returned is closed,
     or else half of the webhooks would go to one store and half to the other. None if the folder
     cannot be written: then nobody keeps anything in it."""
     try:
-        mutex = open(folder / LOCK_NAME, "ab", buffering=0)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(mutex, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as exc:
-        mutex.close()
+        return FolderLock(folder, shared=True)
+    except BlockingIOError as exc:
         raise StartRefused(
             f"{folder}: a router on files uses this folder, and STORE_URL names another store:"
             " stop that one, or give each its own DATA_DIR"
         ) from exc
-    return mutex
+    except OSError:
+        return None
 
 
 def what_it_holds(folder: Path) -> str | None:
@@ -107,25 +161,59 @@ def what_it_holds(folder: Path) -> str | None:
     return None
 
 
-def take_folder(folder: Path) -> IO[bytes]:
-    """The folder is ours until the file returned is closed; StartRefused if it is another's."""
+def take_folder(folder: Path) -> FolderLock:
+    """The folder is ours until the lock returned is closed; StartRefused if it is another's."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        mutex = open(folder / LOCK_NAME, "ab", buffering=0)
-    except OSError as exc:
-        raise StartRefused(_not_ours(exc, folder)) from exc
-    try:
-        fcntl.flock(mutex, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        mutex.close()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = FolderLock(folder)
+    except BlockingIOError as exc:
         raise StartRefused(
             f"{folder}: another router uses this folder: stop it first. Two routers need a DATA_DIR"
             " each, or together a Redis (STORE_URL=redis://…)"
         ) from exc
+    except OSError as exc:
+        raise StartRefused(_not_ours(exc, folder)) from exc
     with contextlib.suppress(OSError):  # for people who look; a full disk is not refused for it
-        mutex.truncate(0)
-        mutex.write(f"{os.getpid()}\n".encode())
-    return mutex
+        lock.file.truncate(0)
+        lock.file.write(f"{os.getpid()}\n".encode())
+    return lock
+
+
+def _refuse_links(folder: Path) -> None:
+    """A rewrite would put a file in the place of the link, and the file behind it would no longer
+    follow. (SQLite follows a link to router.db, and keeps its other files beside that one.)"""
+    path = folder / mappings.FILE_NAME
+    if path.is_symlink():
+        raise StartRefused(
+            f"{path}: is a link to {os.readlink(path)}, and would be replaced by a file: put the"
+            " file itself there, or set DATA_DIR to the folder where it is"
+        )
+
+
+def open_to_others(folder: Path) -> list[Path]:
+    """What the router keeps in folder, and the folder, as far as other accounts may read it or
+    write it."""
+    return [path for path in (folder, *_kept_in(folder)) if path.lstat().st_mode & 0o077]
+
+
+def _kept_in(folder: Path) -> list[Path]:
+    found = [folder / name for name in _NAMES] + list(folder.glob("before-restore-*"))
+    return [path for path in found if path.exists() and not path.is_symlink()]
+
+
+def _make_private(folder: Path) -> None:
+    """Messages and locks are nobody else's to read; what is made from now on is not (umask)."""
+    for path in open_to_others(folder):
+        try:
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        except OSError as exc:
+            log.warning(
+                "%s can be read by other accounts, and that cannot be changed (%s): run chmod"
+                " go-rwx on it",
+                path,
+                exc.strerror,
+                extra={"event": "start.readable"},
+            )
 
 
 def _refuse_mounted_files(folder: Path) -> None:
@@ -158,9 +246,10 @@ def _not_ours(exc: OSError, path: Path) -> str:
     """Why path cannot be written, and the one command that puts it right."""
     if exc.errno not in (errno.EACCES, errno.EPERM):
         return f"{path}: cannot be written ({exc.strerror}): check the disk, or set DATA_DIR"
-    if Path(str(exc.filename or path)).is_file():
+    # Not path.exists(): it raises where a folder cannot be looked into.
+    if os.path.isfile(exc.filename or path):
         path = Path(str(exc.filename or path))
-    there = path if path.exists() else next(one for one in path.parents if one.exists())
+    there = next(one for one in (path, *path.parents) if os.path.exists(one))
     us, owner = f"{os.getuid()}:{os.getgid()}", there.stat().st_uid
     return (
         f"{path}: cannot be written: {there} belongs to uid {owner}, the router runs as uid"

@@ -69,7 +69,7 @@ class SeenKeys:
         # Kept for the next start: with a clock that has gone back it would empty the newest table.
         tx.execute(
             "INSERT INTO meta VALUES ('seen_period', ?) ON CONFLICT (name)"
-            " DO UPDATE SET value = excluded.value WHERE value < excluded.value",
+            " DO UPDATE SET value = excluded.value WHERE value != excluded.value",
             (self._period,),
         )
         return tx.execute(
@@ -78,7 +78,10 @@ class SeenKeys:
 
     def table(self, now: float, turn: int = 0) -> str:
         # A clock that goes back must not empty the table that is being written.
-        self._period = max(self._period, int(now // self.PERIOD_SECONDS))
+        current = int(now // self.PERIOD_SECONDS)
+        # One that was far ahead must not stop the tables' turns for as long: three turns make none.
+        self._period -= max(0, self._period - current) // 3 * 3
+        self._period = max(self._period, current)
         return f"seen_{(self._period + turn) % 3}"
 
 

@@ -45,6 +45,7 @@ Json = dict[str, Any]
 # A participant is told by its @: ids made by hand ("…_test_1") have underscores of their own.
 # Each part ends where the next begins, or a long id of @ would take for ever.
 _WAHA_ID = re.compile(r"(true|false)_([^_@]+@[^_@]+)_(.+?)(?:_[^_@]+@[^_@]+)?", re.DOTALL)
+_LONGEST_ID = 128  # characters; a longer one is no person's
 _PERSON = re.compile(r"([0-9]{5,20})(?::[0-9]+)?@(c\.us|s\.whatsapp\.net|hosted|lid|hosted\.lid)")
 _LID_SERVERS = frozenset({"lid", "hosted.lid"})
 _SESSION = re.compile(SESSION_NAME)
@@ -302,7 +303,9 @@ def _chat(chat_id: Any, ours: set[str]) -> tuple[Chat, str | None]:
 def person(chat_id: Any) -> str | None:
     """ "971501234567:3@s.whatsapp.net" → "971501234567"; "158764321000005@hosted.lid" →
     "158764321000005@lid". None for a group, a channel, a bot."""
-    return _person(chat_id) if isinstance(chat_id, str) else None
+    if not isinstance(chat_id, str) or len(chat_id) > _LONGEST_ID:
+        return None
+    return _person(chat_id)
 
 
 @functools.lru_cache(maxsize=4096)  # each event names the gateway's own ids

@@ -1,6 +1,7 @@
 """A real process and a real backend: what survives a kill, how it ends, whom it serves."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -199,6 +200,44 @@ def test_a_database_damaged_while_it_runs_ends_the_router_with_a_clear_line(tmp_
         (line,) = done.stderr.splitlines()
         assert "router.db: SQLite" in line
         assert "put the back-up in its place" in line
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_database_removed_while_it_runs_ends_the_router_and_loses_nothing(
+    tmp_path: Path, paused: bool
+) -> None:
+    """Paused, too: the first answer after that must not be a promise."""
+    down = f"http://127.0.0.1:{free_port()}"
+    with running(tmp_path, backend_api_url=down) as router:
+        for number in range(1, 21):
+            assert router.post(webhook("start_realty_2", f"97150123{number:04}")).status_code == 200
+        if paused:
+            router.signal(signal.SIGSTOP)
+        (tmp_path / "data" / "router.db").unlink()
+        if paused:
+            router.signal(signal.SIGCONT)
+        statuses = []
+        with contextlib.suppress(httpx.TransportError):  # it has ended
+            for number in range(100):
+                statuses.append(router.post(webhook("hello", f"97150124{number:04}")).status_code)
+        assert 200 not in statuses
+        assert router.wait() == 1
+        log = router.log.read_text("utf-8")
+        assert "router.db was removed while the router ran" in log
+        assert "router.db is put back" in log
+        router.start()
+        waiting = httpx.get(f"{router.url}/router/pending").json()
+        assert waiting["waiting"] == 20
+
+
+def test_a_second_router_is_refused_though_the_lock_file_is_removed(tmp_path: Path) -> None:
+    with running(tmp_path) as router:
+        (tmp_path / "data" / "router.lock").unlink()
+        second = Router(tmp_path)
+        second.env["DATA_DIR"] = router.env.get("DATA_DIR", "data")
+        done = second.run()
+        assert done.returncode == 1
+        assert "another router uses this folder" in done.stderr
 
 
 def test_say_composes_signs_and_posts(tmp_path: Path) -> None:
