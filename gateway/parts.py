@@ -122,12 +122,22 @@ async def running(
             metrics,
             max_in_flight=settings.max_in_flight,
             max_age=settings.max_delivery_age,
+            clock=store.now,
         )
         operator = Operator(
             store, tenants, sessions, lids, metrics, skew, gateway_phone=settings.gateway_phone
         )
         ingest = Ingest(
-            store, _rules(settings), tenants, sessions, shapes, lids, helper, metrics, skew
+            store,
+            _rules(settings),
+            tenants,
+            sessions,
+            shapes,
+            lids,
+            helper,
+            metrics,
+            skew,
+            clock=store.now,
         )
         recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
         watch = Watch(

@@ -115,7 +115,7 @@ def test_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     settings = settings_of(tmp_path)
     (found,) = doctor._folder(settings)
     assert (found.verdict, "not there yet" in found.said) == (Verdict.MIND, True)
-    settings.data_dir.mkdir()
+    settings.data_dir.mkdir(mode=0o700)
     file = settings.data_dir / "tenants.json"
     file.write_text('{"2": {"backend_url": "http://a", "signing_secret": "whsec_x"}}')
     file.chmod(0o666)
@@ -201,3 +201,30 @@ async def test_what_to_do_about_a_session_that_does_not_work(
         found = [str(one) async for one in doctor._waha(client, settings, URL, told)]
     (line,) = [one for one in found if "session default" in one]
     assert says in line
+
+
+async def test_redis_clock_is_compared_with_ours(
+    redis_socket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    for ahead, verdict in ((0, Verdict.WELL), (60, Verdict.WRONG), (-60, Verdict.WRONG)):
+        monkeypatch.setattr(time, "time", lambda ahead=ahead: real() + ahead)
+        found = {one.what: one async for one in doctor._redis(f"unix:{redis_socket}")}
+        assert found["Redis"].verdict is Verdict.WELL
+        assert found["clock, Redis'"].verdict is verdict
+    monkeypatch.undo()
+    (one,) = [one async for one in doctor._redis("redis://127.0.0.1:9/0")]
+    assert (one.what, one.verdict) == ("Redis", Verdict.WRONG)
+
+
+def test_what_others_may_read_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o755)
+    (folder / "router.db").write_bytes(b"")
+    (folder / "router.db").chmod(0o644)
+    settings = settings_of(tmp_path)
+    told = [str(one) for one in doctor._folder(settings) if one.what == "rights"]
+    assert "data, router.db" in told[0]
+    folder.chmod(0o700)
+    (folder / "router.db").chmod(0o600)
+    assert [one for one in doctor._folder(settings) if one.what == "rights"] == []

@@ -17,10 +17,11 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.commands.connect import cure, session_cure, wanted
-from gateway.errors import StartRefused, WahaError
+from gateway.errors import StartRefused, StoreUnavailable, WahaError
 from gateway.model import Address
 from gateway.settings import Settings, misspelt_names, split
 from gateway.store import opening
+from gateway.store.scripts import open_scripts
 from gateway.tenants import FILE_NAME, Tenants
 from gateway.waha import events, webhooks
 from gateway.waha.client import Waha
@@ -83,6 +84,9 @@ async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding
         yield finding
     for finding in _folder(settings):
         yield finding
+    if settings.store_url and not settings.store_url.startswith("file:"):
+        async for finding in _redis(settings.store_place):
+            yield finding
     addresses = [Address(settings.backend_url)]
     try:
         listed = Tenants(settings.data_dir / FILE_NAME).listed
@@ -410,9 +414,31 @@ def _clock(what: str, answer: httpx.Response) -> Finding:
         ahead = time.time() - parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (KeyError, ValueError):
         return mind(what, "it does not tell its time", "compare the clocks by hand")
+    return _compared(what, ahead)
+
+
+def _compared(what: str, ahead: float) -> Finding:
+    """ahead: by how many seconds our clock is."""
     if abs(ahead) > _CLOCK_SECONDS:
         return wrong(what, f"this machine is {ahead:+.0f} s off it", "let both keep time by NTP")
     return well(what, "agrees with ours")
+
+
+async def _redis(url: str) -> AsyncIterator[Finding]:
+    """Whether STORE_URL can be used, and what time it is there: things are due by that clock."""
+    try:
+        found = await open_scripts(url)
+    except StartRefused as exc:
+        yield wrong("Redis", str(exc), "the next start would be refused")
+        return
+    try:
+        ahead = time.time() - await found.time()
+        yield well("Redis", "answers, and drops no keys")
+        yield _compared("clock, Redis'", ahead)
+    except StoreUnavailable as exc:
+        yield wrong("Redis", str(exc), "look at its log")
+    finally:
+        await found.close()
 
 
 def _told(exc: Exception) -> str:

@@ -52,6 +52,7 @@ UNREADABLE_SECONDS = 48 * 3600.0  # as long as WAHA's repeats of a message are k
 DECRYPTION_SECONDS = 60.0  # before that a message whose content is missing is no news
 MAX_UNREADABLE = 10_000
 MAX_UNREADABLE_BYTES = 64 * 1024 * 1024
+_HISTORY_AT_ONCE = 500
 HELP_SECONDS = 600.0  # a help message that could not be sent by then would only confuse
 
 
@@ -194,6 +195,10 @@ class Store(Protocol):
         """Up to limit lines of the person, under either id, newest first, with ids below
         `before`."""
 
+    def now(self) -> float:
+        """What time it is by the store's clock, Unix seconds: the one clock by which things are due
+        and come to an end."""
+
     async def erase(self, user: UserId) -> tuple[tuple[UserId, ...], Erased]:
         """Nothing is held of the person any more, durable; the ids that were known of it, first the
         one it was kept under.
@@ -268,3 +273,13 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what was begun and let go of everything."""
+
+
+async def whole_history(store: Store, user: UserId) -> list[HistoryLine]:
+    """All of it, newest first, page by page: a person may have tens of thousands of lines."""
+    told: list[HistoryLine] = []
+    before: int | None = None
+    while some := await store.history(user, limit=_HISTORY_AT_ONCE, before=before):
+        told += some
+        before = some[-1].id
+    return told

@@ -61,7 +61,7 @@ from gateway.model import (
 )
 from gateway.store import backup, held, helped, letters, lines, mappings, seen, unreadable
 from gateway.store import history as history_rows
-from gateway.store.base import Limits, LocksPage
+from gateway.store.base import Limits, LocksPage, whole_history
 from gateway.store.history import (
     SAYS_WAHA,
     Kind,
@@ -653,11 +653,11 @@ class FileStore:
         def work(tx: Tx) -> Export:
             ids = _ids_of(tx, user)
             messages = [kept for id_ in ids for kept in _messages_of(tx, id_)]
-            told = history_rows.of_person(tx, ids, limit=-1)
             locked = next((its for id_ in ids if (its := self._tenant(id_))), None)
-            return Export(ids, locked, tuple(messages), tuple(told), helped.of(tx, ids[0]))
+            return Export(ids, locked, tuple(messages), (), helped.of(tx, ids[0]))
 
-        return await self._journal.run(work)
+        export = await self._journal.run(work)
+        return replace(export, history=tuple(await whole_history(self, user)))
 
     async def outline(self, user: UserId, *, limit: int) -> Outline:
         def work(tx: Tx) -> Outline:
@@ -763,6 +763,9 @@ class FileStore:
         for head in heads:
             head.delivery = None
         return found
+
+    def now(self) -> float:
+        return self._clock()
 
     def may_send(self, delivery: Delivery) -> bool:
         return True  # a claim ends with the process

@@ -6,6 +6,7 @@ what costs is the call. Each is still one step: a script runs undisturbed.
 
 import asyncio
 import logging
+import re
 import time
 import uuid
 from collections import deque
@@ -21,13 +22,14 @@ from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError
 
 from gateway.errors import StartRefused, StoreUnavailable
+from gateway.log import Throttle
 from gateway.model import UserId
 from gateway.store.journal import Committed
 from gateway.store.patience import Patience
 
 _AT_ONCE = 64  # operations in one call, which keeps others waiting: some 3 ms
 _BYTES_AT_ONCE = 8_388_608
-_GROWING = frozenset({"accept", "rehearse", "learn", "lock", "bring"})
+_GROWING = frozenset({"test_write", "accept", "rehearse", "learn", "lock", "bring"})
 _SECONDS = 10.0  # for a connection or an answer
 _FILES = ("base", "people", "lines", "letters", "accept", "operators", "moving", "call")
 
@@ -57,7 +59,21 @@ redis.call('HSET', KEYS[1], ARGV[1], number)
 return number
 """
 
-_OF_THE_SERVER = ("OOM", "READONLY", "MISCONF")  # no operation would be done
+# Redis' codes of errors that concern the server, or us at it: no operation would be done.
+_OF_THE_SERVER: tuple[type[RedisError], ...] = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.AuthenticationError,
+    NoPermissionError,
+)
+_CODES_OF_THE_SERVER = re.compile(  # for which redis-py has no class
+    r"\b(?:OOM|READONLY|MISCONF|NOREPLICAS|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|UNKILLABLE"
+    r"|NOAUTH|WRONGPASS|NOPERM|STOREID|max number of clients)\b"
+)
 SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel")
 
 log = logging.getLogger(__name__)
@@ -121,6 +137,8 @@ class Scripts:
         self._store_id = ""
         self._in_store: set[str] = set()  # sessions
         self._committed = committed
+        self._refuses_writes = False
+        self._complaints = Throttle()
         self._sha: str | None = None
         self._queues: dict[str, deque[_Operation]] = {}
         self._senders: dict[str, asyncio.Task[None]] = {}
@@ -137,8 +155,17 @@ class Scripts:
             raise self._failed(exc) from exc
         return result
 
-    def _healed(self) -> None:
-        """A script went through: that alone proves that operations do."""
+    def _look(self, some: list[_Operation], answers: list[Any]) -> None:
+        """What a script that went through tells of the server."""
+        errors = [one for one in answers if isinstance(one, Exception)]
+        refused = next((one for one in errors if _is_of_the_server(one)), None)
+        if refused:
+            self._failed(refused)
+            self._refuses_writes = True
+            return
+        if self._refuses_writes and not any(map(_proves_writing, some, answers)):
+            return  # what only reads says nothing of it
+        self._refuses_writes = False
         if self.trouble is not None:
             log.warning("Redis answers again", extra={"event": "store.healed"})
             self.trouble = None
@@ -155,9 +182,13 @@ class Scripts:
 
     def _failed_alone(self, name: str, exc: Exception) -> StoreUnavailable:
         """One operation of several; what it had written so far stays, as Redis has it."""
-        if any(word in str(exc) for word in _OF_THE_SERVER):
-            return self._failed(exc)
-        log.error("the operation %s failed in Redis: %s", name, exc, extra={"event": "store.error"})
+        if not _is_of_the_server(exc) and self._complaints.passes((name, str(exc))):
+            log.error(
+                "the operation %s failed in Redis (told once a minute): %s",
+                name,
+                exc,
+                extra={"event": "store.error"},
+            )
         return self.patience.unavailable(f"Redis: {exc}")
 
     async def run(self, session: str, op: str, body: bytes = b"", **args: Any) -> Any:
@@ -218,6 +249,14 @@ class Scripts:
         await self.mark(session)
         return int(found)
 
+    async def time(self) -> float:
+        """Unix seconds by Redis' clock; of a cluster by one of its nodes'."""
+        found: Any = await self.call(self.client.time())
+        if isinstance(found, dict):
+            found = next(iter(found.values()))
+        seconds, microseconds = found
+        return int(seconds) + int(microseconds) / 1e6
+
     async def memory(self) -> "Memory":
         """How the servers deal with a memory that is full."""
         found: dict[str, Any] = await self.call(self.client.info())
@@ -261,7 +300,7 @@ class Scripts:
             answers: list[Any] = await self.call(self.client.evalsha(self._sha, 1, key, *flat))
         except NoScriptError:  # Redis was started again, or its scripts were flushed
             answers = await self.call(self.client.eval(self._text, 1, key, *flat))
-        self._healed()
+        self._look(some, answers)
         self._committed(time.perf_counter() - began, len(some))
         return answers
 
@@ -370,6 +409,15 @@ def _memory(servers: list[dict[str, Any]]) -> Memory:
     evicting = [one for one in policies if one != "noeviction"]
     dropped = sum(int(one.get("evicted_keys", 0)) for one in servers)
     return Memory(evicting[0] if evicting else None, dropped)
+
+
+def _is_of_the_server(exc: Exception) -> bool:
+    return isinstance(exc, _OF_THE_SERVER) or bool(_CODES_OF_THE_SERVER.search(str(exc)))
+
+
+def _proves_writing(one: _Operation, answer: Any) -> bool:
+    """Whether that answer is only given where something new could be written."""
+    return one.name == "test_write" or (one.name == "accept" and answer[0] == b"accepted")
 
 
 def _reason(exc: Exception) -> str:

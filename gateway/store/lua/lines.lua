@@ -83,9 +83,10 @@ function add_delivery(content, tenant, user, alias)
   count_waiting(tenant, 1)
   if new_line then
     sadd('lines:' .. user, tenant)
-    hset('line_due', line, content.arrived)
+    local due = tonumber(content.arrived) > NOW and text(NOW) or content.arrived
+    hset('line_due', line, due)
     -- What is in flight of a line that is empty has been erased.
-    if not kget('busy', line) then zadd('due:' .. tenant, content.arrived, user) end
+    if not kget('busy', line) then zadd('due:' .. tenant, due, user) end
     to_place[tenant] = true
   end
   return id
@@ -171,17 +172,27 @@ end
 
 -- args.lease goes on; if it has ended, a new one with the next fencing number begins, and what was
 -- claimed under the old one is free.
+-- Also what time it is here, and by how many seconds the clock has gone back, '' if it has not.
 function ops.renew(args)
   kset('numbers', 'base', args.base)
+  local latest = tonumber(kget('numbers', 'clock') or 0)
+  local back = latest - NOW > 0.5 and text(latest - NOW) or ''
+  if back == '' then kset('numbers', 'clock', text(NOW)) end
   if args.lease and redis.call('PEXPIRE', P .. 'lease:' .. args.lease, args.milliseconds) == 1 then
-    return {args.lease}
+    return {args.lease, text(NOW), back}
   end
   although_full()
   local lease = args.router .. '-' .. string.format('%d', redis.call('INCR', P .. 'fence'))
   redis.call('SET', P .. 'lease:' .. lease, '1', 'PX', args.milliseconds)
   redis.call('SADD', P .. 'leases', lease)
   free_the_dead()
-  return {lease}
+  return {lease, text(NOW), back}
+end
+
+-- Whether what is written is taken.
+function ops.test_write()
+  redis.call('SET', P .. 'tested', text(NOW))
+  return {}
 end
 
 function ops.claimed(args)
@@ -355,7 +366,7 @@ function ops.settle(args, body)
     if args.own_fault then hset('d:' .. id, 'own_faults', hget('d:' .. id, 'own_faults') + 1) end
     hset('d:' .. id, 'tried_at', args.tried_at)
     hset('d:' .. id, 'age', args.age)
-    see_to(tenant, user, args.due)
+    see_to(tenant, user, text(NOW + args.wait))
   else
     args.answer = body
     bury(id, tenant, user, args, 1)
@@ -369,21 +380,64 @@ function ops.waiting_tenants()
   return redis.call('HKEYS', P .. 'waiting')
 end
 
--- What of args.tenant waits for a backoff is due now, but for those with own faults if
--- args.blameless; args.kept: how many of these were passed. How many now, and whether there is more.
+-- Which of what is due later is due now: 'all', 'blameless' (without own faults), or 'ahead' (put off
+-- by a clock that has gone back since, which no backoff explains).
+local is_due_now = {}
+
+function is_due_now.all() return true end
+
+function is_due_now.blameless(id) return hget('d:' .. id, 'own_faults') == '0' end
+
+function is_due_now.ahead(id, due)
+  local tried_at = tonumber(hget('d:' .. id, 'tried_at'))
+  return (tried_at or due) > NOW or due > NOW + 3600 -- the longest Retry-After
+end
+
+-- What of args.tenant waits for a backoff is due now, as far as args.which says so. args.kept: how
+-- many were passed. How many now, and whether there is more.
 function ops.due_now(args)
   local tenant, kept = args.tenant, args.kept
   local later = redis.call('ZRANGEBYSCORE', P .. 'due:' .. tenant, '(' .. text(NOW), '+inf',
-                           'LIMIT', kept, args.chunk)
-  for _, user in ipairs(later) do
-    local first = first_of(line_of(tenant, user))
-    if args.blameless and hget('d:' .. first, 'own_faults') ~= '0' then
-      kept = kept + 1
-    else
+                           'WITHSCORES', 'LIMIT', kept, args.chunk)
+  for place = 1, #later, 2 do
+    local user, due = later[place], tonumber(later[place + 1])
+    if is_due_now[args.which](first_of(line_of(tenant, user)), due) then
       see_to(tenant, user, text(NOW))
+    else
+      kept = kept + 1
     end
   end
-  return {kept, #later == tonumber(args.chunk) and 1 or 0}
+  return {kept, #later == 2 * tonumber(args.chunk) and 1 or 0}
+end
+
+-- The clock has gone back by args.back seconds: changes of locks that lie in the future get their own
+-- time back, some of them at a time. How many did, and where to go on, '0' at the end.
+function ops.forgive_changes(args)
+  local latest, forgiven = NOW + 2, 0
+  local function own(time)
+    return math.min(tonumber(time) - args.back, NOW)
+  end
+  local page = redis.call('HSCAN', P .. 'change', args.cursor, 'COUNT', args.chunk)
+  for place = 1, #page[2], 2 do
+    local user, second, fraction, kind = page[2][place], string.match(page[2][place + 1], '^(%S+) (%S+) (%S+)$')
+    if tonumber(second) > latest then
+      forgiven = forgiven + 1
+      note_change(user, string.format('%d', math.floor(own(second))), text(own(fraction)), kind)
+      for back = -1, -redis.call('LLEN', P .. 'h:' .. user), -1 do
+        local row = cjson.decode(redis.call('LINDEX', P .. 'h:' .. user, back))
+        local changed = tonumber(row[SHOWN.second])
+        if tonumber(row[SHOWN.at]) <= latest and not (changed and changed > latest) then break end
+        row[SHOWN.at] = text(own(row[SHOWN.at]))
+        if changed then
+          row[SHOWN.second] = string.format('%d', math.floor(own(changed)))
+          row[SHOWN.fraction] = text(own(row[SHOWN.fraction]))
+        end
+        redis.call('LSET', P .. 'h:' .. user, back, cjson.encode(row))
+      end
+    end
+  end
+  if page[1] == '0' then kset('numbers', 'clock', text(NOW)) end
+  return {forgiven, page[1]}
 end
 
 local count_unreadable

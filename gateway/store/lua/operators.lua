@@ -91,28 +91,36 @@ function ops.totals(args)
           args.names and redis.call('HKEYS', P .. 'owners') or {}, tonumber(kget('waiting', '') or 0)}
 end
 
-function ops.tenant_totals()
+-- args.of: 'owners', 'delivered', 'waiting', 'dead', 'first_seen' or 'last_seen'.
+function ops.tenant_totals(args)
   write_kept()
-  local answer = {}
-  for _, key in ipairs({'owners', 'delivered', 'waiting', 'dead', 'first_seen', 'last_seen'}) do
-    table.insert(answer, redis.call('HGETALL', P .. key))
-  end
-  return answer
+  return redis.call('HGETALL', P .. args.of)
 end
 
+-- How many lines of user's history have ids below `before`: their ids grow.
+local function lines_before(user, before)
+  local low, high = 0, redis.call('LLEN', P .. 'h:' .. user)
+  while before and low < high do
+    local middle = math.floor((low + high) / 2)
+    local line = cjson.decode(redis.call('LINDEX', P .. 'h:' .. user, middle))
+    if tonumber(line[SHOWN.id]) < before then low = middle + 1 else high = middle end
+  end
+  return before and low or high
+end
+
+-- Up to args.limit lines, newest first.
 function ops.history(args)
-  local found = {}
+  local found, limit = {}, args.limit
   for _, user in ipairs(ids_of(args.user)) do
-    for _, line in ipairs(lrange('h:' .. user)) do table.insert(found, cjson.decode(line)) end
+    local count = lines_before(user, tonumber(args.before))
+    if count > 0 and limit > 0 then
+      local some = redis.call('LRANGE', P .. 'h:' .. user, math.max(0, count - limit), count - 1)
+      for _, line in ipairs(some) do table.insert(found, cjson.decode(line)) end
+    end
   end
   table.sort(found, function(a, b) return tonumber(a[1]) > tonumber(b[1]) end)
   local answer = {}
-  for _, row in ipairs(found) do
-    if (not args.before or tonumber(row[1]) < tonumber(args.before))
-      and (args.limit < 0 or #answer < args.limit) then
-      table.insert(answer, row)
-    end
-  end
+  for place = 1, math.min(limit, #found) do answer[place] = found[place] end
   return answer
 end
 

@@ -66,23 +66,39 @@ local function set_lock(user, tenant)
   end
 end
 
-local function tenant_at(one, other, moment)
-  local best, tenant, best_id = nil, nil, 0
-  for _, user in ipairs({one, other}) do
-    for _, line in ipairs(lrange('h:' .. user)) do
-      local row = cjson.decode(line)
-      if row[SHOWN.second] ~= '' then
-        local changed = {row[SHOWN.second], row[SHOWN.fraction]}
-        local id = tonumber(row[SHOWN.id])
-        if not earlier(moment, changed)
-          and (not best or earlier(best, changed) or (not earlier(changed, best) and id > best_id))
-        then
-          best, best_id, tenant = changed, id, row[SHOWN.to]
-        end
+-- Lines of the history that are looked at together: a person may have tens of thousands.
+local SOME_LINES = 100
+
+-- The newest change of user's lock that is no later than moment, as its line: a later line never
+-- tells of an earlier change.
+local function change_at(user, moment)
+  local last = redis.call('LLEN', P .. 'h:' .. user) - 1
+  while last >= 0 do
+    local from = math.max(0, last - SOME_LINES + 1)
+    local some = redis.call('LRANGE', P .. 'h:' .. user, from, last)
+    for place = #some, 1, -1 do
+      local row = cjson.decode(some[place])
+      if row[SHOWN.second] ~= '' and not earlier(moment, {row[SHOWN.second], row[SHOWN.fraction]}) then
+        return row
       end
     end
+    last = from - 1
   end
-  if tenant and tenant ~= '' then return tenant end
+end
+
+local function tenant_at(one, other, moment)
+  local best = nil
+  for _, user in ipairs({one, other}) do
+    local row = change_at(user, moment)
+    if row and best then
+      local mine = {row[SHOWN.second], row[SHOWN.fraction]}
+      local theirs = {best[SHOWN.second], best[SHOWN.fraction]}
+      local newer = tonumber(row[SHOWN.id]) > tonumber(best[SHOWN.id])
+      if earlier(mine, theirs) or not earlier(theirs, mine) and not newer then row = best end
+    end
+    best = row or best
+  end
+  if best and best[SHOWN.to] ~= '' then return best[SHOWN.to] end
 end
 
 local move_lines, take_held, add_delivery, rename_help, rename_letters, rename_held
