@@ -1,6 +1,6 @@
 """What every store promises. Callers know nothing else of it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -283,3 +283,9 @@ async def whole_history(store: Store, user: UserId) -> list[HistoryLine]:
         told += some
         before = some[-1].id
     return told
+
+
+def in_batches(tenants: Sequence[TenantId], size: int) -> Iterator[Sequence[TenantId]]:
+    """All of them, so many at a time."""
+    for start in range(0, len(tenants), size):
+        yield tenants[start : start + size]

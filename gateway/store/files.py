@@ -61,7 +61,7 @@ from gateway.model import (
 )
 from gateway.store import backup, held, helped, letters, lines, mappings, seen, unreadable
 from gateway.store import history as history_rows
-from gateway.store.base import Limits, LocksPage, whole_history
+from gateway.store.base import Limits, LocksPage, in_batches, whole_history
 from gateway.store.history import (
     SAYS_WAHA,
     Kind,
@@ -808,8 +808,8 @@ class FileStore:
     async def all_due(self, among: Among = EVERYBODY, *, blameless: bool = False) -> None:
         now = self._clock()
         some = self._shares.waiting_by_tenant() if among.others else among.named
-        for tenant in [one for one in some if one in among]:
-            await self._due_now(tenant, now, blameless=blameless)
+        for tenants in in_batches([one for one in some if one in among], lines.CHUNK):
+            await asyncio.gather(*(self._due_now(t, now, blameless=blameless) for t in tenants))
 
     async def _due_now(self, tenant: TenantId, now: float, *, blameless: bool) -> None:
         # Not for ever: what fails meanwhile is due later again.

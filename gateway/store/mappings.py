@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -133,7 +133,7 @@ class Mappings:
         self._closing = False
         self._writing = self._gone = False
         self._may_write = True
-        self._stamp = stamp(path)  # of the file as we know it
+        self._stamp = _look_at(path)  # of the file as we know it
         self._task = asyncio.create_task(self._rewrite_behind())
 
     def __len__(self) -> int:
@@ -219,24 +219,28 @@ class Mappings:
             timer.cancel()
             del self._waiters[waiter]
 
-    def _replace(self, data: bytes) -> tuple[int, int] | None:
-        if self._stamp and stamp(self.path) not in (None, self._stamp):
+    def _replace(self, data: bytes) -> "_Stamp | None":
+        if self._is_anothers():
             raise OSError("another file stands in its place")
         self._write_file(self.path, data)
-        return stamp(self.path)
+        return _look_at(self.path)
+
+    def _is_anothers(self) -> bool:
+        now = _look_at(self.path)
+        if self._stamp is None or now is None or now.inode == self._stamp.inode:
+            return False
+        # Some file systems of containers give a file another inode when they have forgotten it.
+        return now.written != self._stamp.written
 
     def astray(self) -> str | None:
         """Who has removed or replaced our file, in words; None if nobody has."""
         if self._writing or self._stamp is None:
             return None
-        now = stamp(self.path)
-        if now == self._stamp:
-            return None
-        return (
-            f"{self.path} was removed while the router ran: it is written again"
-            if now is None
-            else f"{self.path} was replaced by another while the router ran: that one stays"
-        )
+        if stamp(self.path) is None:
+            return f"{self.path} was removed while the router ran: it is written again"
+        if self._is_anothers():
+            return f"{self.path} was replaced by another while the router ran: that one stays"
+        return None
 
     async def close(self, *, write: bool = True) -> None:
         """Write what is not in the file yet, once, however it goes; and the file, if it is gone.
@@ -319,6 +323,19 @@ class Mappings:
         deadline = time.monotonic() + seconds
         while not self._closing and (left := deadline - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.1))
+
+
+class _Stamp(NamedTuple):
+    inode: tuple[int, int]  # with its device
+    written: tuple[int, int]  # size, and when in nanoseconds
+
+
+def _look_at(path: Path) -> _Stamp | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return _Stamp((found.st_dev, found.st_ino), (found.st_size, found.st_mtime_ns))
 
 
 def _end(waiter: asyncio.Future[None]) -> None:

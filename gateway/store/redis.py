@@ -70,6 +70,7 @@ from gateway.store.base import (
     UNREADABLE_SECONDS,
     Limits,
     LocksPage,
+    in_batches,
     whole_history,
 )
 from gateway.store.journal import Committed
@@ -676,10 +677,10 @@ class RedisStore:
         for session in list(self._sessions):
             some = await self._scripts.run(session, "waiting_tenants") if among.others else ()
             waiting = [TenantId(int(one)) for one in some if one]
-            for tenant in waiting if among.others else among.named:
-                if tenant in among:
-                    which = "blameless" if blameless else "all"
-                    await self._due_now(session, tenant, which)
+            which = "blameless" if blameless else "all"
+            there = [one for one in (waiting if among.others else among.named) if one in among]
+            for tenants in in_batches(there, _CHUNK):
+                await asyncio.gather(*(self._due_now(session, one, which) for one in tenants))
         self._work.set()
 
     async def _due_now(self, session: str, tenant: TenantId, which: str) -> None:
