@@ -12,7 +12,7 @@ from gateway.model import TenantId
 
 _MANY_FAILURES = 5  # in a row: that is worth a line in /ready
 _MOST_TENANTS = 10_000  # whose attempts are remembered; one forgotten counts as new
-_LOOK_SECONDS = 1.0  # backoffs of a tenant are ended no more often
+_SPACING_SECONDS = 1.0  # backoffs of a tenant are ended no more often
 
 
 @dataclass(slots=True)
@@ -24,6 +24,7 @@ class Record:
     failures: int = 0
     reason: str = ""  # of the last failure
     asked_until: float = 0.0  # when the latest Retry-After is over
+    waits: bool = False  # something may wait for a backoff that a success should end
     ended_at: float = -1.0  # when backoffs were ended early last
 
 
@@ -35,11 +36,10 @@ class Attempts:
         """Note it. Whether other messages of the tenant, which wait for a backoff, are due now: it
         works again, and did not ask for time."""
         record = self._of(tenant)
-        had_failed, record.failures = record.failures > 0, 0
-        record.last_success = now
-        if not had_failed or now < record.asked_until or now - record.ended_at < _LOOK_SECONDS:
+        record.last_success, record.failures = now, 0
+        if not record.waits or now < record.asked_until or now - record.ended_at < _SPACING_SECONDS:
             return False
-        record.ended_at = now
+        record.ended_at, record.waits = now, False
         return True
 
     def failed(
@@ -48,6 +48,7 @@ class Attempts:
         """Note it. retry_after: for how many seconds the backend asked, if it did."""
         record = self._of(tenant)
         record.failures += 1
+        record.waits = True
         record.reason = reason
         record.asked_until = max(record.asked_until, now + (retry_after or 0.0))
 

@@ -17,7 +17,7 @@ import httpx_aiohttp
 
 from gateway import VERSION
 from gateway.errors import BackendError, BackendRefused, BackendUnavailable, NotConnected
-from gateway.model import Delivery, unscoped
+from gateway.model import LONGEST_RETRY_AFTER, Delivery, unscoped
 
 _REFUSALS = frozenset({400, 410, 413, 415, 422})  # sending it again would change nothing
 _CONNECT_SECONDS = 10.0
@@ -25,7 +25,6 @@ _IDLE_SECONDS = 4.0  # below the 5 s after which uvicorn and node close an idle 
 _ANSWER_BYTES = 65_536  # read so that the connection can be used again; beyond it, it is dropped
 _ANSWER_SECONDS = 5.0  # for the rest of an answer whose status is known
 _KEPT_BYTES = 1024  # of a refusal's answer, for the person who looks at the dead letter
-_LONGEST_RETRY_AFTER = 3600.0
 _USER_AGENT = f"whatsapp-gateway-router/{VERSION}"
 
 
@@ -178,7 +177,7 @@ def retry_after(value: str | None, now: float) -> float | None:
         wait = float(value) if value.strip().isdecimal() else _until(value, now)
     except (ValueError, OverflowError):
         return None
-    return min(max(wait, 0.0), _LONGEST_RETRY_AFTER)
+    return min(max(wait, 0.0), LONGEST_RETRY_AFTER)
 
 
 def _until(date: str, now: float) -> float:

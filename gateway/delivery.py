@@ -25,7 +25,18 @@ from gateway.lids import Lids
 from gateway.log import shown
 from gateway.media import Media
 from gateway.metrics import Metrics
-from gateway.model import Again, Among, Dead, Delivery, Done, Outcome, PutBack, is_lid, request_id
+from gateway.model import (
+    Again,
+    Among,
+    Dead,
+    Delivery,
+    Done,
+    Outcome,
+    PutBack,
+    TenantId,
+    is_lid,
+    request_id,
+)
 from gateway.store import Store
 from gateway.targets import Target, Targets
 
@@ -286,7 +297,7 @@ class Courier:
         own_fault = self.attempts.any_got_through(delivery.tenant, since)
         if delivery.own_faults + own_fault >= _OWN_FAULTS:
             return self._bury(delivery, exc, f"failed {delivery.attempt} times, last: {exc}")
-        age = delivery.age + self._open_seconds(target, since, now)
+        age = delivery.age + self._open_seconds(delivery.tenant, target, since, now)
         if age > self._max_age:
             return self._bury(delivery, exc, f"failed for {age:.0f} s, last: {exc}")
 
@@ -325,11 +336,12 @@ class Courier:
         )
         return Dead(reason, self._clock(), exc.status, exc.answer)
 
-    def _open_seconds(self, target: Target, since: float, now: float) -> float:
+    def _open_seconds(self, tenant: TenantId, target: Target, since: float, now: float) -> float:
         """Seconds from `since` to now in which we ran and the gate was open; Unix times."""
         monotonic = self._monotonic()
         start = max(self._started, monotonic - max(0.0, now - since))
-        return monotonic - start - target.seconds_closed(start, monotonic)
+        closed = self.targets.seconds_closed(tenant, target, start, monotonic)
+        return max(0.0, monotonic - start - closed)
 
     async def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
         while True:

@@ -20,6 +20,7 @@ SESSION_NAME = "[A-Za-z0-9_.:@=-](?:[A-Za-z0-9_.:@= -]{0,62}[A-Za-z0-9_.:@=-])?"
 SESSION_NAME_IN_WORDS = "1-64 of A-Z a-z 0-9 _ . : @ = - and blanks between them"
 SESSION_NAME_OF_WAHA = "[A-Za-z0-9_-]{1,54}"
 HASHED_SESSION = "hash-"  # and a part of the name's hash
+LONGEST_RETRY_AFTER = 3600.0  # seconds that a backend may ask us to wait
 LARGEST_TENANT = 2_147_483_647  # backends keep the number in a signed 32-bit column
 
 

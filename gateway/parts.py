@@ -85,7 +85,7 @@ async def running(
         ends.push_async_callback(store.close)
         waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
         ends.push_async_callback(waha.close)
-        sessions, shapes, skew = Sessions(metrics), Shapes(metrics), ClockSkew()
+        sessions, shapes, skew = Sessions(metrics), Shapes(metrics), ClockSkew(store.now)
         lids = Lids(
             waha,
             store,
@@ -94,6 +94,7 @@ async def running(
             home_session=settings.waha_session,
             gateway_phone=settings.gateway_phone,
             keep_asking=settings.hold_seconds,
+            clock=store.now,
         )
         helper = Helper(
             waha,
@@ -104,6 +105,7 @@ async def running(
             text=settings.help_message.strip(),
             per_minute=settings.help_per_minute,
             home_session=settings.waha_session,
+            clock=store.now,
         )
         targets = Targets(
             Address(settings.backend_url, split(settings.backend_signing_secret)),

@@ -7,8 +7,9 @@ common backend.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import httpx
 
@@ -24,19 +25,12 @@ _LOOKED_AT = 256  # crowded targets, when room was made
 class Target:
     """One URL. in_flight: attempts under way, probes included. tenants: of one that is not the
     common backend.
-
-    formerly: gates behind which its tenants' messages waited when they had another URL.
     """
 
     url: str
     gate: Gate
     in_flight: int = 0
     tenants: frozenset[TenantId] = frozenset()
-    formerly: list[Gate] = field(default_factory=list)
-
-    def seconds_closed(self, since: float, now: float) -> float:
-        """How long messages had to wait between the two, in monotonic seconds."""
-        return sum(gate.seconds_closed(since, now) for gate in (self.gate, *self.formerly))
 
 
 class Targets:
@@ -76,12 +70,13 @@ class Targets:
         self._own: dict[TenantId, Target] = {}  # of those whose URL is not the common one
         self._targets = {shared.url: self.shared}
         self._backends: dict[Address, Backend] = {}
+        # Gates behind which tenants' messages waited when they had another URL.
+        self._formerly: dict[TenantId, list[Gate]] = {}
         self._closed: dict[Target, None] = {}
         self._crowded: dict[Target, None] = {}  # no room for another attempt, the longest first
         self._strays: set[TenantId] = set()  # of whom something waits, and tenants.json lacks them
         self._follow()
-        for target in self._targets.values():
-            target.formerly.clear()  # nobody had another URL before
+        self._formerly.clear()  # nobody had another URL before
         tenants.changed = self._follow
 
     def of(self, tenant: TenantId) -> tuple[Backend, Target] | None:
@@ -146,6 +141,11 @@ class Targets:
                 if not target.gate.closed:
                     self._let(target.tenants, may=True)
 
+    def seconds_closed(self, tenant: TenantId, target: Target, since: float, now: float) -> float:
+        """How long tenant's messages had to wait between the two, in monotonic seconds."""
+        gates = {id(gate): gate for gate in (target.gate, *self._formerly.get(tenant, ()))}
+        return math.fsum(gate.seconds_closed(since, now) for gate in gates.values())
+
     def closed(self) -> list[Target]:
         """Those whose gate is closed."""
         return list(self._closed)
@@ -184,9 +184,10 @@ class Targets:
             target.tenants = frozenset(those)
             target.gate.several_tenants = 1 if len(those) == 1 else SEVERAL_TENANTS
             self._own |= dict.fromkeys(those, target)
-            if url not in before:
-                was = dict.fromkeys(own_before.get(tenant, self.shared) for tenant in those)
-                target.formerly += [one.gate for one in was]
+        for tenant in {*self._own, *own_before}:
+            was = own_before.get(tenant, self.shared)
+            if was is not self._own.get(tenant, self.shared):
+                self._formerly.setdefault(tenant, []).append(was.gate)
         self._closed = {one: None for one in self._targets.values() if one.gate.closed}
         self._crowded = {one: None for one in self._targets.values() if not self.has_room(one)}
         self._strays.clear()
@@ -216,7 +217,8 @@ class Targets:
         self.serve(self.serving, tenants)
 
     def _crowd(self, target: Target) -> None:
-        if target not in self._crowded:
+        # One that no tenant has any more is nothing to us.
+        if target not in self._crowded and self._targets.get(target.url) is target:
             self._crowded[target] = None
             self._let(target.tenants, may=False)
 

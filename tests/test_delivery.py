@@ -443,9 +443,9 @@ async def test_the_age_leaves_out_a_closed_gate_and_what_was_before_our_start(
     for _ in range(3):
         courier.targets.shared.gate.tell(Sign.NO_CONNECTION, user(ALI), tenant(1), 20.0)
     courier.targets.shared.gate.tell(Sign.SUCCESS, user(ALI), tenant(1), 50.0)
-    assert courier._open_seconds(courier.targets.shared, wall - 10, wall) == 10
-    assert courier._open_seconds(courier.targets.shared, wall - 90, wall) == 60
-    assert courier._open_seconds(courier.targets.shared, wall - 86_400, wall) == 70
+    assert courier._open_seconds(tenant(2), courier.targets.shared, wall - 10, wall) == 10
+    assert courier._open_seconds(tenant(2), courier.targets.shared, wall - 90, wall) == 60
+    assert courier._open_seconds(tenant(2), courier.targets.shared, wall - 86_400, wall) == 70
 
 
 async def test_the_first_delivery_of_a_lid_waits_for_its_phone(
@@ -616,7 +616,7 @@ async def test_what_its_own_fault_holds_back_is_not_hurried_by_others(
 ) -> None:
     """Once, when its tenant works again; after that it waits for its own backoff."""
     monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 3600.0)
-    monkeypatch.setattr(attempts_module, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(attempts_module, "_SPACING_SECONDS", 0.0)
     backend.answer = lambda one: 500 if one.user != SARA else 200
     start()
     people = [f"9715000000{number:02}" for number in range(7)]

@@ -219,7 +219,8 @@ async def test_redis_clock_is_compared_with_ours(
 
 def test_what_others_may_read_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    folder.mkdir(mode=0o755)
+    folder.mkdir()
+    folder.chmod(0o755)
     (folder / "router.db").write_bytes(b"")
     (folder / "router.db").chmod(0o644)
     settings = settings_of(tmp_path)

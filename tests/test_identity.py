@@ -55,6 +55,7 @@ async def test_a_file_that_is_no_longer_ours_is_noticed_within_a_second(
     store = await FileStore.open(tmp_path, LIMITS, leave=reasons.append)
     await say(store, "start_realty_2")
     await say(store, "start_realty_3", SARA)
+    await wait_until(lambda: store.health().mappings_lag == 0)
     how(tmp_path / name)
     if busy and name != "router_mappings.json":
         with pytest.raises(StoreUnavailable, match="while the router ran"):
@@ -295,6 +296,72 @@ async def test_what_a_clock_that_was_ahead_decided_no_longer_lies_in_the_future(
         assert (await store.lock_of(user(who)))[1].tenant == 7
     lines = await store.history(user(ALI), limit=10)
     assert max(line.at for line in lines) <= now + 10
+    await store.close()
+
+
+async def test_a_clock_that_is_behind_rewrites_no_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that starts without a clock of its own, before the network tells the time: else
+    older links counted as newer once it does."""
+    monkeypatch.setattr("gateway.store.files._WATCH_SECONDS", 0.02)
+    now = 1_782_900_000.0
+    clock = [now]
+    store = await FileStore.open(tmp_path, LIMITS, clock=lambda: clock[0])
+    await store.lock(user(ALI), tenant(2))
+    inbound = message("start_realty_3", SARA, sent=now - 1, now=now)
+    await store.accept(inbound, by_the_rules(inbound))
+    before = await store.history(user(ALI), limit=10)
+    clock[0] = 0.0  # while it runs
+    await asyncio.sleep(0.3)
+    await store.close()
+    store = await FileStore.open(tmp_path, LIMITS, clock=lambda: now - 86_400)
+    clock[0] = now + 10
+    assert (await store.lock_of(user(ALI)))[1].changed.fraction == now
+    assert await store.history(user(ALI), limit=10) == before
+    await store.close()
+
+
+async def test_a_slow_sweep_is_no_clock_that_has_gone_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gateway.store.files._WATCH_SECONDS", 0.02)
+    store = await FileStore.open(tmp_path, LIMITS)
+    sweep, slow = store._sweep, [True]
+
+    async def stalled() -> bool:
+        if slow:
+            slow.pop()
+            await asyncio.sleep(1.0)
+        return await sweep()
+
+    monkeypatch.setattr(store, "_sweep", stalled)
+    await store.lock(user(ALI), tenant(2))
+    changed = (await store.lock_of(user(ALI)))[1].changed
+    await asyncio.sleep(1.5)
+    assert (await store.lock_of(user(ALI)))[1].changed == changed
+    assert "gone back" not in caplog.text
+    await store.close()
+
+
+async def test_a_rewrite_that_fails_after_its_rename_is_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons: list[str] = []
+    fails = [True]
+
+    def write(path: Path, data: bytes) -> None:
+        mappings.replace_file(path, data)
+        if fails:
+            fails.pop()
+            raise OSError(5, "Input/output error")
+
+    store = await FileStore.open(tmp_path, LIMITS, leave=reasons.append, write_file=write)
+    monkeypatch.setattr(mappings, "_RETRY_SECONDS", 0.1)
+    await say(store, "start_realty_2")
+    await asyncio.sleep(1.2)
+    assert reasons == []
+    await wait_until(lambda: store.health().mappings_behind is None)
     await store.close()
 
 

@@ -203,7 +203,7 @@ async def test_waiting_behind_a_closed_gate_does_not_age_a_message_at_another_ad
     tenants.start()
     (tmp_path / "tenants.json").write_text(json.dumps({"2": {"backend_url": "http://mended"}}))
     await wait_until(lambda: target_of(made, 2).url == "http://mended")
-    assert target_of(made, 2).seconds_closed(10.0, 100.0) == 80.0
+    assert made.seconds_closed(tenant(2), target_of(made, 2), 10.0, 100.0) == 80.0
     tenants.stop()
     await made.close()
 

@@ -1,5 +1,5 @@
 """Before any route but the webhook's: who may call, by the request's head, and how much body it may
-send. No route needs to think of either."""
+send. The page, which has a cookie, asks for itself."""
 
 from fastapi import HTTPException
 from starlette.requests import HTTPConnection

@@ -64,9 +64,10 @@ class WebhookEndpoint:
             bodies.check_size(len(body), self._limit)
             outcome = await self._receive(connection, body)
         except GatewayError as exc:
-            held = await self._brake.hold(connection, exc)
-            await self._refusals.answer(connection, held)(scope, receive, send)
-            self._metrics.webhook(_refusal(exc), time.perf_counter() - began)
+            took = time.perf_counter() - began
+            answer = self._refusals.answer(connection, await self._brake.hold(connection, exc))
+            await answer(scope, receive, send)
+            self._metrics.webhook(_refusal(exc), took)
             return
         content = answer_of(outcome)
         if not (at_once and at_once.answer(orjson.dumps(content))):

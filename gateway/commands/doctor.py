@@ -84,7 +84,7 @@ async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding
         yield finding
     for finding in _folder(settings):
         yield finding
-    if settings.store_url and not settings.store_url.startswith("file:"):
+    if _on_redis(settings):
         async for finding in _redis(settings.store_place):
             yield finding
     addresses = [Address(settings.backend_url)]
@@ -144,9 +144,13 @@ def _doors(settings: Settings) -> Iterator[Finding]:
                    "set BACKEND_SIGNING_SECRET here and there")  # fmt: skip
 
 
+def _on_redis(settings: Settings) -> bool:
+    return not settings.store_place.startswith("file:")
+
+
 def _folder(settings: Settings) -> Iterator[Finding]:
     what, folder = "data folder", settings.data_dir
-    if settings.store_url:
+    if _on_redis(settings):
         yield well(what, f"only tenants.json: STORE_URL={settings.store_url.partition(':')[0]}:…")
         return
     if not folder.is_dir():
@@ -433,7 +437,7 @@ async def _redis(url: str) -> AsyncIterator[Finding]:
         return
     try:
         ahead = time.time() - await found.time()
-        yield well("Redis", "answers, and drops no keys")
+        yield well("Redis", "answers, and can be used")
         yield _compared("clock, Redis'", ahead)
     except StoreUnavailable as exc:
         yield wrong("Redis", str(exc), "look at its log")

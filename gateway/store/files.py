@@ -73,7 +73,13 @@ from gateway.store.history import (
 from gateway.store.identity import Identity
 from gateway.store.journal import DISTRUST_NAME, Committed, Journal, connect
 from gateway.store.lines import Content
-from gateway.store.opening import DATABASE_NAME, FolderLock, forgive_the_clock, open_folder
+from gateway.store.opening import (
+    DATABASE_NAME,
+    STEP_SECONDS,
+    FolderLock,
+    forgive_the_clock,
+    open_folder,
+)
 from gateway.store.patience import Patience
 from gateway.store.seen import Found
 from gateway.store.shares import Head, Shares
@@ -82,7 +88,6 @@ from gateway.store.totals import Count, Counts
 MAPPINGS_WAIT_SECONDS = 0.05  # who reads the file right after the answer finds the lock in it
 _WATCH_SECONDS = 5.0
 _LOOK_SECONDS = 0.5  # between looks whether the files are still there: stat() of five
-_STEP_SECONDS = 0.5  # that the clock may go back without being told of
 _SWEEP_SECONDS = 0.2  # between deletions while there is more: 10,000 seen keys a second
 _LATER_SECONDS = 1.0  # at least so often claim() looks at the clock, which may jump
 
@@ -995,13 +1000,14 @@ class FileStore:
         last, began, more = self._clock(), time.monotonic(), False
         while True:
             await asyncio.sleep(_SWEEP_SECONDS if more else _WATCH_SECONDS)
-            now, more = self._clock(), False
+            now, then, more = self._clock(), time.monotonic(), False
+            ahead = last + then - began - now
             try:
                 self._look_at_disk()
                 more = await self._sweep()
-                if (ahead := last + time.monotonic() - began - now) > _STEP_SECONDS:
+                if ahead > STEP_SECONDS:
                     await self._forgive_the_clock(now, ahead)
-                last, began = now, time.monotonic()
+                last, began = now, then
             except StoreUnavailable:
                 pass  # the journal has said so, and tests itself
             except Exception:
@@ -1012,7 +1018,7 @@ class FileStore:
         while await self._journal.run(lambda tx: forgive_the_clock(tx, now)):
             self._shares.forget_all()
             self._work.set()
-        decided = await self._journal.run(lambda tx: history_rows.forgive_the_clock(tx, now, ahead))
+        decided = await self._journal.run(lambda tx: history_rows.redate(tx, now, ahead))
         log.warning(
             "The clock has gone back by %.1f s: what was put off is due, and %s lock changes that"
             " lay in the future have their own time again",

@@ -1,5 +1,5 @@
 """The history: evidence of every lock, in the table of that name. Lines are only added; an erasure
-takes the names off them."""
+takes the names off them, and times out of the future are set right."""
 
 import json
 import secrets
@@ -10,7 +10,7 @@ from enum import Enum
 from gateway.model import HistoryLine, Moment, Note, TenantId, UserId
 
 _LOOKED_AT = 1000  # lines at once
-_TOLERANCE = 2.0  # seconds that a time may lie in the future: by WhatsApp's clock, not ours
+TOLERANCE_SECONDS = 2.0  # that a time may lie in the future: by WhatsApp's clock, not ours
 SAYS_WAHA = ", says WAHA"  # behind "is …" and "was …": not a message showed it
 
 
@@ -70,13 +70,16 @@ def last_change(tx: sqlite3.Connection, user: UserId) -> Moment | None:
     return Moment(*row) if row else None
 
 
-def forgive_the_clock(tx: sqlite3.Connection, now: float, ahead: float = 0.0) -> int:
+def redate(tx: sqlite3.Connection, now: float, ahead: float = 0.0) -> int:
     """What was decided by a clock that was ahead no longer lies in the future, now that it is right
     again; how many lines. Else every later link would be older, for as long as it was ahead.
 
-    ahead: by how many seconds, if that is known: then each decision gets its own time back.
+    ahead: by how many seconds, if that is known: then each decision gets its own time back. Nothing
+    is done by a clock that is behind what WhatsApp has said: that one is wrong, and not the lines.
     """
-    latest, forgiven, before = now + _TOLERANCE, 0, 2**63 - 1
+    latest, redated, before = now + TOLERANCE_SECONDS, 0, 2**63 - 1
+    if newest_sent(tx) > latest:
+        return 0
     while True:  # such lines are the newest, or nearly so: to look at all would take seconds
         rows = tx.execute(
             "SELECT id, max(at, coalesce(changed_second, 0)) FROM history WHERE id < ?"
@@ -85,8 +88,8 @@ def forgive_the_clock(tx: sqlite3.Connection, now: float, ahead: float = 0.0) ->
         ).fetchall()
         ids = [id_ for id_, newest in rows if newest > latest]
         if not ids:
-            return forgiven
-        forgiven += tx.execute(
+            return redated
+        redated += tx.execute(
             "UPDATE history SET at = min(at - ?1, ?2), changed_second ="
             " CAST(min(changed_second - ?1, ?2) AS INTEGER),"
             " changed_fraction = min(changed_fraction - ?1, ?2)"
@@ -94,6 +97,18 @@ def forgive_the_clock(tx: sqlite3.Connection, now: float, ahead: float = 0.0) ->
             (ahead, now, json.dumps(ids)),
         ).rowcount
         before = rows[-1][0]
+
+
+def newest_sent(tx: sqlite3.Connection) -> int:
+    """The newest time that WhatsApp gave to a link of late, Unix seconds; 0 if to none."""
+    # A message without a time of its own has that of its arrival.
+    (newest,) = tx.execute(
+        "SELECT max(changed_second) FROM (SELECT message_id, changed_second, at FROM history"
+        " ORDER BY id DESC LIMIT ?)"
+        " WHERE message_id NOT NULL AND changed_second < CAST(at AS INTEGER)",
+        (_LOOKED_AT,),
+    ).fetchone()
+    return newest or 0
 
 
 def tenant_at(

@@ -280,7 +280,7 @@ class Journal:
         try:
             if not identity.can_be_put_back():
                 log.critical(
-                    "router.db is left as it is: others have put files in its place",
+                    "router.db is left as it is: what is in its place is not ours",
                     extra={"event": "store.lost"},
                 )
                 return

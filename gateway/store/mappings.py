@@ -5,6 +5,7 @@ file atomically. A damaged file is never overwritten: the start is refused, with
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -219,11 +220,14 @@ class Mappings:
             timer.cancel()
             del self._waiters[waiter]
 
-    def _replace(self, data: bytes) -> "_Stamp | None":
+    def _replace(self, data: bytes) -> None:
         if self._is_anothers():
             raise OSError("another file stands in its place")
-        self._write_file(self.path, data)
-        return _look_at(self.path)
+        try:
+            self._write_file(self.path, data)
+        finally:
+            # It may be in place though what came after that failed.
+            self._stamp = _look_at(self.path)
 
     def _is_anothers(self) -> bool:
         now = _look_at(self.path)
@@ -248,7 +252,8 @@ class Mappings:
         write: False if the folder is no longer ours.
         """
         self._closing, self._may_write = True, write
-        self._gone = self._stamp is not None and stamp(self.path) is None
+        with contextlib.suppress(OSError):
+            self._gone = self._stamp is not None and stamp(self.path) is None
         self._changed.set()
         await self._task
 
@@ -276,7 +281,7 @@ class Mappings:
         self._writing = True
         try:
             encoded = await self._encoded()
-            self._stamp = await asyncio.to_thread(self._replace, encoded)
+            await asyncio.to_thread(self._replace, encoded)
         except Exception as exc:  # whatever it is, the next rewrite must be tried
             if self.trouble is None:
                 log.error(

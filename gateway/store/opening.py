@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gateway.errors import StartRefused
-from gateway.model import Moment, TenantId, UserId
+from gateway.model import LONGEST_RETRY_AFTER, Moment, TenantId, UserId
 from gateway.store import history, lines, mappings
 from gateway.store.journal import connect
 
@@ -31,7 +31,7 @@ _NAMES = (
     "backup.new",
 )
 
-_LONGEST_WAIT = 3600.0  # that a Retry-After may ask for
+STEP_SECONDS = 0.5  # that the clock may go back without being told of
 
 Tx = sqlite3.Connection
 
@@ -109,7 +109,13 @@ def open_folder(
             _import_predecessors(connection, path, locks, now)
             while forgive_the_clock(connection, now):
                 pass
-            history.forgive_the_clock(connection, now)
+            if redated := history.redate(connection, now):
+                log.warning(
+                    "%s lines of the history lay in the future: the clock was ahead; they count as"
+                    " of now",
+                    redated,
+                    extra={"event": "store.clock", "count": redated},
+                )
         except BaseException:
             connection.close()
             raise
@@ -377,5 +383,5 @@ def forgive_the_clock(tx: Tx, now: float) -> int:
     return tx.execute(
         "UPDATE delivery SET due = ? WHERE id IN (SELECT id FROM delivery"
         " WHERE due > ? AND (coalesce(tried_at, due) > ? OR due > ?) LIMIT ?)",
-        (now, now, now, now + _LONGEST_WAIT, lines.CHUNK),
+        (now, now, now, now + LONGEST_RETRY_AFTER, lines.CHUNK),
     ).rowcount

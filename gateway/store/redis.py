@@ -27,6 +27,7 @@ import orjson
 from gateway.errors import NoBackUp, StartRefused, StoreUnavailable
 from gateway.model import (
     EVERYBODY,
+    LONGEST_RETRY_AFTER,
     Accepted,
     Again,
     Among,
@@ -61,7 +62,7 @@ from gateway.model import (
     UnreadableReason,
     UserId,
 )
-from gateway.store import mappings, opening
+from gateway.store import history, mappings, opening
 from gateway.store.base import (
     DECRYPTION_SECONDS,
     HELP_SECONDS,
@@ -91,6 +92,7 @@ from gateway.store.scripts import (
 STORE_NOTE_NAME = "router.redis"  # in DATA_DIR: the id of the store that was worked on
 LEASE_SECONDS = 15.0
 _RENEW_SECONDS = 5.0
+_HEAL_SECONDS = 1.0  # after a clock that has gone back was seen
 _SEND_SECONDS = 1.0  # before the lease ends nothing new is sent
 _POLL_SECONDS = 0.2  # claim() looks again so often: another router may have accepted something
 _CHUNK = 500  # changed by one script, which keeps others waiting
@@ -146,6 +148,7 @@ class RedisStore:
         self._claims: dict[tuple[str, int], tuple[str, str]] = {}  # session, id → lease, key
         self._work = asyncio.Event()
         self._clock = time.time() - time.monotonic()  # Redis' as of the last look, less ours
+        self._gone_back: dict[str, float] = {}  # sessions whose clock has, by seconds
         self._served = EVERYBODY
         self._totals = (0, 0)
         self._counts_begun = 0
@@ -182,6 +185,7 @@ class RedisStore:
                 (self._sweep, _RENEW_SECONDS),
                 (self._look_at_memory, _RENEW_SECONDS),
                 (self._test, _RENEW_SECONDS),
+                (self._heal_clocks, _HEAL_SECONDS),
             )
         ]
 
@@ -266,12 +270,19 @@ class RedisStore:
         )
         # From before the question: the lease cannot end sooner there than here.
         lease = self._leases[session] = _Lease(name.decode(), began + LEASE_SECONDS)
-        self._clock = float(now) - time.monotonic()
+        if session == HOME:  # of a cluster this one node's is taken
+            self._clock = float(now) - time.monotonic()
         if back:
-            await self._forgive_the_clock(session, float(back))
+            self._gone_back[session] = float(back)
         return lease
 
-    async def _forgive_the_clock(self, session: str, back: float) -> None:
+    async def _heal_clocks(self) -> None:
+        while self._gone_back:
+            session, back = next(iter(self._gone_back.items()))
+            await self._heal_clock(session, back)
+            self._gone_back.pop(session, None)
+
+    async def _heal_clock(self, session: str, back: float) -> None:
         """Redis' has gone back by so many seconds."""
         for tenant in await self._scripts.run(session, "waiting_tenants"):
             if tenant:
@@ -280,10 +291,11 @@ class RedisStore:
         while cursor != b"0":
             some, cursor = await self._scripts.run(
                 session,
-                "forgive_changes",
+                "redate",
                 back=back,
                 cursor="0" if cursor == b"start" else cursor.decode(),
                 chunk=_CHUNK,
+                tolerance=history.TOLERANCE_SECONDS,
             )
             forgiven += some
         log.warning(
@@ -315,7 +327,9 @@ class RedisStore:
     async def _test(self) -> None:
         """A quiet night must not leave /health red."""
         if self._scripts.trouble:
-            await self._scripts.run(HOME, "test_write")
+            for session in {HOME, *self._scripts.refusing}:
+                with contextlib.suppress(StoreUnavailable):
+                    await self._scripts.run(session, "test_write")
 
     async def _sweep(self) -> None:
         gone = 0
@@ -691,6 +705,7 @@ class RedisStore:
                 "due_now",
                 tenant=str(tenant),
                 which=which,
+                longest=LONGEST_RETRY_AFTER,
                 kept=kept,
                 chunk=_CHUNK,
             )

@@ -70,7 +70,7 @@ _OF_THE_SERVER: tuple[type[RedisError], ...] = (
     redis.exceptions.AuthenticationError,
     NoPermissionError,
 )
-_CODES_OF_THE_SERVER = re.compile(  # for which redis-py has no class
+_CODES_OF_THE_SERVER = re.compile(  # where redis-py has no class, or a script's text holds it
     r"\b(?:OOM|READONLY|MISCONF|NOREPLICAS|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|UNKILLABLE"
     r"|NOAUTH|WRONGPASS|NOPERM|STOREID|max number of clients)\b"
 )
@@ -137,7 +137,7 @@ class Scripts:
         self._store_id = ""
         self._in_store: set[str] = set()  # sessions
         self._committed = committed
-        self._refuses_writes = False
+        self.refusing: set[str] = set()  # sessions whose server takes no writes
         self._complaints = Throttle()
         self._sha: str | None = None
         self._queues: dict[str, deque[_Operation]] = {}
@@ -155,18 +155,18 @@ class Scripts:
             raise self._failed(exc) from exc
         return result
 
-    def _look(self, some: list[_Operation], answers: list[Any]) -> None:
+    def _look(self, session: str, some: list[_Operation], answers: list[Any]) -> None:
         """What a script that went through tells of the server."""
         errors = [one for one in answers if isinstance(one, Exception)]
         refused = next((one for one in errors if _is_of_the_server(one)), None)
         if refused:
             self._failed(refused)
-            self._refuses_writes = True
+            self.refusing.add(session)
             return
-        if self._refuses_writes and not any(map(_proves_writing, some, answers)):
-            return  # what only reads says nothing of it
-        self._refuses_writes = False
-        if self.trouble is not None:
+        if session in self.refusing and any(map(_proves_writing, some, answers)):
+            self.refusing.discard(session)
+        # What only reads says nothing of a server that takes no writes.
+        if self.trouble is not None and not self.refusing:
             log.warning("Redis answers again", extra={"event": "store.healed"})
             self.trouble = None
 
@@ -300,7 +300,7 @@ class Scripts:
             answers: list[Any] = await self.call(self.client.evalsha(self._sha, 1, key, *flat))
         except NoScriptError:  # Redis was started again, or its scripts were flushed
             answers = await self.call(self.client.eval(self._text, 1, key, *flat))
-        self._look(some, answers)
+        self._look(session, some, answers)
         self._committed(time.perf_counter() - began, len(some))
         return answers
 
@@ -417,6 +417,8 @@ def _is_of_the_server(exc: Exception) -> bool:
 
 def _proves_writing(one: _Operation, answer: Any) -> bool:
     """Whether that answer is only given where something new could be written."""
+    if isinstance(answer, Exception):
+        return False
     return one.name == "test_write" or (one.name == "accept" and answer[0] == b"accepted")
 
 

@@ -69,6 +69,7 @@ async def say(store: RedisStore, text: str, who: str = ALI) -> InboundMessage:
 async def renew(store: RedisStore) -> None:
     for session in list(store._sessions):
         await store._renew(session)
+    await store._heal_clocks()
 
 
 @pytest.mark.parametrize("ahead", [-1000.0, 0.0, 1000.0])

@@ -238,6 +238,10 @@ local function accept(args, body)
     local why = full(args, to)
     if why then return {'full', why} end
   end
+  if tonumber(message.sent[1]) > tonumber(kget('numbers', 'sent') or 0)
+    and tonumber(message.sent[1]) < math.floor(tonumber(message.arrived)) then
+    kset('numbers', 'sent', message.sent[1]) -- WhatsApp's time, and no message's arrival
+  end
   if args.decision.kind then
     local binds = args.decision.binds
     if binds then set_lock(user, to) end

@@ -388,20 +388,21 @@ function is_due_now.all() return true end
 
 function is_due_now.blameless(id) return hget('d:' .. id, 'own_faults') == '0' end
 
-function is_due_now.ahead(id, due)
+function is_due_now.ahead(id, due, longest)
   local tried_at = tonumber(hget('d:' .. id, 'tried_at'))
-  return (tried_at or due) > NOW or due > NOW + 3600 -- the longest Retry-After
+  return (tried_at or due) > NOW or due > NOW + longest
 end
 
 -- What of args.tenant waits for a backoff is due now, as far as args.which says so. args.kept: how
 -- many were passed. How many now, and whether there is more.
 function ops.due_now(args)
+  although_full()
   local tenant, kept = args.tenant, args.kept
   local later = redis.call('ZRANGEBYSCORE', P .. 'due:' .. tenant, '(' .. text(NOW), '+inf',
                            'WITHSCORES', 'LIMIT', kept, args.chunk)
   for place = 1, #later, 2 do
     local user, due = later[place], tonumber(later[place + 1])
-    if is_due_now[args.which](first_of(line_of(tenant, user)), due) then
+    if is_due_now[args.which](first_of(line_of(tenant, user)), due, args.longest) then
       see_to(tenant, user, text(NOW))
     else
       kept = kept + 1
@@ -411,9 +412,15 @@ function ops.due_now(args)
 end
 
 -- The clock has gone back by args.back seconds: changes of locks that lie in the future get their own
--- time back, some of them at a time. How many did, and where to go on, '0' at the end.
-function ops.forgive_changes(args)
-  local latest, forgiven = NOW + 2, 0
+-- time back, some of them at a time; none if it is behind what WhatsApp has said, for then it is wrong.
+-- How many did, and where to go on, '0' at the end.
+function ops.redate(args)
+  although_full()
+  local latest, forgiven = NOW + args.tolerance, 0
+  if tonumber(kget('numbers', 'sent') or 0) > latest then
+    kset('numbers', 'clock', text(NOW))
+    return {0, '0'}
+  end
   local function own(time)
     return math.min(tonumber(time) - args.back, NOW)
   end
