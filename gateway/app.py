@@ -71,8 +71,9 @@ def create_app(
     of_webhooks = bodies.Limit(settings.max_body_bytes, "MAX_BODY_BYTES")
 
     def leave(reason: str) -> None:
-        app.state.distrusted = reason
-        signal.raise_signal(signal.SIGTERM)  # the orderly end: answer, finish what is in flight
+        if app.state.distrusted is None:  # a second signal would cut the orderly end short
+            app.state.distrusted = reason
+            signal.raise_signal(signal.SIGTERM)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

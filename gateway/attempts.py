@@ -31,6 +31,7 @@ class Record:
 class Attempts:
     def __init__(self) -> None:
         self._records: OrderedDict[TenantId, Record] = OrderedDict()  # the one used last at the end
+        self._asked_until: dict[TenantId, float] = {}  # by a backend that was there
 
     def succeeded(self, tenant: TenantId, now: float) -> bool:
         """Note it. Whether other messages of the tenant, which wait for a backoff, are due now: it
@@ -43,19 +44,34 @@ class Attempts:
         return True
 
     def failed(
-        self, tenant: TenantId, now: float, reason: str, *, retry_after: float | None
+        self,
+        tenant: TenantId,
+        now: float,
+        reason: str,
+        *,
+        retry_after: float | None,
+        was_there: bool = False,
     ) -> None:
-        """Note it. retry_after: for how many seconds the backend asked, if it did."""
+        """Note it. retry_after: for how many seconds the backend asked, if it did. was_there: it
+        asked this tenant, and was not away itself."""
         record = self._of(tenant)
         record.failures += 1
         record.waits = True
         record.reason = reason
         record.asked_until = max(record.asked_until, now + (retry_after or 0.0))
+        if was_there and retry_after:
+            self._asked_until[tenant] = max(self._asked_until.get(tenant, 0.0), record.asked_until)
 
     def any_got_through(self, tenant: TenantId, since: float) -> bool:
         """Whether another message of the tenant did since then."""
         record = self._records.get(tenant)
         return record is not None and record.last_success > since
+
+    def asked_to_wait(self, now: float) -> frozenset[TenantId]:
+        """Tenants for whom a Retry-After still holds, though the gate opens: the backend was there
+        when it asked."""
+        self._asked_until = {one: at for one, at in self._asked_until.items() if at > now}
+        return frozenset(self._asked_until)
 
     def failing(self) -> list[Record]:
         """Tenants whose last attempts all failed, the worst first."""

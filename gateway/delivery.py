@@ -292,7 +292,8 @@ class Courier:
             return PutBack()  # the backend is away: nobody's fault, and nothing to count
 
         asked = exc.retry_after if isinstance(exc, BackendUnavailable) else None
-        self.attempts.failed(delivery.tenant, now, str(exc), retry_after=asked)
+        was_there = _sign(exc) is Sign.ANSWER
+        self.attempts.failed(delivery.tenant, now, str(exc), retry_after=asked, was_there=was_there)
         since = began if delivery.tried_at is None else delivery.tried_at
         own_fault = self.attempts.any_got_through(delivery.tenant, since)
         if delivery.own_faults + own_fault >= _OWN_FAULTS:
@@ -372,7 +373,8 @@ class Courier:
             target.url,
             extra={"event": "gate.opened", "url": target.url},
         )
-        self._make_due_soon(self.targets.tenants_of(target))
+        asked = self.attempts.asked_to_wait(self._clock())
+        self._make_due_soon(self.targets.tenants_of(target).without(asked))
         self._landed.set()
 
     def _make_due_soon(self, among: Among, *, blameless: bool = False) -> None:

@@ -287,6 +287,10 @@ class Among:
     def __contains__(self, tenant: TenantId) -> bool:
         return (tenant in self.named) != self.others
 
+    def without(self, some: Set[TenantId]) -> "Among":
+        """Those, but for some."""
+        return Among(self.named | some if self.others else self.named - some, self.others)
+
 
 EVERYBODY = Among()
 

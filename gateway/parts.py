@@ -66,6 +66,13 @@ async def running(
 
     leave: called with the reason, once, when the store can be trusted no more.
     """
+    distrusted = False
+
+    def leave_now(reason: str) -> None:
+        nonlocal distrusted
+        distrusted = True  # nothing that is in flight could be settled any more
+        leave(reason)
+
     async with contextlib.AsyncExitStack() as ends:
         tenants = Tenants(settings.data_dir / FILE_NAME)
         place = settings.store_place
@@ -78,7 +85,7 @@ async def running(
         store = await open_store(
             place,
             limits or _limits(settings),
-            leave,
+            leave_now,
             metrics.committed,
             beside=settings.data_dir if settings.store_url else None,
         )
@@ -155,7 +162,8 @@ async def running(
 
         async def stop_at_once() -> None:
             """Each may wait for what is on its way."""
-            await asyncio.gather(courier.stop(GRACE_SECONDS), helper.stop(), recovery.stop())
+            grace = 0.0 if distrusted else GRACE_SECONDS
+            await asyncio.gather(courier.stop(grace), helper.stop(), recovery.stop())
 
         # Each can be stopped before it was started.
         ends.callback(pulse.stop)

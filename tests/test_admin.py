@@ -1,5 +1,6 @@
 """/router/*, /health and /ready: answers to the letter."""
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from gateway import attempts as attempts_module
 from gateway.attempts import Attempts
+from gateway.model import EVERYBODY, Among
 from tests.messages import tenant
 
 TWO, THREE = tenant(2), tenant(3)
@@ -60,3 +61,15 @@ def test_no_end_of_tenants_is_remembered() -> None:
         attempts.succeeded(tenant(number + 1), 1.0)
     assert len(attempts._records) == attempts_module._MOST_TENANTS
     assert not attempts.any_got_through(tenant(1), 0.0)
+
+
+def test_who_was_asked_to_wait_waits_though_the_gate_opens() -> None:
+    attempts = Attempts()
+    attempts.failed(TWO, 1.0, "429", retry_after=600.0, was_there=True)
+    attempts.failed(THREE, 1.0, "503", retry_after=600.0)
+    assert attempts.asked_to_wait(2.0) == {2}
+    assert EVERYBODY.without(attempts.asked_to_wait(2.0)) == Among(frozenset({TWO}))
+    assert Among(frozenset({TWO, THREE}), others=False).without({TWO}) == Among(
+        frozenset({THREE}), others=False
+    )
+    assert attempts.asked_to_wait(601.5) == frozenset()

@@ -104,6 +104,21 @@ async def test_a_folder_that_is_replaced_gets_nothing_of_ours(tmp_path: Path) ->
     await again.close()
 
 
+async def test_a_folder_that_is_removed_is_made_again_with_all_that_was_in_it(
+    tmp_path: Path,
+) -> None:
+    folder, reasons = tmp_path / "data", list[str]()
+    store = await FileStore.open(folder, LIMITS, leave=reasons.append)
+    await say(store, "start_realty_2")
+    shutil.rmtree(folder)
+    await wait_until(lambda: reasons, seconds=1.5)
+    await store.close()
+    again = await FileStore.open(folder, LIMITS)
+    assert again.totals() == (1, 1)
+    assert (await again.backlog()).waiting == 1
+    await again.close()
+
+
 @pytest.mark.parametrize("name", ["router.lock", None])
 async def test_nobody_else_gets_in_though_the_lock_file_is_removed(
     tmp_path: Path, name: str | None

@@ -1078,12 +1078,15 @@ class FileStore:
     async def close(self) -> None:
         self._watch.cancel()
         self._look.cancel()
+        with contextlib.suppress(OSError):
+            self._identity.restore_folder()
         await self._mappings.close(write=self._identity.folder_is_ours())
         while self._chores:
             await asyncio.wait(self._chores)
         with contextlib.suppress(StoreUnavailable):
             await self._write_counts()
         await self._journal.close()
+        self._identity.close()
         self._lock_of_folder.close()
 
 

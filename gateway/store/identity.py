@@ -20,6 +20,7 @@ class Identity:
         self._folder, self._database = folder, database
         self._beside = [real.with_name(f"{real.name}{end}") for end in ("-wal", "-shm")]
         self._known: dict[Path, _Stamp] = {}
+        self._descriptor: int | None = os.open(folder, os.O_RDONLY)
         self.astray()
 
     def astray(self) -> str | None:
@@ -34,6 +35,22 @@ class Identity:
             if now is None and path in self._known:
                 return f"{path} was removed while the router ran"
         return None
+
+    def restore_folder(self) -> None:
+        """Make the folder again if it was removed with all that was in it. One that was only moved
+        still has everything."""
+        if self._descriptor is None or self._folder.exists():
+            return
+        if os.fstat(self._descriptor).st_nlink == 0:
+            self._folder.mkdir(mode=0o700)
+            made = stamp(self._folder)
+            assert made is not None
+            self._known[self._folder] = made
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def folder_is_ours(self) -> bool:
         """Whether the folder is the one that was opened, or cannot be looked at."""

@@ -135,6 +135,7 @@ class Mappings:
         self._writing = self._gone = False
         self._may_write = True
         self._stamp = _look_at(path)  # of the file as we know it
+        self._has_file = self._stamp is not None  # or had one, if somebody has removed it
         self._task = asyncio.create_task(self._rewrite_behind())
 
     def __len__(self) -> int:
@@ -225,6 +226,7 @@ class Mappings:
             raise OSError("another file stands in its place")
         try:
             self._write_file(self.path, data)
+            self._has_file = True
         finally:
             # It may be in place though what came after that failed.
             self._stamp = _look_at(self.path)
@@ -238,7 +240,7 @@ class Mappings:
 
     def astray(self) -> str | None:
         """Who has removed or replaced our file, in words; None if nobody has."""
-        if self._writing or self._stamp is None:
+        if self._writing or not self._has_file:
             return None
         if stamp(self.path) is None:
             return f"{self.path} was removed while the router ran: it is written again"
@@ -253,7 +255,7 @@ class Mappings:
         """
         self._closing, self._may_write = True, write
         with contextlib.suppress(OSError):
-            self._gone = self._stamp is not None and stamp(self.path) is None
+            self._gone = self._has_file and stamp(self.path) is None
         self._changed.set()
         await self._task
 
@@ -270,7 +272,8 @@ class Mappings:
                     await self._pause(took * (_LOAD_SHARE - 1) if wrote else _RETRY_SECONDS)
                 if not wrote:
                     self._changed.set()
-            done = not wrote or not self._may_write or self._last_change == self._in_file
+            behind = self._last_change > self._in_file or self._gone
+            done = not wrote or not self._may_write or not behind
             if self._closing and done:
                 return
             if self._closing:
@@ -297,7 +300,7 @@ class Mappings:
         if self.trouble is not None:
             log.warning("%s is written again", self.path, extra={"event": "mappings.healed"})
         self.trouble = None
-        self._in_file = number
+        self._in_file, self._gone = number, False
         self._behind_since = None if number == self._last_change else began
         for waiter, wanted in self._waiters.items():
             if wanted <= number:

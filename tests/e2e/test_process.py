@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -228,6 +229,19 @@ def test_a_database_removed_while_it_runs_ends_the_router_and_loses_nothing(
         router.start()
         waiting = httpx.get(f"{router.url}/router/pending").json()
         assert waiting["waiting"] == 20
+
+
+def test_a_removed_folder_ends_the_router_at_once_though_deliveries_fail(tmp_path: Path) -> None:
+    """What is in flight could not be settled any more, and is not waited for."""
+    with running(tmp_path, backend_api_url=f"http://127.0.0.1:{free_port()}") as router:
+        for number in range(1, 21):
+            router.post(webhook("start_realty_2", f"97150123{number:04}"))
+        shutil.rmtree(tmp_path / "data")
+        began = time.monotonic()
+        assert router.wait() == 1
+        assert time.monotonic() - began < 10
+        router.start()
+        assert httpx.get(f"{router.url}/router/pending").json()["waiting"] == 20
 
 
 def test_a_second_router_is_refused_though_the_lock_file_is_removed(tmp_path: Path) -> None:
