@@ -45,7 +45,7 @@ _OWN_FAULTS = 12  # then it is the message, not the backend
 _CLAIM_SECONDS = 5.0  # claim() returns at least so often
 # What begins at once ends at once, and keeps webhooks waiting: 256 attempts take 150 ms of a core.
 _HANDFUL, _HANDFUL_SECONDS = 32, 0.002  # begun together, and then so long nothing
-_PROBE_SPACING = 0.01  # seconds: thousands of backends that are away cost a tenth of a core
+_PROBE_SPACING = 0.01  # seconds: thousands of backends that are away cost a third of a core
 _STORE_SECONDS = 1.0  # between tries while the store fails
 _AWAY_STATUSES = frozenset({404, *range(500, 600)})  # a deployment gone wrong answers 404 to all
 
@@ -265,7 +265,7 @@ class Courier:
         target.gate.tell(Sign.SUCCESS, delivery.user, delivery.tenant, self._monotonic())
         if self.attempts.succeeded(delivery.tenant, self._clock()):
             only = Among(frozenset({delivery.tenant}), others=False)
-            self._make_due_soon(only, blameless=True)
+            self._make_due_soon(only, without_own_faults=True)
         log.info(
             "✅ Forwarded to Tenant %s backend",
             delivery.tenant,
@@ -377,15 +377,15 @@ class Courier:
         self._make_due_soon(self.targets.tenants_of(target).without(asked))
         self._landed.set()
 
-    def _make_due_soon(self, among: Among, *, blameless: bool = False) -> None:
-        task = asyncio.create_task(self._make_due(among, blameless=blameless))
+    def _make_due_soon(self, among: Among, *, without_own_faults: bool = False) -> None:
+        task = asyncio.create_task(self._make_due(among, without_own_faults=without_own_faults))
         self._openings.add(task)
         task.add_done_callback(self._openings.discard)
 
-    async def _make_due(self, among: Among, *, blameless: bool) -> None:
+    async def _make_due(self, among: Among, *, without_own_faults: bool) -> None:
         while True:
             try:
-                await self._store.all_due(among, blameless=blameless)
+                await self._store.all_due(among, without_own_faults=without_own_faults)
                 return
             except StoreUnavailable:
                 await asyncio.sleep(_STORE_SECONDS)

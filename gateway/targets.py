@@ -18,7 +18,7 @@ from gateway.gate import SEVERAL_TENANTS, Gate
 from gateway.model import EVERYBODY, Address, Among, TenantId
 from gateway.tenants import Tenants
 
-_LOOKED_AT = 256  # crowded targets, when room was made
+_LOOKED_AT = 256  # full targets, when room was made
 
 
 @dataclass(slots=True, eq=False)
@@ -73,8 +73,8 @@ class Targets:
         # Gates behind which tenants' messages waited when they had another URL.
         self._formerly: dict[TenantId, list[Gate]] = {}
         self._closed: dict[Target, None] = {}
-        self._crowded: dict[Target, None] = {}  # no room for another attempt, the longest first
-        self._strays: set[TenantId] = set()  # of whom something waits, and tenants.json lacks them
+        self._full: dict[Target, None] = {}  # no room for another attempt, the longest first
+        self._unlisted: set[TenantId] = set()  # something waits, and the file lacks them
         self._follow()
         self._formerly.clear()  # nobody had another URL before
         tenants.changed = self._follow
@@ -99,10 +99,10 @@ class Targets:
         claimed for it until it may."""
         target = self._target_of(tenant)
         if target is None:
-            self._strays.add(tenant)
-            self._let([tenant], may=False)
+            self._unlisted.add(tenant)
+            self._set_served([tenant], served=False)
         elif not self.has_room(target):
-            self._crowd(target)
+            self._mark_full(target)
         elif not target.gate.closed:
             return target
         return None
@@ -120,7 +120,7 @@ class Targets:
         if target is not self.shared:
             self._own_in_flight += 1
             if not self.has_room(target):
-                self._crowd(target)
+                self._mark_full(target)
 
     def ends(self, target: Target) -> None:
         """An attempt at target that began."""
@@ -132,14 +132,14 @@ class Targets:
     def make_room(self) -> None:
         """Let those go on for whom there is room again, as many as there is room for."""
         left = self._own_slots - self._own_in_flight
-        for target in list(itertools.islice(self._crowded, _LOOKED_AT)):
+        for target in list(itertools.islice(self._full, _LOOKED_AT)):
             if left <= 0:
                 return
             if self.has_room(target):
                 left -= 1
-                del self._crowded[target]
+                del self._full[target]
                 if not target.gate.closed:
-                    self._let(target.tenants, may=True)
+                    self._set_served(target.tenants, served=True)
 
     def seconds_closed(self, tenant: TenantId, target: Target, since: float, now: float) -> float:
         """How long tenant's messages had to wait between the two, in monotonic seconds."""
@@ -189,38 +189,40 @@ class Targets:
             if was is not self._own.get(tenant, self.shared):
                 self._formerly.setdefault(tenant, []).append(was.gate)
         self._closed = {one: None for one in self._targets.values() if one.gate.closed}
-        self._crowded = {one: None for one in self._targets.values() if not self.has_room(one)}
-        self._strays.clear()
+        self._full = {one: None for one in self._targets.values() if not self.has_room(one)}
+        self._unlisted.clear()
         self._backends.clear()
         self._serve_anew()
 
     def _serve_anew(self) -> None:
         """Say of everybody whether they are served; seldom, for it looks at all."""
         others = not self.shared.gate.closed
-        apart = {tenant for tenant, target in self._own.items() if self._may(target) != others}
+        apart = {
+            tenant for tenant, target in self._own.items() if self._is_served(target) != others
+        }
         if others:
-            apart |= self._strays
+            apart |= self._unlisted
         self.serving = Among(apart, others=others)
         self.serve(self.serving, None)
 
-    def _may(self, target: Target) -> bool:
-        return not target.gate.closed and target not in self._crowded
+    def _is_served(self, target: Target) -> bool:
+        return not target.gate.closed and target not in self._full
 
-    def _let(self, tenants: Iterable[TenantId], *, may: bool) -> None:
-        """From now on deliveries of these tenants may, or may not, be claimed."""
+    def _set_served(self, tenants: Iterable[TenantId], *, served: bool) -> None:
+        """From now on deliveries of these tenants may be claimed, or may not."""
         tenants, named = list(tenants), self.serving.named
         assert isinstance(named, set)
-        if may != self.serving.others:
+        if served != self.serving.others:
             named.update(tenants)
         else:
             named.difference_update(tenants)
         self.serve(self.serving, tenants)
 
-    def _crowd(self, target: Target) -> None:
+    def _mark_full(self, target: Target) -> None:
         # One that no tenant has any more is nothing to us.
-        if target not in self._crowded and self._targets.get(target.url) is target:
-            self._crowded[target] = None
-            self._let(target.tenants, may=False)
+        if target not in self._full and self._targets.get(target.url) is target:
+            self._full[target] = None
+            self._set_served(target.tenants, served=False)
 
     def _target(self, url: str) -> Target:
         def changed(closed: bool) -> None:
@@ -232,7 +234,7 @@ class Targets:
                 if target is self.shared:
                     self._serve_anew()
                 else:
-                    self._let(target.tenants, may=self._may(target))
+                    self._set_served(target.tenants, served=self._is_served(target))
             self.changed(target)
 
         target = Target(url, Gate(changed))

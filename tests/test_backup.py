@@ -12,7 +12,7 @@ import pytest
 
 from gateway.errors import NoBackUp, StartRefused
 from gateway.model import Selection
-from gateway.store import Limits, Store, backup, open_store
+from gateway.store import Limits, Store, backup, open_store, opening
 from gateway.store.files import FileStore
 from tests.conftest import LIMITS
 from tests.messages import ALI, OMAR, SARA, by_the_rules, message, user
@@ -191,7 +191,7 @@ async def test_a_copy_of_a_damaged_database_is_not_called_one(tmp_path: Path) ->
     (tmp_path / "data" / "router.db").write_bytes(b"no database" * 1000)
     with pytest.raises(NoBackUp, match="cannot be written"):
         backup.write(tmp_path / "data")
-    assert not (tmp_path / "data" / backup.FOLDER_NAME).exists()
+    assert not (tmp_path / "data" / opening.BACKUP_NAME).exists()
 
 
 async def test_a_damaged_page_or_a_lost_mappings_file_is_no_back_up(tmp_path: Path) -> None:

@@ -630,3 +630,26 @@ async def test_what_its_own_fault_holds_back_is_not_hurried_by_others(
     await say(store, "start_realty_2 at last", SARA)
     await wait_until(lambda: len(texts(backend.received, SARA)) == 31)
     assert all(len(texts(backend.received, who)) == 2 for who in people)
+
+
+async def test_a_retry_after_outlasts_the_gate(
+    store: Store, backend: FakeBackend, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its backend was there, and asked this tenant alone to wait; others waited for the gate."""
+    monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 3600.0)
+    asks = web.Response(status=429, headers={"Retry-After": "600"})
+    backend.answer = lambda one: asks if one.tenant == 5 else 500
+    courier = start()
+    for number, who in ((5, ALI), (2, SARA)):
+        await say(store, f"start_realty_{number}", who)
+    await wait_until(lambda: len(backend.received) == 2 and not courier.in_flight)
+    backend.answer = lambda _: 200
+    gate = courier.targets.shared.gate
+    for _ in range(3):
+        gate.tell(Sign.NO_CONNECTION, user(OMAR), tenant(3), time.monotonic())
+    assert gate.closed
+    gate.tell(Sign.SUCCESS, user(OMAR), tenant(3), time.monotonic())
+    await wait_until(lambda: len(backend.received) == 3)
+    assert backend.received[2].user == SARA
+    await asyncio.sleep(0.2)  # time enough for the other one to come by mistake
+    assert len(backend.received) == 3

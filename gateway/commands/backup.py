@@ -149,7 +149,7 @@ async def _asked_of_the_router(settings: Settings, data: Path) -> Path:
 async def _copied(data: Path) -> AsyncIterator[None]:
     """On a terminal, how much of the database has been copied."""
     total = (data / opening.DATABASE_NAME).stat().st_size
-    copy = data / backup.FOLDER_NAME / opening.DATABASE_NAME
+    copy = data / opening.BACKUP_NAME / opening.DATABASE_NAME
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
 
         async def look() -> None:

@@ -32,6 +32,13 @@ _LANGUAGE_COOKIE = "gateway_language"
 _YEAR_SECONDS = 365 * 24 * 3600
 _FOLDER = Path(__file__).parent
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 HEADERS = {
     # Nothing comes from elsewhere, nothing inline, and nobody frames it.
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self';"
@@ -68,13 +75,6 @@ class Frame:
         self._refusals = refusals
         self._static = {path.name: path.read_bytes() for path in (_FOLDER / "static").iterdir()}
         self._stamp = hashlib.sha256(b"".join(self._static.values())).hexdigest()[:12]
-        self._templates = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
 
     def routes(self) -> list[Route]:
         """What the frame answers itself."""
@@ -174,7 +174,7 @@ class Frame:
     ) -> Response:
         here = request.url.path if request.method == "GET" else HOME
         query = {name: text for name, text in request.query_params.items() if name != "done"}
-        text = self._templates.get_template(template).render(
+        text = TEMPLATES.get_template(template).render(
             w=words,
             languages=LANGUAGES,
             here=here,

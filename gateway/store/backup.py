@@ -20,7 +20,6 @@ from gateway.store import history, journal, mappings, opening
 from gateway.tenants import FILE_NAME as _TENANTS_NAME
 from gateway.tenants import Tenants
 
-FOLDER_NAME = "backup.new"  # in the data folder: what a router wrote last, until it is fetched
 SUMS_NAME = "SHA256SUMS"
 _FILES = (opening.DATABASE_NAME, mappings.FILE_NAME, _TENANTS_NAME)
 _BESIDE = (f"{opening.DATABASE_NAME}-wal", f"{opening.DATABASE_NAME}-shm")
@@ -36,12 +35,12 @@ def write_alone(folder: Path) -> Path:
 
 
 def write(folder: Path, *, least_free: int = 0) -> Path:
-    """Copy what is in the data folder into FOLDER_NAME there, durable; where.
+    """Copy what is in the data folder into opening.BACKUP_NAME there, durable; where.
 
     A snapshot of the database by a connection that only reads: the router writes on meanwhile, and
     its WAL grows for as long. Raise NoBackUp if the disk has no room for it.
     """
-    target, database = folder / FOLDER_NAME, folder / opening.DATABASE_NAME
+    target, database = folder / opening.BACKUP_NAME, folder / opening.DATABASE_NAME
     wal = database.with_name(database.name + "-wal")
     try:
         shutil.rmtree(target, ignore_errors=True)

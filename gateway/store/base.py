@@ -136,10 +136,10 @@ class Store(Protocol):
     async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Say what became of a claimed delivery; durable. Its line goes on."""
 
-    async def all_due(self, among: Among = EVERYBODY, *, blameless: bool = False) -> None:
+    async def all_due(self, among: Among = EVERYBODY, *, without_own_faults: bool = False) -> None:
         """Whatever of these tenants waits for a backoff is due now; durable, not in one step.
 
-        blameless: only what has no own faults.
+        without_own_faults: only what has no own faults.
         """
 
     async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
@@ -277,12 +277,12 @@ class Store(Protocol):
 
 async def whole_history(store: Store, user: UserId) -> list[HistoryLine]:
     """All of it, newest first, page by page: a person may have tens of thousands of lines."""
-    told: list[HistoryLine] = []
+    lines: list[HistoryLine] = []
     before: int | None = None
     while some := await store.history(user, limit=_HISTORY_AT_ONCE, before=before):
-        told += some
+        lines += some
         before = some[-1].id
-    return told
+    return lines
 
 
 def in_batches(tenants: Sequence[TenantId], size: int) -> Iterator[Sequence[TenantId]]:

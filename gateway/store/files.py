@@ -183,7 +183,6 @@ class FileStore:
         self._work = asyncio.Event()  # something may be due that was not
         self._fetching = asyncio.Lock()
         self._low_disk: str | None = None
-        self._mappings_astray: str | None = None  # why its file is not the one that we wrote
         self._backing_up = False
         self._patience = Patience()
         self._chores: set[asyncio.Task[None]] = set()
@@ -200,8 +199,8 @@ class FileStore:
     # accepting
 
     async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
-        if refusing := self._mappings_astray or self._low_disk:
-            raise self._patience.unavailable(refusing)
+        if self._low_disk:
+            raise self._patience.unavailable(self._low_disk)
         changes, accepted = await self._journal.run(
             lambda tx: self._accept(tx, message, decide), lambda result: self._publish(result[0])
         )
@@ -810,17 +809,19 @@ class FileStore:
         changes.offer(lines.promote(tx, *line, due))
         return changes
 
-    async def all_due(self, among: Among = EVERYBODY, *, blameless: bool = False) -> None:
+    async def all_due(self, among: Among = EVERYBODY, *, without_own_faults: bool = False) -> None:
         now = self._clock()
         some = self._shares.waiting_by_tenant() if among.others else among.named
         for tenants in in_batches([one for one in some if one in among], lines.CHUNK):
-            await asyncio.gather(*(self._due_now(t, now, blameless=blameless) for t in tenants))
+            await asyncio.gather(
+                *(self._due_now(t, now, without_own_faults=without_own_faults) for t in tenants)
+            )
 
-    async def _due_now(self, tenant: TenantId, now: float, *, blameless: bool) -> None:
+    async def _due_now(self, tenant: TenantId, now: float, without_own_faults: bool) -> None:
         # Not for ever: what fails meanwhile is due later again.
         for _ in range(self._shares.waiting_of(tenant) // lines.CHUNK + 1):
             changed = await self._journal.run(
-                lambda tx: lines.some_due(tx, tenant, now, blameless=blameless),
+                lambda tx: lines.some_due(tx, tenant, now, without_own_faults=without_own_faults),
                 lambda changed: self._look_again([tenant] if changed else []),
             )
             if changed < lines.CHUNK:
@@ -988,9 +989,7 @@ class FileStore:
 
     def health(self) -> Health:
         refusing = self._low_disk
-        if self._mappings_astray:
-            refusing = self._mappings_astray
-        elif self._journal.trouble:
+        if self._journal.trouble:
             refusing = f"router.db cannot be written: {self._journal.trouble}"
         elif self._shares.waiting >= self._limits.max_backlog:
             refusing = f"{self._shares.waiting} messages wait, as many as MAX_BACKLOG allows"
@@ -1031,17 +1030,9 @@ class FileStore:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             self._journal.look()
-            reason = None
             with contextlib.suppress(OSError):  # a disk that fails tells of itself elsewhere
-                reason = self._mappings.astray()
-            if reason and self._mappings_astray is None:
-                self._mappings_astray = reason
-                log.critical(
-                    "%s: the router ends; locks are safe in router.db",
-                    reason,
-                    extra={"event": "store.distrusted"},
-                )
-                self._leave(reason)
+                if reason := self._mappings.why_not_ours():
+                    self._journal.refuse(reason)
 
     async def _sweep(self) -> bool:
         """Delete some of what is out of date; whether there is more."""

@@ -21,9 +21,9 @@ class Identity:
         self._beside = [real.with_name(f"{real.name}{end}") for end in ("-wal", "-shm")]
         self._known: dict[Path, _Stamp] = {}
         self._descriptor: int | None = os.open(folder, os.O_RDONLY)
-        self.astray()
+        self.why_not_ours()
 
-    def astray(self) -> str | None:
+    def why_not_ours(self) -> str | None:
         """Which of them was removed or replaced, in words; None if none was."""
         for path in (self._folder, self._database, *self._beside):
             try:

@@ -120,8 +120,8 @@ class Journal:
     """The one writer. trouble is why it cannot commit, None while it can.
 
     leave is called, once, with the reason when the database cannot be trusted any longer: SQLite
-    calls it damaged, a failed transaction cannot be undone, or astray says that its files are no
-    longer where they were. Nothing is committed from then on.
+    calls it damaged, a failed transaction cannot be undone, its files are no longer where they
+    were, or refuse() is called. Nothing is committed from then on.
 
     identity: of the database's files. It is looked at after each commit, before anybody is told.
     """
@@ -235,7 +235,7 @@ class Journal:
     async def _commit(self, batch: list[_Entry]) -> list[Any]:
         connection = self._connection
         if self._distrusted:
-            raise self.patience.unavailable(f"router.db: {self._distrusted}")
+            raise self.patience.unavailable(self._distrusted)
         self.batch += 1
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -254,7 +254,7 @@ class Journal:
                 if not reason:
                     self._well()
             if reason:
-                self._go_astray(reason)
+                self._lose_files(reason)
                 raise self.patience.unavailable(f"router.db: {reason}")
         except BaseException:
             self._roll_back()
@@ -263,17 +263,17 @@ class Journal:
 
     def _commit_and_look(self) -> str | None:
         self._connection.execute("COMMIT")
-        return self._identity.astray() if self._identity else None
+        return self._identity.why_not_ours() if self._identity else None
 
     def look(self) -> None:
         """Leave if the database's files are no longer where they were."""
-        if self._identity and (reason := self._identity.astray()):
-            self._go_astray(reason)
+        if self._identity and (reason := self._identity.why_not_ours()):
+            self._lose_files(reason)
 
-    def _go_astray(self, reason: str) -> None:
+    def _lose_files(self, reason: str) -> None:
         if self._distrusted is None:
             self._put_back = True
-            self._distrust(reason)
+            self.refuse(reason)
 
     def _try_to_put_back(self, identity: Identity) -> None:
         """What was acknowledged is in no file that the next start would find."""
@@ -302,7 +302,7 @@ class Journal:
             try:
                 self._connection.execute("ROLLBACK")
             except sqlite3.Error as exc:
-                self._distrust(f"a failed transaction cannot be undone: {exc}")
+                self.refuse(f"a failed transaction cannot be undone: {exc}")
 
     def _fail(self, entry: _Entry, exc: Exception) -> None:
         error: Exception = exc
@@ -314,12 +314,13 @@ class Journal:
         if not entry.done.done():
             entry.done.set_exception(error)
 
-    def _distrust(self, reason: str) -> None:
+    def refuse(self, reason: str) -> None:
+        """Commit nothing any more, and leave, for that reason; once."""
         if self._distrusted is None:
             self._distrusted = self.trouble = reason
             log.critical(
-                "router.db cannot be trusted any longer (%s): the router ends; the next start looks"
-                " for damage, and says what to do",
+                "What is kept cannot be trusted any longer (%s): the router ends; the next start"
+                " looks for damage, and says what to do",
                 reason,
                 extra={"event": "store.distrusted"},
             )
@@ -327,7 +328,7 @@ class Journal:
 
     def _unwell(self, exc: sqlite3.Error) -> None:
         if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
-            self._distrust(str(exc))
+            self.refuse(str(exc))
         if self.trouble is None:
             log.error(
                 "router.db cannot be written (%s): webhooks get 503 until it can",

@@ -167,13 +167,13 @@ def due_heads(tx: Tx, tenant: TenantId, now: float, limit: int) -> tuple[list[He
     return heads, math.inf if later is None else later
 
 
-def some_due(tx: Tx, tenant: TenantId, now: float, *, blameless: bool) -> int:
-    """What is due later of the tenant is due now, at most CHUNK heads; how many. blameless: only
-    what has no own faults."""
+def some_due(tx: Tx, tenant: TenantId, now: float, *, without_own_faults: bool) -> int:
+    """What is due later of the tenant is due now, at most CHUNK heads; how many. See
+    Store.all_due()."""
     return tx.execute(
         "UPDATE delivery SET due = ? WHERE id IN (SELECT id FROM delivery WHERE tenant = ?"
         " AND due > ? AND own_faults <= ? LIMIT ?)",
-        (now, tenant, now, 0 if blameless else math.inf, CHUNK),
+        (now, tenant, now, 0 if without_own_faults else math.inf, CHUNK),
     ).rowcount
 
 

@@ -238,7 +238,7 @@ class Mappings:
         # Some file systems of containers give a file another inode when they have forgotten it.
         return now.written != self._stamp.written
 
-    def astray(self) -> str | None:
+    def why_not_ours(self) -> str | None:
         """Who has removed or replaced our file, in words; None if nobody has."""
         if self._writing or not self._has_file:
             return None

@@ -16,19 +16,24 @@ from urllib.parse import quote
 from gateway.errors import StartRefused
 from gateway.model import LONGEST_RETRY_AFTER, Moment, TenantId, UserId
 from gateway.store import history, lines, mappings
-from gateway.store.journal import connect
+from gateway.store.journal import DISTRUST_NAME, connect
 
 DATABASE_NAME = "router.db"
 LOCK_NAME = "router.lock"
+MARK_NAME = "router.moved"
+STORE_NOTE_NAME = "router.redis"  # the id of the store that was worked on, of a router on Redis
+BACKUP_NAME = "backup.new"  # what a router wrote last, until it is fetched
 _NAMES = (
     DATABASE_NAME,
     f"{DATABASE_NAME}-wal",
     f"{DATABASE_NAME}-shm",
     LOCK_NAME,
     mappings.FILE_NAME,
-    "router.moved",
-    "router.redis",
-    "backup.new",
+    f"{mappings.FILE_NAME}.tmp",
+    DISTRUST_NAME,
+    MARK_NAME,
+    STORE_NOTE_NAME,
+    BACKUP_NAME,
 )
 
 STEP_SECONDS = 0.5  # that the clock may go back without being told of
@@ -39,7 +44,6 @@ log = logging.getLogger(__name__)
 
 
 # What router.moved says of a folder that is, or was, one end of a move.
-MARK_NAME = "router.moved"
 UNFINISHED, ARRIVED, LEFT = "unfinished", "arrived", "left for "
 
 
@@ -55,7 +59,6 @@ class FolderLock:
 
         shared: beside others who share it.
         """
-        os.umask(0o077)  # what is made in it from now on is ours alone to read
         how = fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         self.file = open(folder / LOCK_NAME, "ab", buffering=0)
         self._folder: int | None = None
@@ -132,6 +135,7 @@ def share_folder(folder: Path) -> FolderLock | None:
     """For a router on Redis: no router on files uses the folder until the lock returned is closed,
     or else half of the webhooks would go to one store and half to the other. None if the folder
     cannot be written: then nobody keeps anything in it."""
+    _keep_private()
     try:
         return FolderLock(folder, shared=True)
     except BlockingIOError as exc:
@@ -169,8 +173,9 @@ def what_it_holds(folder: Path) -> str | None:
 
 def take_folder(folder: Path) -> FolderLock:
     """The folder is ours until the lock returned is closed; StartRefused if it is another's."""
+    _keep_private()
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
     except BlockingIOError as exc:
         raise StartRefused(
@@ -205,6 +210,11 @@ def open_to_others(folder: Path) -> list[Path]:
 def _kept_in(folder: Path) -> list[Path]:
     found = [folder / name for name in _NAMES] + list(folder.glob("before-restore-*"))
     return [path for path in found if path.exists() and not path.is_symlink()]
+
+
+def _keep_private() -> None:
+    """What this process makes from now on is its account's alone to read."""
+    os.umask(0o077)
 
 
 def _make_private(folder: Path) -> None:

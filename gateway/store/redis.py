@@ -89,7 +89,6 @@ from gateway.store.scripts import (
     without_none,
 )
 
-STORE_NOTE_NAME = "router.redis"  # in DATA_DIR: the id of the store that was worked on
 LEASE_SECONDS = 15.0
 _RENEW_SECONDS = 5.0
 _HEAL_SECONDS = 1.0  # after a clock that has gone back was seen
@@ -191,7 +190,7 @@ class RedisStore:
 
     async def _adopt_store(self, beside: Path | None) -> None:
         """And remember which it was: the next start must not take an empty one for it."""
-        note = beside / STORE_NOTE_NAME if beside and beside.is_dir() else None
+        note = beside / opening.STORE_NOTE_NAME if beside and beside.is_dir() else None
         known = note.read_text("utf-8").strip() if note and note.exists() else None
         if known and known != await self._scripts.store_id():
             raise StartRefused(
@@ -267,6 +266,7 @@ class RedisStore:
             lease=known.name if known else None,
             milliseconds=int(LEASE_SECONDS * 1000),
             base=first_id(self._sessions[session]),
+            step=opening.STEP_SECONDS,
         )
         # From before the question: the lease cannot end sooner there than here.
         lease = self._leases[session] = _Lease(name.decode(), began + LEASE_SECONDS)
@@ -287,7 +287,7 @@ class RedisStore:
         for tenant in await self._scripts.run(session, "waiting_tenants"):
             if tenant:
                 await self._due_now(session, TenantId(int(tenant)), "ahead")
-        forgiven, cursor = 0, b"start"
+        redated, cursor = 0, b"start"
         while cursor != b"0":
             some, cursor = await self._scripts.run(
                 session,
@@ -297,13 +297,13 @@ class RedisStore:
                 chunk=_CHUNK,
                 tolerance=history.TOLERANCE_SECONDS,
             )
-            forgiven += some
+            redated += some
         log.warning(
             "Redis' clock has gone back by %.1f s: what was put off is due, and %s lock changes"
             " that lay in the future have their own time again",
             back,
-            forgiven,
-            extra={"event": "store.clock", "count": forgiven},
+            redated,
+            extra={"event": "store.clock", "count": redated},
         )
         self._work.set()
 
@@ -687,11 +687,11 @@ class RedisStore:
                 return True
         return False
 
-    async def all_due(self, among: Among = EVERYBODY, *, blameless: bool = False) -> None:
+    async def all_due(self, among: Among = EVERYBODY, *, without_own_faults: bool = False) -> None:
         for session in list(self._sessions):
             some = await self._scripts.run(session, "waiting_tenants") if among.others else ()
             waiting = [TenantId(int(one)) for one in some if one]
-            which = "blameless" if blameless else "all"
+            which = "without_own_faults" if without_own_faults else "all"
             there = [one for one in (waiting if among.others else among.named) if one in among]
             for tenants in in_batches(there, _CHUNK):
                 await asyncio.gather(*(self._due_now(session, one, which) for one in tenants))

@@ -59,7 +59,7 @@ redis.call('HSET', KEYS[1], ARGV[1], number)
 return number
 """
 
-# Redis' codes of errors that concern the server, or us at it: no operation would be done.
+# Errors that concern the server, or us at it, and not the operation: no other would be done.
 _OF_THE_SERVER: tuple[type[RedisError], ...] = (
     redis.exceptions.OutOfMemoryError,
     redis.exceptions.ReadOnlyError,
@@ -184,7 +184,7 @@ class Scripts:
         """One operation of several; what it had written so far stays, as Redis has it."""
         if not _is_of_the_server(exc) and self._complaints.passes((name, str(exc))):
             log.error(
-                "the operation %s failed in Redis (told once a minute): %s",
+                "the operation %s failed in Redis (said once a minute): %s",
                 name,
                 exc,
                 extra={"event": "store.error"},

@@ -481,3 +481,45 @@ async def test_of_a_session_that_nobody_knows_yet_nothing_is_told_and_nothing_fa
     assert [one.user for one in await store.unreadable(limit=9)] == [who]
     await store.lock(user(f"office/{ALI}"), tenant(2))
     assert (await store.lock_of(user(f"office/{ALI}")))[1].tenant == 2
+
+
+async def test_whom_claims_are_for_may_change_one_by_one(store: Store) -> None:
+    """The set is one and the same; who has changed is said each time."""
+    for number, who in ((2, ALI), (3, SARA), (4, OMAR)):
+        await say(store, f"start_realty_{number}", who)
+    named = {tenant(2), tenant(3)}
+    all_but = Among(named)
+    store.serve(all_but, None)
+    assert [one[0] for one in await claimed(store)] == [4]
+    named.discard(tenant(3))
+    store.serve(all_but, [tenant(3)])
+    assert [one[0] for one in await claimed(store)] == [3]
+    named.clear()
+    store.serve(all_but, [tenant(2)])
+    assert [one[0] for one in await claimed(store)] == [2]
+
+
+async def test_backoffs_of_own_faults_are_not_ended_by_others(store: Store) -> None:
+    people = [ALI, SARA, OMAR]
+    for who in people:
+        await say(store, "start_realty_2", who)
+    for one in await store.claim(10, wait=0):
+        own = one.user == SARA
+        failed = Again(wait=3000.0, reason="x", own_fault=own, tried_at=store.now(), age=0.0)
+        await store.settle(one, failed)
+    two = Among(frozenset({tenant(2)}), others=False)
+    await store.all_due(two, without_own_faults=True)
+    assert sorted(one[1] for one in await claimed(store)) == [ALI, OMAR]
+    await store.all_due(two)
+    assert [one[1] for one in await claimed(store)] == [SARA]
+
+
+async def test_whether_anything_waits_is_told_of_some_tenants(store: Store) -> None:
+    two, others = (Among(frozenset({tenant(2)}), others=others) for others in (False, True))
+    assert not await store.waits(two)
+    await say(store, "start_realty_2", ALI)
+    assert (await store.waits(two), await store.waits(others)) == (True, False)
+    (one,) = await store.claim(1, wait=0)
+    assert await store.waits(two), "what is in flight, too"
+    await store.settle(one, Done())
+    assert not await store.waits(two)

@@ -176,7 +176,7 @@ end
 function ops.renew(args)
   kset('numbers', 'base', args.base)
   local latest = tonumber(kget('numbers', 'clock') or 0)
-  local back = latest - NOW > 0.5 and text(latest - NOW) or ''
+  local back = latest - NOW > args.step and text(latest - NOW) or ''
   if back == '' then kset('numbers', 'clock', text(NOW)) end
   if args.lease and redis.call('PEXPIRE', P .. 'lease:' .. args.lease, args.milliseconds) == 1 then
     return {args.lease, text(NOW), back}
@@ -380,13 +380,13 @@ function ops.waiting_tenants()
   return redis.call('HKEYS', P .. 'waiting')
 end
 
--- Which of what is due later is due now: 'all', 'blameless' (without own faults), or 'ahead' (put off
+-- Which of what is due later is due now: 'all', 'without_own_faults' (without own faults), or 'ahead' (put off
 -- by a clock that has gone back since, which no backoff explains).
 local is_due_now = {}
 
 function is_due_now.all() return true end
 
-function is_due_now.blameless(id) return hget('d:' .. id, 'own_faults') == '0' end
+function is_due_now.without_own_faults(id) return hget('d:' .. id, 'own_faults') == '0' end
 
 function is_due_now.ahead(id, due, longest)
   local tried_at = tonumber(hget('d:' .. id, 'tried_at'))
@@ -416,7 +416,7 @@ end
 -- How many did, and where to go on, '0' at the end.
 function ops.redate(args)
   although_full()
-  local latest, forgiven = NOW + args.tolerance, 0
+  local latest, redated = NOW + args.tolerance, 0
   if tonumber(kget('numbers', 'sent') or 0) > latest then
     kset('numbers', 'clock', text(NOW))
     return {0, '0'}
@@ -428,10 +428,10 @@ function ops.redate(args)
   for place = 1, #page[2], 2 do
     local user, second, fraction, kind = page[2][place], string.match(page[2][place + 1], '^(%S+) (%S+) (%S+)$')
     if tonumber(second) > latest then
-      forgiven = forgiven + 1
+      redated = redated + 1
       note_change(user, string.format('%d', math.floor(own(second))), text(own(fraction)), kind)
-      for back = -1, -redis.call('LLEN', P .. 'h:' .. user), -1 do
-        local row = cjson.decode(redis.call('LINDEX', P .. 'h:' .. user, back))
+      for place_back = -1, -redis.call('LLEN', P .. 'h:' .. user), -1 do
+        local row = cjson.decode(redis.call('LINDEX', P .. 'h:' .. user, place_back))
         local changed = tonumber(row[SHOWN.second])
         if tonumber(row[SHOWN.at]) <= latest and not (changed and changed > latest) then break end
         row[SHOWN.at] = text(own(row[SHOWN.at]))
@@ -439,12 +439,12 @@ function ops.redate(args)
           row[SHOWN.second] = string.format('%d', math.floor(own(changed)))
           row[SHOWN.fraction] = text(own(row[SHOWN.fraction]))
         end
-        redis.call('LSET', P .. 'h:' .. user, back, cjson.encode(row))
+        redis.call('LSET', P .. 'h:' .. user, place_back, cjson.encode(row))
       end
     end
   end
   if page[1] == '0' then kset('numbers', 'clock', text(NOW)) end
-  return {forgiven, page[1]}
+  return {redated, page[1]}
 end
 
 local count_unreadable
