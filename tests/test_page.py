@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 from fastapi.testclient import TestClient
 
 from gateway import spelling, state
@@ -591,6 +592,7 @@ def test_a_number_is_read_as_it_is_dialled(
 
 
 def test_on_redis_the_page_shows_the_same(tmp_path: Path, redis_socket: str) -> None:
+    redis.Redis(unix_socket_path=redis_socket).flushall()  # of what other tests have left in it
     with client_of(tmp_path, store_url=f"unix:{redis_socket}", handler=refusing) as client:
         client.post(HOOK, content=webhook("start_realty_2", bare_id="R1"))
         letters(client, 1)
