@@ -20,7 +20,7 @@ import sys
 # hangs would stop all. It reads this when its first thread begins.
 os.environ.setdefault("UV_THREADPOOL_SIZE", "64")
 
-from gateway import commands, log
+from gateway import cli, log
 from gateway.app import create_app
 from gateway.errors import StartRefused
 from gateway.settings import Settings, load, misspelt_names
@@ -46,4 +46,4 @@ settings = _settings()
 app = create_app(settings)
 
 if __name__ == "__main__":
-    sys.exit(commands.main(sys.argv[1:], settings, app))
+    sys.exit(cli.main(sys.argv[1:], settings, app))

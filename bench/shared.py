@@ -16,7 +16,7 @@ from size import OTHER_PORT, fill_locks, fill_waiting
 from throughput import LINKS, MESSAGES, ROUNDS, counted, delivered, running
 
 sys.path.insert(0, str(ROOT))
-from gateway.store import moving
+from gateway.store.migration import migrate
 from tests.e2e.redis import RedisServer
 
 
@@ -69,7 +69,7 @@ async def move(folder: Path) -> AsyncIterator[Row]:
         server = RedisServer(place / "server", "--appendfsync", "everysec").start()
         try:
             began = time.monotonic()
-            await moving.move(f"file:{place / 'data'}", server.url)
+            await migrate.move(f"file:{place / 'data'}", server.url)
             took = time.monotonic() - began
             with server.client() as client:
                 used = client.info("memory")["used_memory"] / 2**20

@@ -34,7 +34,7 @@ from load import (
 from throughput import LINKS, NOBODY, answered, running
 
 sys.path.insert(0, str(ROOT))
-from gateway.store import journal, lines
+from gateway.store.files import deliveries, journal
 
 ROUNDS = 5
 
@@ -54,8 +54,8 @@ def fill_waiting(folder: Path, count: int) -> None:
     for number in range(count):
         user, tenant = number % 100_000, number % 1_000 + 1
         content = body(user, number, f"x {number}")
-        one = lines.Content(now + number / 1e6, now, f"{number:032}", f"{number}", (), content)
-        lines.add(connection, one, tenant, f"97150{user:07}", None)  # type: ignore[arg-type]
+        one = deliveries.Content(now + number / 1e6, now, f"{number:032}", f"{number}", (), content)
+        deliveries.add(connection, one, tenant, f"97150{user:07}", None)  # type: ignore[arg-type]
     connection.execute("COMMIT")
     connection.close()
 

@@ -18,7 +18,7 @@ import httpx
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gateway.commands.say import compose  # noqa: E402  # the folder is known only now
+from gateway.cli.say import compose  # noqa: E402  # the folder is known only now
 from gateway.settings import Settings  # noqa: E402
 
 ALI, SARA, OMAR = "971501234567", "971501234568", "971501234569"

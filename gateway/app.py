@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gateway import VERSION, backend
+from gateway import VERSION
 from gateway.api import admin, answers, bodies, health
 from gateway.api.access import Access
 from gateway.api.brake import Brake
@@ -25,12 +25,13 @@ from gateway.api.refusals import Refusals
 from gateway.api.tenants import links_router, tenants_router
 from gateway.api.users import users_router
 from gateway.api.webhook import WebhookEndpoint
+from gateway.delivery import backend
 from gateway.errors import BodyEncoded, GatewayError
+from gateway.lifecycle import Parts, running
 from gateway.page.documents import documents
-from gateway.page.door import Door
-from gateway.page.frame import Frame
+from gateway.page.layout import Frame
+from gateway.page.login import Door
 from gateway.page.views import Page
-from gateway.parts import Parts, running
 from gateway.settings import EVENTS_OF_NOBODY, Settings
 from gateway.store import Limits
 

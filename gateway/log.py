@@ -12,7 +12,7 @@ from typing import TextIO
 
 import orjson
 
-from gateway.model import UserId
+from gateway.domain.model import UserId
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _NUMBER = re.compile(r"[0-9]+([0-9]{4})")

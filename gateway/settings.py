@@ -18,8 +18,8 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from gateway.domain.model import MESSAGE_EVENTS, SESSION_NAME, SESSION_NAME_IN_WORDS, LockPolicy
 from gateway.errors import StartRefused
-from gateway.model import MESSAGE_EVENTS, SESSION_NAME, SESSION_NAME_IN_WORDS, LockPolicy
 
 # Keys that stand in public documents (the last two are WAHA's and the predecessor's examples), or
 # that people write who mean to come back to it. Letters and digits only: see is_guessable.

@@ -12,12 +12,12 @@ import pytest
 from aiohttp import web
 
 from examples.waha import StandIn
-from gateway.lids import Lids
-from gateway.media import Media
 from gateway.metrics import Metrics
-from gateway.sessions import Sessions
 from gateway.store import Limits, Store, open_store
 from gateway.waha.client import Waha
+from gateway.waha.lid_lookup import Lids
+from gateway.waha.media import Media
+from gateway.waha.sessions import Sessions
 from tests.e2e.redis import RedisServer
 
 # Tests must pass on a full laptop, too; what a full disk does has tests of its own.

@@ -5,8 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gateway.model import Decide, Decision, InboundMessage, Lock, LockPolicy, TenantId, UserId
-from gateway.routing import decide
+from gateway.domain.model import (
+    Decide,
+    Decision,
+    InboundMessage,
+    Lock,
+    LockPolicy,
+    TenantId,
+    UserId,
+)
+from gateway.domain.routing import decide
 from gateway.waha import events
 
 PAYLOADS = Path(__file__).parent / "payloads"

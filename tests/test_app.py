@@ -10,8 +10,8 @@ import pytest
 
 from examples.waha import StandIn
 from gateway.errors import StartRefused, StoreUnavailable, WahaSilent
-from gateway.parts import running
-from gateway.recovery import Recovery
+from gateway.inbound.recovery import Recovery
+from gateway.lifecycle import running
 from tests.clients import client_of, settings_of
 from tests.conftest import LIMITS, wait_until
 from tests.messages import webhook

@@ -12,7 +12,7 @@ from dotenv import dotenv_values
 from pydantic import SecretStr
 from starlette.routing import Route
 
-from gateway import commands
+from gateway import cli
 from gateway.metrics import Metrics
 from gateway.settings import HELP_MESSAGE, Settings
 from tests import test_layers
@@ -246,7 +246,7 @@ def test_the_table_of_commands_is_what_there_is() -> None:
     )
     (made,) = [
         action.choices
-        for action in commands.parser()._actions
+        for action in cli.parser()._actions
         if action.dest == "command" and action.choices is not None
     ]
     assert sorted(shown) == sorted(made)
@@ -306,17 +306,17 @@ def test_the_check_that_a_backend_copies_is_the_examples() -> None:
     assert shown in (ROOT / "examples" / "backend.py").read_text("utf-8")
 
 
-def test_the_rooms_of_the_architecture_are_the_rooms_there_are() -> None:
+def test_the_layout_in_the_architecture_is_the_layout_there_is() -> None:
     text = TEXTS[ROOT / "ARCHITECTURE.md"]
-    rooms, imports = text.split("## The rooms")[1].split("## The way of a message")[0].split(
+    layout, imports = text.split("## The layout")[1].split("## The way of a message")[0].split(
         "Imports point one way"
     )  # fmt: skip
     there = {path.name for path in (ROOT / "gateway").rglob("*.py")} - {"__init__.py"}
-    named = set(re.findall(r"\b(\w+\.py)\b", rooms)) - {"__init__.py", "whatsapp_router.py"}
+    named = set(re.findall(r"\b(\w+\.py)\b", layout)) - {"__init__.py", "whatsapp_router.py"}
     assert named == there
     for row in test_layers.ROWS:
-        for room in row - {"gateway"}:
-            assert re.search(rf"\b{room}\b", imports), room
+        for folder in row - {"gateway"}:
+            assert re.search(rf"\b{folder}\b", imports), folder
 
 
 def test_all_eighteen_traps_are_there() -> None:

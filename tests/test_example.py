@@ -14,12 +14,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from examples import backend as example
-from gateway.backend import Backend, transport
+from gateway.delivery.backend import Backend, transport
 from gateway.errors import BackendUnavailable
+from tests.delivery.test_backend import OLDER, SECRET, delivery
 from tests.e2e.router import ROOT
 from tests.messages import webhook
 from tests.programs import program
-from tests.test_backend import OLDER, SECRET, delivery
 
 URL = "http://backend.test/api/webhook/waha"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway import log
+from gateway.domain.model import UserId
 from gateway.log import Throttle
-from gateway.model import UserId
 from tests.clients import HOOK, client_of
 from tests.messages import ALI, webhook
 

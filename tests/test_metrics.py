@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import VERSION
 from gateway.errors import StoreUnavailable
-from gateway.store.files import FileStore
+from gateway.store.files.store import FileStore
 from tests.clients import HOOK, client_of
 from tests.messages import ALI, NOW, OMAR, SARA, webhook
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.domain.model import LockPolicy
 from gateway.errors import StartRefused
-from gateway.model import LockPolicy
 from gateway.settings import Settings, load, misspelt_names, split
 
 

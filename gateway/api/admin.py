@@ -8,7 +8,7 @@ from fastapi import APIRouter, HTTPException, Path, Query
 from gateway.api.answers import Json
 from gateway.api.inputs import LARGEST_ID, Before, Limit, Session, Users, time_text
 from gateway.api.users import body_of
-from gateway.model import (
+from gateway.domain.model import (
     LARGEST_TENANT,
     DeadLetter,
     Selection,
@@ -17,7 +17,7 @@ from gateway.model import (
     UserId,
     unscoped,
 )
-from gateway.operator import Operator
+from gateway.operations.actions import Operator
 from gateway.store import Store
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from gateway.api.access import Access
 from gateway.api.answers import Json
 from gateway.api.webhook import answer_of
 from gateway.errors import BadSignature, StoreUnavailable
-from gateway.ingest import Explained, Ingest
+from gateway.inbound.ingest import Explained, Ingest
 
 _ANY_JSON = {"content": {"application/json": {"schema": {"type": "object"}}}, "required": True}
 

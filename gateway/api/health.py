@@ -8,11 +8,11 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from gateway.api.answers import Json
-from gateway.delivery import Courier
+from gateway.delivery.worker import Courier
 from gateway.errors import StoreUnavailable
 from gateway.metrics import CONTENT_TYPE, Figures, Metrics
+from gateway.operations.status import SENTENCES, Level, Part, State, age, backlog_of
 from gateway.settings import Settings
-from gateway.state import SENTENCES, Level, Part, State, age, backlog_of
 from gateway.store import Store
 
 SERVICE = "whatsapp-gateway-router"

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from fastapi import HTTPException, Path, Query
 
-from gateway import spelling
-from gateway.model import LARGEST_TENANT, SESSION_NAME, UserId, scoped
+from gateway.domain import phone_numbers
+from gateway.domain.model import LARGEST_TENANT, SESSION_NAME, UserId, scoped
 
 LARGEST_ID = 2**63 - 1
 
@@ -28,7 +28,7 @@ class Users:
 
     def named(self, text: str, session: str | None) -> UserId:
         """The user that text names, in any usual spelling; 422 if it names none."""
-        if known := spelling.person(text, gateway_phone=self._gateway_phone):
+        if known := phone_numbers.person(text, gateway_phone=self._gateway_phone):
             return scoped(session or self._home_session, known, self._home_session)
         raise HTTPException(
             422,

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, HTTPException
 
 from gateway.api.answers import Json
 from gateway.api.inputs import Session
-from gateway.recovery import Recovery
+from gateway.inbound.recovery import Recovery
 
 
 def recovery_router(recovery: Recovery, *, home_session: str) -> APIRouter:

@@ -8,14 +8,14 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Body, HTTPException, Query
 from starlette.responses import Response
 
-from gateway import qr
 from gateway.api.answers import Json
 from gateway.api.inputs import Limit, TenantNumber, time_or_null
-from gateway.links import Link, Links
-from gateway.model import LARGEST_TENANT, TenantId, Totals, UserId
-from gateway.operator import Operator
+from gateway.domain.model import LARGEST_TENANT, TenantId, Totals, UserId
+from gateway.operations.actions import Operator
 from gateway.store import Store
-from gateway.tenants import Tenants
+from gateway.tenants import qr
+from gateway.tenants.links import Link, Links
+from gateway.tenants.registry import Tenants
 
 Note = Annotated[str, Query(max_length=1000, description="what stands behind the link")]
 Size = Annotated[int, Query(ge=32, le=4096, description="pixels of a side, margin included")]

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Body, Query
 
 from gateway.api.answers import Json
 from gateway.api.inputs import Before, Session, Users, time_or_null, time_text
-from gateway.model import LARGEST_TENANT, Export, HistoryLine, Kept, TenantId, unscoped
-from gateway.operator import Operator
+from gateway.domain.model import LARGEST_TENANT, Export, HistoryLine, Kept, TenantId, unscoped
+from gateway.operations.actions import Operator
 from gateway.store import Store
 
 

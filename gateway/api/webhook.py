@@ -16,10 +16,10 @@ from gateway.api.access import Access
 from gateway.api.answers import Json
 from gateway.api.brake import Brake
 from gateway.api.refusals import Refusals
+from gateway.domain.model import Accepted, AskForLink, Bind, Note, unscoped
 from gateway.errors import BadBody, BadSignature, GatewayError, NotAllowed, StoreUnavailable
-from gateway.ingest import Ignored, Ingest
+from gateway.inbound.ingest import Ignored, Ingest
 from gateway.metrics import Metrics
-from gateway.model import Accepted, AskForLink, Bind, Note, unscoped
 
 AT_ONCE = "gateway.at_once"  # an extension of ASGI, by which a server may offer what follows
 

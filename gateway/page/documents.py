@@ -4,7 +4,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from gateway.page.frame import HEADERS, TEMPLATES
+from gateway.page.layout import HEADERS, TEMPLATES
 
 
 def documents(schema: dict[str, Any]) -> Response:

@@ -11,10 +11,8 @@ from markupsafe import Markup
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway import qr, spelling
-from gateway.errors import BadBody, NotLockable, TooLongForQr
-from gateway.hour import MINUTES
-from gateway.model import (
+from gateway.domain import phone_numbers
+from gateway.domain.model import (
     LARGEST_TENANT,
     SESSION_NAME,
     Backlog,
@@ -27,11 +25,14 @@ from gateway.model import (
     session_of,
     unscoped,
 )
-from gateway.page.frame import HEADERS, HOME, PATH, Frame, Visit, see_other
+from gateway.errors import BadBody, NotLockable, TooLongForQr
+from gateway.lifecycle import Parts
+from gateway.operations.status import Level, Part, backlog_of
+from gateway.operations.traffic import MINUTES
+from gateway.page.layout import HEADERS, HOME, PATH, Frame, Visit, see_other
 from gateway.page.words import Words
-from gateway.parts import Parts
 from gateway.settings import Settings
-from gateway.state import Level, Part, backlog_of
+from gateway.tenants import qr
 from gateway.waha import events
 
 _ROWS = 100  # of a table, on one page
@@ -40,7 +41,7 @@ _MESSAGES = 20  # of a user, of all that are kept
 _SHOWN = 300  # characters of a message
 _SORTS: dict[str, Callable[["_Row"], Any]] = {
     "number": lambda row: row.number,
-    "name": lambda row: (row.name == "", spelling.fold(row.name)),
+    "name": lambda row: (row.name == "", phone_numbers.fold(row.name)),
     "users": lambda row: -row.totals.users,
     "delivered": lambda row: -row.totals.delivered,
     "waiting": lambda row: -row.totals.waiting,
@@ -111,13 +112,17 @@ class Page:
 
     async def _tenants_view(self, visit: Visit) -> Response:
         find, sort = visit.asked("find"), visit.asked("sort")
-        number, folded = _number(find, most=LARGEST_TENANT), spelling.fold(find)
+        number, folded = _number(find, most=LARGEST_TENANT), phone_numbers.fold(find)
         sort = sort if sort in _SORTS else "users"
         totals = await self._store.tenant_totals()
 
         def rows_that_fit() -> tuple[list[_Row], list[_Row]]:
             rows = self._rows(totals)
-            fit = [row for row in rows if folded in spelling.fold(row.name) or row.number == number]
+            fit = [
+                row
+                for row in rows
+                if folded in phone_numbers.fold(row.name) or row.number == number
+            ]
             return rows, sorted(fit, key=_SORTS[sort])
 
         rows, fits = await asyncio.to_thread(rows_that_fit)  # of a hundred thousand it takes long
@@ -296,7 +301,7 @@ class Page:
     # what they need
 
     def _person(self, text: str, session: str) -> UserId | None:
-        known = spelling.person(text, gateway_phone=self._settings.gateway_phone)
+        known = phone_numbers.person(text, gateway_phone=self._settings.gateway_phone)
         home = self._settings.waha_session
         if known is None or (session and not re.fullmatch(SESSION_NAME, session)):
             return None

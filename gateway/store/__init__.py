@@ -5,10 +5,10 @@ from pathlib import Path
 
 from gateway.errors import StartRefused
 from gateway.store.base import HELP_SECONDS, Limits, LocksPage, Store
-from gateway.store.files import FileStore
-from gateway.store.journal import Committed
-from gateway.store.redis import RedisStore
-from gateway.store.scripts import SCHEMES
+from gateway.store.files.journal import Committed
+from gateway.store.files.store import FileStore
+from gateway.store.redis.scripts import SCHEMES
+from gateway.store.redis.store import RedisStore
 
 __all__ = ["HELP_SECONDS", "Limits", "LocksPage", "Store", "open_store"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gateway.model import (
+from gateway.domain.model import (
     EVERYBODY,
     Accepted,
     Among,

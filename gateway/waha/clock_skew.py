@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-from gateway.model import MESSAGE_EVENTS, InboundMessage, UserId
+from gateway.domain.model import MESSAGE_EVENTS, InboundMessage, UserId
 
 MIN_SAMPLES = 3  # one message may be late, or its time be odd
 _SAMPLES = 9

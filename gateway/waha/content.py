@@ -12,7 +12,7 @@ whatsapp-web.js 1.34 lists it (src/util/Constants.js), WAProto of Baileys 7.
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.model import Content
+from gateway.domain.model import Content
 
 Json = dict[str, Any]
 

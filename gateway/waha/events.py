@@ -25,8 +25,7 @@ from typing import Any
 
 import orjson
 
-from gateway.errors import BadBody
-from gateway.model import (
+from gateway.domain.model import (
     HASHED_SESSION,
     MESSAGE_EVENTS,
     SESSION_NAME,
@@ -38,6 +37,7 @@ from gateway.model import (
     UnreadableReason,
     scoped,
 )
+from gateway.errors import BadBody
 from gateway.waha import content
 
 Json = dict[str, Any]

@@ -12,10 +12,10 @@ import pytest
 import redis
 from redis._parsers import _RESP2Parser
 
+from gateway.domain.model import Again, InboundMessage
 from gateway.errors import StoreUnavailable
-from gateway.model import Again, InboundMessage
-from gateway.store import scripts
-from gateway.store.redis import RedisStore
+from gateway.store.redis import scripts
+from gateway.store.redis.store import RedisStore
 from tests.clients import HOOK, client_of
 from tests.conftest import LIMITS
 from tests.messages import ALI, OMAR, SARA, by_the_rules, message, tenant, user, webhook

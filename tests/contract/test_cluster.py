@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway.model import Done
-from gateway.store import moving, open_store
+from gateway.domain.model import Done
+from gateway.store import open_store
+from gateway.store.migration import migrate
 from tests.conftest import LIMITS
 from tests.e2e.redis import RedisServer
 from tests.e2e.router import free_port
@@ -77,6 +78,6 @@ async def test_a_cluster_is_moved_into_and_out_of(cluster: int, tmp_path: Path) 
             held = message("hello", f"{who}0", session=session, now=time.time())
             await store.accept(held, by_the_rules(held))
     await store.close()
-    there = await moving.move(f"file:{folders[0]}", url)
+    there = await migrate.move(f"file:{folders[0]}", url)
     assert (there["lock"], there["delivery"], there["held"]) == (6, 6, 6)
-    assert await moving.move(url, f"file:{folders[1]}") == there
+    assert await migrate.move(url, f"file:{folders[1]}") == there

@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from gateway.app import create_app
-from gateway.model import TenantId
+from gateway.domain.model import TenantId
 from gateway.settings import Settings
 from tests.messages import ALI, LID, webhook
 

@@ -27,8 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gateway.errors import StoreUnavailable
-from gateway.model import (
+from gateway.domain.model import (
     EVERYBODY,
     Again,
     AskForLink,
@@ -41,6 +40,7 @@ from gateway.model import (
     Sighting,
     TenantId,
 )
+from gateway.errors import StoreUnavailable
 from gateway.store import Store, open_store
 from tests.conftest import LIMITS
 from tests.messages import NOW, by_the_rules, message, user

@@ -12,8 +12,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from gateway.errors import StartRefused, StoreUnavailable
-from gateway.model import (
+from gateway.domain.model import (
     Again,
     Dead,
     Done,
@@ -23,10 +22,12 @@ from gateway.model import (
     Sighting,
     UnreadableReason,
 )
-from gateway.store import Store, moving, open_store
-from gateway.store.moving_files import FileContents
-from gateway.store.moving_redis import RedisContents
-from gateway.store.scripts import Scripts
+from gateway.errors import StartRefused, StoreUnavailable
+from gateway.store import Store, open_store
+from gateway.store.migration import migrate
+from gateway.store.migration.files import FileContents
+from gateway.store.migration.redis import RedisContents
+from gateway.store.redis.scripts import Scripts
 from tests.conftest import LIMITS
 from tests.messages import by_the_rules, message, parse, user, webhook
 
@@ -161,7 +162,7 @@ async def test_all_is_there_afterwards(
     async with opened(source) as store:  # counted anew, as it will be there
         before = await seen_by_operators(store)
     shown: list[str] = []
-    counts = await moving.move(
+    counts = await migrate.move(
         source, target, show=lambda table, rows: shown.extend([table] * rows)
     )
     assert all(shown.count(name) == n for name, n in counts.items() if name != "tenant")
@@ -181,12 +182,12 @@ async def test_there_and_back_every_line_delivers_the_same_in_the_same_order(
     first, there, back = urls("file"), urls("redis"), urls("file")
     async with opened(first) as store:
         await live(store, seed)
-    await moving.move(first, there)
-    await moving.move(there, back)
+    await migrate.move(first, there)
+    await migrate.move(there, back)
     delivered = []
     for url in (first, there, back):
         if url != back:  # whoever wants to go on there must say so
-            await moving.reopen(url)
+            await migrate.reopen(url)
         async with opened(url) as store:
             delivered.append((await seen_by_operators(store), await drained(store)))
     assert delivered[0][1]
@@ -220,15 +221,15 @@ async def test_a_move_that_broke_off_changes_nothing_and_is_done_again(
     with monkeypatch.context() as patch:
         patch.setattr(contents, "put", breaks)
         with pytest.raises(StartRefused, match=r"broke off \(no space left\)"):
-            await moving.move(source, target)
+            await migrate.move(source, target)
     with pytest.raises(StartRefused, match="did not finish: run it again"):
         await open_store(target, LIMITS)
     with pytest.raises(StartRefused, match="did not finish"):
-        await moving.move(target, urls("file"))
+        await migrate.move(target, urls("file"))
     async with opened(source) as store:
         expected = await seen_by_operators(store)
-    first = await moving.move(source, target)
-    assert await moving.move(source, target) == first, "once more, and the same"
+    first = await migrate.move(source, target)
+    assert await migrate.move(source, target) == first, "once more, and the same"
     async with opened(target) as store:
         assert await seen_by_operators(store) == expected
 
@@ -238,11 +239,11 @@ async def test_what_a_router_has_used_since_is_not_filled_again(
     urls: Callable[[str], str], source: str, kind: str
 ) -> None:
     target = urls(kind)
-    await moving.move(source, target)
+    await migrate.move(source, target)
     async with opened(target) as store:
         pass
     with pytest.raises(StartRefused, match=r"is not empty \(\d+ "):
-        await moving.move(source, target)
+        await migrate.move(source, target)
     async with opened(target) as store:
         assert store.totals()[0] > 0
 
@@ -254,13 +255,13 @@ async def test_what_has_left_is_no_routers_any_more(
     left = source
     if kind == "redis":
         left = urls("redis")
-        await moving.move(source, left)
+        await migrate.move(source, left)
     new = urls("file")
-    await moving.move(left, new)
+    await migrate.move(left, new)
     with pytest.raises(StartRefused, match=f"has moved to {new}"):
         await open_store(left, LIMITS)
     with pytest.raises(StartRefused, match="has moved away once"):
-        await moving.move(new, left)
+        await migrate.move(new, left)
 
 
 @pytest.mark.parametrize("role", ["source", "target"])
@@ -273,7 +274,7 @@ async def test_a_store_that_a_router_uses_is_not_moved(
     ends = (used, urls("file")) if role == "source" else (source, used)
     try:
         with pytest.raises(StartRefused, match="router uses"):
-            await moving.move(*ends)
+            await migrate.move(*ends)
         inbound = message("start_realty_2")
         assert (await store.accept(inbound, by_the_rules(inbound))).decision
     finally:
@@ -291,7 +292,7 @@ async def test_a_router_that_wakes_up_behind_a_move_promises_nothing(
     await paused.accept(inbound, by_the_rules(inbound))
     with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
         client.delete(*client.keys("gw:*:lease:*"))
-    await moving.move(left, new)
+    await migrate.move(left, new)
     late = message("hello")
     with pytest.raises(StoreUnavailable, match="has moved"):
         await paused.accept(late, by_the_rules(late))
@@ -305,14 +306,14 @@ async def test_a_router_that_wakes_up_behind_a_move_takes_in_no_new_session(
     paused = await open_store(left, LIMITS)
     with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
         client.delete(*client.keys("gw:*:lease:*"))
-    await moving.move(left, new)
+    await migrate.move(left, new)
     late = message("hello", session="sales")
     with pytest.raises(StoreUnavailable, match="has moved"):
         await paused.accept(late, by_the_rules(late))
     await paused.close()
     with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
         assert not client.keys("gw:{sales}*")
-    await moving.reopen(left)
+    await migrate.reopen(left)
     async with opened(left) as store:
         assert (await store.accept(late, by_the_rules(late))).decision is not None
 
@@ -328,7 +329,7 @@ async def test_seen_keys_that_end_during_a_move_do_not_spoil_it(urls: Callable[[
         with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
             client.delete(client.keys("gw:*:seen:*")[0])
 
-    assert (await moving.move(left, new, begin=end_one))["seen"] == 4
+    assert (await migrate.move(left, new, begin=end_one))["seen"] == 4
 
 
 @pytest.mark.parametrize("kind", ["file", "redis"])
@@ -344,11 +345,11 @@ async def test_if_a_move_dies_at_its_last_step_neither_store_is_open(
     with monkeypatch.context() as patch:
         patch.setattr(FileContents if kind == "file" else RedisContents, "arrived", dies)
         with pytest.raises(StartRefused, match="killed here"):
-            await moving.move(source, target)
+            await migrate.move(source, target)
     for url in (source, target):
         with pytest.raises(StartRefused, match=r"has moved|did not finish"):
             await open_store(url, LIMITS)
-    await moving.move(source, target)
+    await migrate.move(source, target)
     async with opened(target) as store:
         assert store.totals()[0]
 
@@ -363,14 +364,14 @@ async def test_a_second_move_soon_after_one_that_was_killed_shuts_the_door_again
     with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
         client.set("gw:{~}:closed", "a move, dead", ex=1)  # as the dead one left it
         with pytest.raises(StartRefused, match="another move is under way, or was killed"):
-            await moving.move(left, new)
+            await migrate.move(left, new)
         assert client.get("gw:{~}:closed"), "which is the other one's to take away"
         client.delete("gw:{~}:closed")  # a minute later
 
         def seen_closed(_: object) -> None:
             assert client.ttl("gw:{~}:closed") > 30
 
-        await moving.move(left, new, begin=seen_closed)
+        await migrate.move(left, new, begin=seen_closed)
         assert client.ttl("gw:{~}:closed") == -1, "for good now"
 
 
@@ -387,10 +388,10 @@ async def test_a_source_that_was_open_for_a_while_is_not_said_to_have_moved(
             client.delete("gw:{~}:closed")  # as if it had ended while Redis was away
 
     with pytest.raises(StartRefused, match="a router may have begun there: run the move again"):
-        await moving.move(left, new, begin=open_it)
+        await migrate.move(left, new, begin=open_it)
     with pytest.raises(StartRefused, match="did not finish"):
         await open_store(new, LIMITS)
-    await moving.move(left, new)
+    await migrate.move(left, new)
 
 
 async def test_a_move_that_is_killed_while_it_looks_leaves_a_full_redis_alone(
@@ -411,10 +412,10 @@ async def test_a_move_that_is_killed_while_it_looks_leaves_a_full_redis_alone(
         with monkeypatch.context() as patch:
             patch.setattr(RedisContents, "counts", dies)
             with pytest.raises(Killed):
-                await moving.move(source, full)
+                await migrate.move(source, full)
         client.set("gw:moved", "looking", ex=60)  # nothing tidies up behind a kill -9
         with pytest.raises(StartRefused, match="is not empty"):
-            await moving.move(source, full)
+            await migrate.move(source, full)
         client.delete("gw:moved")  # a minute later
     async with opened(full) as store:
         assert store.totals() == (1, 1)
@@ -440,7 +441,7 @@ async def test_ends_that_are_none(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StartRefused, match=told):
-        await moving.move(*ends)
+        await migrate.move(*ends)
     assert not list(tmp_path.iterdir())
 
 
@@ -453,8 +454,8 @@ async def test_ids_of_letters_are_not_given_twice_after_a_move(urls: Callable[[s
             await store.accept(inbound, by_the_rules(inbound))
         for delivery in await store.claim(9, wait=0):
             await store.settle(delivery, Dead("refused", time.time()))
-    await moving.move(first, there)
-    await moving.move(there, back)
+    await migrate.move(first, there)
+    await migrate.move(there, back)
     async with opened(back) as store:
         inbound = message("hello", PHONES[0])
         await store.accept(inbound, by_the_rules(inbound))

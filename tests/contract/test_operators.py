@@ -5,7 +5,7 @@ import json
 import time
 from typing import Any
 
-from gateway.model import (
+from gateway.domain.model import (
     Accepted,
     Again,
     Among,

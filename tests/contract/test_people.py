@@ -17,7 +17,7 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.model import Bind, Done, Forward, Sighting
+from gateway.domain.model import Bind, Done, Forward, Sighting
 from gateway.store import Store, open_store
 from tests.conftest import LIMITS
 from tests.messages import NOW, by_the_rules, message, user

@@ -12,10 +12,19 @@ from typing import Any
 import pytest
 import redis
 
+from gateway.domain.model import (
+    Accepted,
+    Dead,
+    Delivery,
+    Done,
+    Forward,
+    PutBack,
+    Selection,
+    Sighting,
+)
 from gateway.errors import StoreUnavailable
-from gateway.model import Accepted, Dead, Delivery, Done, Forward, PutBack, Selection, Sighting
 from gateway.store import Limits, Store, open_store
-from gateway.store.redis import RedisStore
+from gateway.store.redis.store import RedisStore
 from tests.conftest import LIMITS
 from tests.e2e.redis import RedisServer
 from tests.messages import ALI, NOW, OMAR, SARA, by_the_rules, message, tenant, user

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import StoreUnavailable
-from gateway.model import (
+from gateway.domain.model import (
     EVERYBODY,
     Accepted,
     Again,
@@ -28,20 +27,10 @@ from gateway.model import (
     Selection,
     Sighting,
 )
+from gateway.errors import StoreUnavailable
 from gateway.store import Limits, Store
 from tests.contract.conftest import Reopen
-from tests.messages import (
-    ALI,
-    LID,
-    NOW,
-    OMAR,
-    SARA,
-    by_the_rules,
-    message,
-    parse,
-    tenant,
-    user,
-)
+from tests.messages import ALI, LID, NOW, OMAR, SARA, by_the_rules, message, parse, tenant, user
 
 
 async def accept(

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from examples.waha import StandIn
-from gateway import qr
+from gateway.tenants import qr
 from tests.conftest import FakeBackend, wait_until
 from tests.e2e.router import ROOT, Router, running
 from tests.messages import webhook

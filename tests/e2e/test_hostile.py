@@ -13,10 +13,9 @@ import httpx
 import pytest
 import uvicorn
 
-from gateway import wire
-from gateway.api import bodies
+from gateway.api import bodies, protocol
 from gateway.app import create_app
-from gateway.ingest import Ingest
+from gateway.inbound.ingest import Ingest
 from gateway.log import Throttle
 from gateway.waha import signature
 from tests.clients import settings_of
@@ -55,7 +54,7 @@ def test_a_thousand_slow_callers_stop_nobody_and_are_dropped(tmp_path: Path) -> 
             answer = router.post(webhook("start_realty_2", sent=time.time()))
             assert answer.json()["action"] == "new_session_locked"
             assert httpx.get(f"{router.url}/health").status_code == 200
-            end = time.monotonic() + wire.REQUEST_SECONDS + 15
+            end = time.monotonic() + protocol.REQUEST_SECONDS + 15
             for caller in callers:
                 caller.settimeout(max(0.1, end - time.monotonic()))
                 with contextlib.suppress(ConnectionResetError):
@@ -76,7 +75,7 @@ async def served(
     listener = listener or socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         create_app(settings_of(tmp_path), limits=LIMITS),
-        http=wire.BoundedProtocol,
+        http=protocol.BoundedProtocol,
         log_config=None,
         access_log=False,
         timeout_keep_alive=keep_alive,
@@ -115,7 +114,7 @@ async def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
 
 @pytest.fixture
 def _told_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire.BoundedProtocol, "_refusals", Throttle())
+    monkeypatch.setattr(protocol.BoundedProtocol, "_refusals", Throttle())
 
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -169,7 +168,7 @@ async def test_a_head_has_an_end(
     async with served(tmp_path) as port:
         assert (await talk(port, *parts, pause=0.01)).split()[1] == status
         await talk(port, *parts)
-    lines = [r.getMessage() for r in caplog.records if r.name == "gateway.wire"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "gateway.api.protocol"]
     assert len(lines) == bool(told), "told once, not twice"
     assert told in "".join(lines)
 
@@ -204,7 +203,7 @@ async def test_a_request_that_trickles_is_dropped(
     caplog: pytest.LogCaptureFixture,
     parts: list[bytes],
 ) -> None:
-    monkeypatch.setattr(wire, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(protocol, "REQUEST_SECONDS", 0.2)
     async with served(tmp_path) as port:
         started = time.monotonic()
         await talk(port, *parts, pause=0.01)
@@ -223,7 +222,7 @@ async def test_a_bare_line_end_does_not_keep_a_connection_for_good(tmp_path: Pat
 async def test_who_does_not_read_his_answers_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(wire, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "REQUEST_SECONDS", 0.3)
     async with served(tmp_path) as port:
         with socket.socket() as caller:
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -250,7 +249,7 @@ async def test_a_trailer_is_no_header(tmp_path: Path) -> None:
 async def test_an_idle_connection_between_two_requests_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(protocol, "REQUEST_SECONDS", 0.05)
     async with served(tmp_path) as port, httpx.AsyncClient() as client:
         for _ in range(3):
             answer = await client.get(f"http://127.0.0.1:{port}/health")
@@ -410,15 +409,15 @@ def _webhooks(count: int, last: bytes = b"Connection: close\r\n") -> list[bytes]
 async def test_a_webhook_is_answered_at_once_and_as_by_asgi(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: list[bytes], at_once: int
 ) -> None:
-    """Fails when uvicorn no longer goes the way that gateway.wire shortens."""
+    """Fails when uvicorn no longer goes the way that gateway.api.protocol shortens."""
     taken = []
-    answer = wire._AtOnce.answer
+    answer = protocol._AtOnce.answer
 
-    def noted(self: wire._AtOnce, json: bytes) -> bool:
+    def noted(self: protocol._AtOnce, json: bytes) -> bool:
         taken.append(answer(self, json))
         return taken[-1]
 
-    monkeypatch.setattr(wire._AtOnce, "answer", noted)
+    monkeypatch.setattr(protocol._AtOnce, "answer", noted)
     async with served(tmp_path) as port:
         answers = await talk(port, *parts, pause=0.1)
     assert taken.count(True) == at_once

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gateway.model import Done
+from gateway.domain.model import Done
 from gateway.store import open_store
 from tests.conftest import LIMITS
 from tests.e2e.router import ROOT, environment

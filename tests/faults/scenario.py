@@ -12,8 +12,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from gateway.domain.model import Done
 from gateway.errors import StartRefused, StoreUnavailable
-from gateway.model import Done
 from gateway.store import Store, open_store
 from tests.conftest import LIMITS
 from tests.messages import NOW, by_the_rules, message, user

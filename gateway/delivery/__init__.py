@@ -1,0 +1,1 @@
+"""The tenants' side: claim a delivery, send it, settle it."""

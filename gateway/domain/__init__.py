@@ -1,0 +1,1 @@
+"""The rules. No network, disk, clock or dice: values in, values out."""

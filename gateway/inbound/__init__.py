@@ -1,0 +1,1 @@
+"""From a webhook, or from what WAHA still has, to the store."""

@@ -1,0 +1,1 @@
+"""What an operator does, and what is shown to an operator."""

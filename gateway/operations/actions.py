@@ -1,0 +1,148 @@
+"""What an operator orders, whether by a program or on the page: carried out, counted and logged."""
+
+import logging
+from dataclasses import astuple
+
+from gateway.domain.model import Erased, Selection, TenantId, UserId, is_lid, unscoped
+from gateway.errors import NotLockable
+from gateway.log import shown
+from gateway.metrics import Metrics
+from gateway.store import Store
+from gateway.tenants.registry import Tenants
+from gateway.waha.clock_skew import ClockSkew
+from gateway.waha.lid_lookup import Lids
+from gateway.waha.sessions import Sessions
+
+_REFUSALS = {
+    "no_tenant": "is not in tenants.json: add it there first",
+    "inactive": "is not active: see tenants.json",
+}
+
+log = logging.getLogger(__name__)
+
+
+class Operator:
+    """Every method is durable on return, and raises StoreUnavailable as the store's own do."""
+
+    def __init__(
+        self,
+        store: Store,
+        tenants: Tenants,
+        sessions: Sessions,
+        lids: Lids,
+        metrics: Metrics,
+        skew: ClockSkew,
+        *,
+        gateway_phone: str,
+    ) -> None:
+        self._store = store
+        self._tenants = tenants
+        self._sessions = sessions
+        self._lids = lids
+        self._metrics = metrics
+        self._skew = skew
+        self._gateway_phone = gateway_phone
+
+    def check_lock(self, user: UserId, tenant: TenantId) -> None:
+        """Return if user may be locked to tenant; raise NotLockable."""
+        listed = (self._tenants.listed or {}).values()
+        own = {self._gateway_phone, *(one.gateway_phone for one in listed), *self._sessions.own_ids}
+        if unscoped(user) in own:
+            raise NotLockable(
+                f"{unscoped(user)} is the gateway's own number: no user", "own_number"
+            )
+        self._check_home(tenant)
+
+    def _check_home(self, tenant: TenantId) -> None:
+        if refusal := self._tenants.refusal(tenant):
+            raise NotLockable(f"tenant {tenant} {_REFUSALS[refusal]}", refusal)
+
+    async def lock(self, user: UserId, tenant: TenantId) -> tuple[UserId, TenantId | None, int]:
+        """As Store.lock(). Raise NotLockable."""
+        self.check_lock(user, tenant)
+        known, before, released = await self._store.lock(
+            user, tenant, at=self._skew.decided_at(user)
+        )
+        self._metrics.lock_changed("operator")
+        log.info(
+            "✋ An operator locked %s to Tenant %s (before: %s)",
+            shown(known),
+            tenant,
+            before,
+            extra={
+                "event": "operator.locked",
+                "user": shown(known),
+                "tenant": tenant,
+                "previous": before,
+            },
+        )
+        return known, before, released
+
+    async def unlock(
+        self, user: UserId, *, drop_waiting: bool = False
+    ) -> tuple[UserId, TenantId | None, int]:
+        """As Store.unlock()."""
+        known, tenant, dropped = await self._store.unlock(
+            user, drop_waiting=drop_waiting, at=self._skew.decided_at(user)
+        )
+        if tenant is not None or dropped:
+            self._metrics.lock_changed("unlock", tenant is not None)
+            log.info(
+                "✋ An operator unlocked %s from Tenant %s",
+                shown(known),
+                tenant,
+                extra={"event": "operator.unlocked", "user": shown(known), "previous": tenant},
+            )
+        return known, tenant, dropped
+
+    async def move(
+        self, old: TenantId, new: TenantId, *, with_waiting: bool = True
+    ) -> tuple[int, int]:
+        """As Store.move(). Raise NotLockable."""
+        self._check_home(new)
+        users, along = await self._store.move(
+            old, new, with_waiting=with_waiting, at=self._skew.decided_at()
+        )
+        if users or along:
+            self._metrics.lock_changed("tenant_move", users)
+            log.info(
+                "✋ An operator moved %s users and %s waiting messages of Tenant %s to Tenant %s",
+                users,
+                along,
+                old,
+                new,
+                extra={"event": "operator.moved", "tenant": new, "previous": old, "users": users},
+            )
+        return users, along
+
+    async def erase(self, user: UserId) -> tuple[tuple[UserId, ...], Erased]:
+        """As Store.erase()."""
+        ids, erased = await self._store.erase(user)
+        for one in filter(is_lid, ids):
+            self._lids.forget(one)
+        if any(astuple(erased)):
+            self._metrics.lock_changed("erasure", erased.locks)
+            log.info("✋ An operator erased a person", extra={"event": "operator.erased"})
+        return ids, erased
+
+    async def replay(self, which: Selection) -> int:
+        """As Store.replay()."""
+        count = await self._store.replay(which)
+        if count:
+            log.info(
+                "✋ An operator let %s dead letters be delivered again",
+                count,
+                extra={"event": "operator.replayed", "count": count},
+            )
+        return count
+
+    async def delete_letters(self, which: Selection) -> int:
+        """As Store.delete_letters()."""
+        count = await self._store.delete_letters(which)
+        if count:
+            log.info(
+                "✋ An operator deleted %s dead letters",
+                count,
+                extra={"event": "operator.deleted", "count": count},
+            )
+        return count

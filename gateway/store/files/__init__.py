@@ -1,0 +1,1 @@
+"""The embedded store: SQLite with group commit, and router_mappings.json."""

@@ -1,0 +1,214 @@
+"""The history: evidence of every lock, in the table of that name. Lines are only added; an erasure
+takes the names off them, and times out of the future are set right."""
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Iterable, Sequence
+from enum import Enum
+
+from gateway.domain.model import HistoryLine, Moment, Note, TenantId, UserId
+
+_LOOKED_AT = 1000  # lines at once
+TOLERANCE_SECONDS = 2.0  # that a time may lie in the future: by WhatsApp's clock, not ours
+SAYS_WAHA = ", says WAHA"  # behind "is …" and "was …": not a message showed it
+
+
+class Kind(Enum):
+    """What a row of the history tells, beside the notes about links."""
+
+    IMPORTED = "imported"  # stood in the file before there was a history
+    LOCKED = "locked"
+    MOVED = "moved"
+    UNLOCKED = "unlocked"
+    MERGED = "merged"  # two ids turned out to be one person
+    ERASED = "erased"  # whose lines these were is forgotten
+
+
+def record(
+    tx: sqlite3.Connection,
+    at: float,
+    user: UserId,
+    kind: Kind | Note,
+    from_tenant: TenantId | None,
+    to_tenant: TenantId | None,
+    changed: Moment | None,
+    message_id: str | None,
+    why: str | None = None,
+) -> None:
+    """Add a line. changed is the time of the change of user's lock; None: it did not change."""
+    second, fraction = changed or (None, None)
+    tx.execute(
+        "INSERT INTO history (at, user, kind, from_tenant, to_tenant, changed_second,"
+        " changed_fraction, message_id, why) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (at, user, kind.value, from_tenant, to_tenant, second, fraction, message_id, why),
+    )
+
+
+def is_empty(tx: sqlite3.Connection) -> bool:
+    return tx.execute("SELECT 1 FROM history LIMIT 1").fetchone() is None
+
+
+def knows_of_locks(tx: sqlite3.Connection) -> bool:
+    query = "SELECT 1 FROM history WHERE changed_second IS NOT NULL LIMIT 1"
+    return tx.execute(query).fetchone() is not None
+
+
+def changes(tx: sqlite3.Connection) -> Iterable[tuple[UserId, TenantId | None]]:
+    """Every change there was, oldest first: user, and the tenant from then on."""
+    return tx.execute(
+        "SELECT user, to_tenant FROM history WHERE changed_second IS NOT NULL ORDER BY id"
+    )
+
+
+def last_change(tx: sqlite3.Connection, user: UserId) -> Moment | None:
+    row = tx.execute(
+        "SELECT changed_second, changed_fraction FROM history"
+        " WHERE user = ? AND changed_second IS NOT NULL ORDER BY id DESC LIMIT 1",
+        (user,),
+    ).fetchone()
+    return Moment(*row) if row else None
+
+
+def redate(tx: sqlite3.Connection, now: float, ahead: float = 0.0) -> int:
+    """What was decided by a clock that was ahead no longer lies in the future, now that it is right
+    again; how many lines. Else every later link would be older, for as long as it was ahead.
+
+    ahead: by how many seconds, if that is known: then each decision gets its own time back. Nothing
+    is done by a clock that is behind what WhatsApp has said: that one is wrong, and not the lines.
+    """
+    latest, redated, before = now + TOLERANCE_SECONDS, 0, 2**63 - 1
+    if newest_sent(tx) > latest:
+        return 0
+    while True:  # such lines are the newest, or nearly so: to look at all would take seconds
+        rows = tx.execute(
+            "SELECT id, max(at, coalesce(changed_second, 0)) FROM history WHERE id < ?"
+            " ORDER BY id DESC LIMIT ?",
+            (before, _LOOKED_AT),
+        ).fetchall()
+        ids = [id_ for id_, newest in rows if newest > latest]
+        if not ids:
+            return redated
+        redated += tx.execute(
+            "UPDATE history SET at = min(at - ?1, ?2), changed_second ="
+            " CAST(min(changed_second - ?1, ?2) AS INTEGER),"
+            " changed_fraction = min(changed_fraction - ?1, ?2)"
+            " WHERE id IN (SELECT value FROM json_each(?3))",
+            (ahead, now, json.dumps(ids)),
+        ).rowcount
+        before = rows[-1][0]
+
+
+def newest_sent(tx: sqlite3.Connection) -> int:
+    """The newest time that WhatsApp gave to a link of late, Unix seconds; 0 if to none."""
+    # A message without a time of its own has that of its arrival.
+    (newest,) = tx.execute(
+        "SELECT max(changed_second) FROM (SELECT message_id, changed_second, at FROM history"
+        " ORDER BY id DESC LIMIT ?)"
+        " WHERE message_id NOT NULL AND changed_second < CAST(at AS INTEGER)",
+        (_LOOKED_AT,),
+    ).fetchone()
+    return newest or 0
+
+
+def tenant_at(
+    tx: sqlite3.Connection, user: UserId, formerly: UserId, moment: Moment
+) -> TenantId | None:
+    """Where a person belonged then, who was known by either id."""
+    row = tx.execute(
+        "SELECT to_tenant FROM history WHERE user IN (?, ?) AND changed_second IS NOT NULL"
+        " AND (changed_second, changed_fraction) <= (?, ?)"
+        " ORDER BY changed_second DESC, changed_fraction DESC, id DESC LIMIT 1",
+        (user, formerly, *moment),
+    ).fetchone()
+    return row[0] if row else None
+
+
+def was_unlocked(tx: sqlite3.Connection, user: UserId) -> bool:
+    """Whether the last change was an operator's unlock, not the loss of the person behind it."""
+    row = tx.execute(
+        "SELECT kind FROM history"
+        " WHERE user = ? AND changed_second IS NOT NULL ORDER BY id DESC LIMIT 1",
+        (user,),
+    ).fetchone()
+    return row is not None and row[0] == Kind.UNLOCKED.value
+
+
+def move_all(
+    tx: sqlite3.Connection,
+    users: str,
+    at: float,
+    old: TenantId,
+    new: TenantId,
+    decided_at: float,
+) -> None:
+    """A line for each of users, a JSON array, who are moved from old to new now."""
+    # As of now; but if the clock went back, not before the change that went before.
+    latest = (
+        "(SELECT changed_{0} FROM history WHERE user = one.value AND changed_second IS NOT NULL"
+        " ORDER BY id DESC LIMIT 1)"
+    )
+    tx.execute(
+        "INSERT INTO history (at, user, kind, from_tenant, to_tenant, changed_second,"
+        " changed_fraction, message_id, why) SELECT ?, value, ?, ?, ?,"
+        f" max(?, coalesce({latest.format('second')}, 0)),"
+        f" max(?, coalesce({latest.format('fraction')}, 0)), NULL, ? FROM json_each(?) AS one",
+        (
+            at,
+            Kind.MOVED.value,
+            old,
+            new,
+            int(decided_at),
+            decided_at,
+            "operator, with all of the tenant",
+            users,
+        ),
+    )
+
+
+def of_person(
+    tx: sqlite3.Connection, ids: Sequence[UserId], *, limit: int, before: int | None = None
+) -> list[HistoryLine]:
+    """Newest first."""
+    rows = tx.execute(
+        "SELECT id, at, user, kind, from_tenant, to_tenant, message_id, why FROM history"
+        f" WHERE user IN ({_marks(ids)}) AND id < ? ORDER BY id DESC LIMIT ?",
+        (*ids, 2**63 - 1 if before is None else before, limit),
+    )
+    return [HistoryLine(*row) for row in rows]
+
+
+def erase(tx: sqlite3.Connection, ids: Sequence[UserId], at: float) -> int:
+    """Whose lines they are is no longer told, by any line; how many they were.
+
+    They no longer count as changes of a lock, so that rebuild finds none.
+    """
+    nobody = UserId(f"erased-{secrets.token_hex(8)}")
+    count = tx.execute(
+        "UPDATE history SET user = ?, message_id = NULL, why = NULL, changed_second = NULL,"
+        f" changed_fraction = NULL WHERE user IN ({_marks(ids)})",
+        (nobody, *ids),
+    ).rowcount
+    for id_ in ids:
+        # Lines from when the person had another id, up to where that turned out to be this one.
+        is_, was = (
+            [f"{verb} {id_}{source}" for source in ("", SAYS_WAHA)] for verb in ("is", "was")
+        )
+        query = "SELECT user, max(id) FROM history WHERE why IN (?, ?) GROUP BY user"
+        for former, until in tx.execute(query, is_).fetchall():
+            count += tx.execute(
+                "UPDATE history SET user = ?, message_id = NULL, why = NULL, changed_second = NULL,"
+                " changed_fraction = NULL WHERE user = ? AND id <= ?",
+                (nobody, former, until),
+            ).rowcount
+        tx.execute(
+            "UPDATE history SET why = NULL, message_id = NULL WHERE why IN (?, ?, ?, ?)",
+            [*is_, *was],
+        )
+    if count:
+        record(tx, at, nobody, Kind.ERASED, None, None, None, None, "operator")
+    return count
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))

@@ -1,0 +1,1141 @@
+"""The store without a server: locks in router_mappings.json, all else in router.db.
+
+A lock change is committed in router.db first, as a row of lock_redo; the JSON is rewritten right
+behind, and the row goes only when the new file is durable. At start the rows are applied to what
+the JSON says. So one commit decides, and the JSON, which people read with `cat`, follows.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import heapq
+import json
+import logging
+import shutil
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gateway.domain.model import (
+    EVERYBODY,
+    NEVER,
+    Accepted,
+    Again,
+    Among,
+    AskForLink,
+    Backlog,
+    Bind,
+    Dead,
+    DeadLetter,
+    Decide,
+    Decision,
+    Delivery,
+    Done,
+    Erased,
+    Export,
+    Forward,
+    Health,
+    HistoryLine,
+    InboundMessage,
+    Kept,
+    LinkNote,
+    Lock,
+    Moment,
+    Note,
+    Outcome,
+    Outline,
+    PutBack,
+    Rehearsal,
+    Selection,
+    Sighting,
+    TenantId,
+    Totals,
+    Unreadable,
+    UnreadableReason,
+    UserId,
+    is_lid,
+)
+from gateway.errors import NoBackUp, StoreUnavailable
+from gateway.store.base import Limits, LocksPage, in_batches, whole_history
+from gateway.store.files import (
+    backup,
+    dead_letters,
+    dedup,
+    deliveries,
+    held,
+    mappings,
+    unreadable,
+)
+from gateway.store.files import help as help_rows
+from gateway.store.files import history as history_rows
+from gateway.store.files.counters import Count, Counts
+from gateway.store.files.dedup import Found
+from gateway.store.files.deliveries import Content
+from gateway.store.files.history import (
+    SAYS_WAHA,
+    Kind,
+    last_change,
+    record,
+    tenant_at,
+    was_unlocked,
+)
+from gateway.store.files.identity import Identity
+from gateway.store.files.journal import DISTRUST_NAME, Committed, Journal, connect
+from gateway.store.files.opening import (
+    DATABASE_NAME,
+    STEP_SECONDS,
+    FolderLock,
+    forgive_the_clock,
+    open_folder,
+)
+from gateway.store.files.scheduler import Head, Shares
+from gateway.store.retry_after import Patience
+
+MAPPINGS_WAIT_SECONDS = 0.05  # who reads the file right after the answer finds the lock in it
+_WATCH_SECONDS = 5.0
+_LOOK_SECONDS = 0.5  # between looks whether the files are still there: stat() of five
+_SWEEP_SECONDS = 0.2  # between deletions while there is more: 10,000 seen keys a second
+_LATER_SECONDS = 1.0  # at least so often claim() looks at the clock, which may jump
+
+log = logging.getLogger(__name__)
+
+Tx = sqlite3.Connection
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class _Changes:
+    """What a transaction did, for memory to follow after its commit."""
+
+    locks: list[tuple[UserId, TenantId | None, int]] = field(default_factory=list)
+    counts: list[tuple[TenantId, int]] = field(default_factory=list)
+    heads: list[Head] = field(default_factory=list)
+    renamed: list[tuple[UserId, UserId]] = field(default_factory=list)
+    reread: list[TenantId] = field(default_factory=list)
+    settled: int | None = None
+    delivered: TenantId | None = None
+    accepted: TenantId | None = None
+
+    def offer(self, head: Head | None) -> None:
+        if head:
+            self.heads.append(head)
+
+    def note_rename(self, old: UserId, new: UserId, tenants: Iterable[TenantId]) -> None:
+        self.renamed.append((old, new))
+        self.reread.extend(tenants)
+
+
+@dataclass(slots=True)
+class _Staged:
+    """What a transaction has changed so far, for the later messages in it."""
+
+    batch: int
+    locks: dict[UserId, TenantId | None] = field(default_factory=dict)
+    added: Counter[TenantId] = field(default_factory=Counter)
+
+
+class FileStore:
+    """See base.Store. One process; a second one on the same folder refuses to start."""
+
+    @classmethod
+    async def open(
+        cls,
+        folder: Path,
+        limits: Limits,
+        *,
+        leave: Callable[[str], None] = lambda _: None,
+        committed: Committed = lambda _seconds, _operations: None,
+        clock: Clock = time.time,
+        write_file: Callable[[Path, bytes], None] = mappings.replace_file,
+        connect_to: Callable[[Path], Tx] = connect,
+    ) -> "FileStore":
+        """Raise StartRefused, with file and cure, if the folder's state cannot be trusted.
+
+        leave is called with the reason if that turns out later; committed after each commit; see
+        Journal.
+        """
+        opened = open_folder(folder, clock(), connect_to)
+        return cls(*opened, folder, limits, leave, committed, clock, write_file)
+
+    def __init__(
+        self,
+        lock: FolderLock,
+        connection: Tx,
+        locks: dict[UserId, TenantId],
+        folder: Path,
+        limits: Limits,
+        leave: Callable[[str], None],
+        committed: Committed,
+        clock: Clock,
+        write_file: Callable[[Path, bytes], None],
+    ) -> None:
+        self._lock_of_folder = lock
+        self._folder = folder
+        self._limits = limits
+        self._clock = clock
+        self._shares = Shares(limits.max_in_flight, limits.max_in_flight_per_tenant)
+        for tenant, count in deliveries.counts(connection):
+            self._shares.add(tenant, count)
+        self._shares.forget_all()
+        self._leave = leave
+        self._identity = Identity(folder, folder / DATABASE_NAME)
+        self._journal = Journal(connection, self._distrust, committed, self._identity)
+        self._mappings = mappings.Mappings(
+            folder / mappings.FILE_NAME, locks, written=self._in_file, write_file=write_file
+        )
+        self._staged = _Staged(0)
+        self._seen = dedup.SeenKeys(connection)
+        self._counts = Counts(connection)
+        self._work = asyncio.Event()  # something may be due that was not
+        self._fetching = asyncio.Lock()
+        self._low_disk: str | None = None
+        self._backing_up = False
+        self._patience = Patience()
+        self._chores: set[asyncio.Task[None]] = set()
+        self._look_at_disk()
+        self._watch = asyncio.create_task(self._watch_over())
+        self._look = asyncio.create_task(self._look_after_files())
+
+    def _distrust(self, reason: str) -> None:
+        if self._identity.folder_is_ours():
+            with contextlib.suppress(OSError):
+                (self._folder / DISTRUST_NAME).touch()
+        self._leave(reason)
+
+    # accepting
+
+    async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
+        if self._low_disk:
+            raise self._patience.unavailable(self._low_disk)
+        changes, accepted = await self._journal.run(
+            lambda tx: self._accept(tx, message, decide), lambda result: self._publish(result[0])
+        )
+        if isinstance(accepted, str):
+            raise self._patience.unavailable(accepted)
+        self._patience.over()
+        if changes.locks:
+            await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
+        return accepted
+
+    async def learn(self, sighting: Sighting) -> None:
+        changes = await self._journal.run(lambda tx: self._learn(tx, sighting), self._publish)
+        if changes.locks:
+            await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
+
+    async def keep_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
+        if self._low_disk:
+            raise self._patience.unavailable(self._low_disk)
+        await self._journal.run(lambda tx: unreadable.keep(tx, message, reason))
+
+    async def unreadable(self, *, limit: int, before: int | None = None) -> list[Unreadable]:
+        return await self._journal.run(lambda tx: unreadable.some(tx, limit=limit, before=before))
+
+    def _learn(self, tx: Tx, sighting: Sighting) -> _Changes:
+        changes = _Changes()
+        self._sight(tx, sighting, changes)
+        return changes
+
+    def _accept(
+        self, tx: Tx, message: InboundMessage, decide: Decide
+    ) -> tuple[_Changes, Accepted | str]:
+        """What was done and decided; a text if it was refused."""
+        changes = _Changes()
+        user, alias = self._person(tx, message, changes)
+        key, found = message.idempotency_key, Found.NOTHING
+        if message.seen_key:
+            ids = dedup.hashed(None, user) if is_lid(user) else dedup.hashed(user, alias)
+            found = self._seen.find(tx, message.seen_key, ids, message.arrived)
+            if found is Found.ITSELF:
+                return changes, Accepted(user, None)
+            if found is Found.ANOTHERS:  # it needs a key of its own
+                key = _key_of(key, user)
+        lock = self._lock(tx, user)
+        decision = decide(lock)
+        if not isinstance(decision, AskForLink) and (full := self._backlog_full(decision.tenant)):
+            return changes, full
+        if message.seen_key:
+            routed = not isinstance(decision, AskForLink)
+            self._seen.add(tx, message.seen_key, ids, message.arrived, routed=routed)
+        self._note(tx, message, user, lock, decision, changes)
+        content = Content.of(message, key)
+        if not isinstance(decision, AskForLink):
+            if found is Found.NOBODYS:
+                held.forget(tx, key)  # it was kept aside then
+            self._add_delivery(tx, content, decision.tenant, user, alias, changes)
+            changes.accepted = decision.tenant
+        elif decision.hold and self._limits.hold_seconds:
+            held.keep(tx, user, message.sent, content, most=self._limits.max_held_per_user)
+        if isinstance(decision, Bind):
+            self._release_held(tx, user, alias, decision.tenant, message.sent, changes)
+        help_waits = isinstance(decision, AskForLink) and decision.help
+        if help_waits:
+            help_waits = help_rows.keep(
+                tx, user, self._clock(), cooldown=self._limits.help_cooldown
+            )
+        return changes, Accepted(user, decision, help_waits)
+
+    def _release_held(
+        self,
+        tx: Tx,
+        user: UserId,
+        alias: UserId | None,
+        tenant: TenantId,
+        sent_after: Moment,
+        changes: _Changes,
+    ) -> None:
+        """What user wrote after that moment goes to tenant, too."""
+        for sent, content in held.take(tx, user, arrived_after=self._oldest_held()):
+            if sent >= sent_after:
+                self._add_delivery(tx, content, tenant, user, alias, changes)
+
+    def _oldest_held(self) -> float:
+        return self._clock() - self._limits.hold_seconds
+
+    def _note(
+        self,
+        tx: Tx,
+        message: InboundMessage,
+        user: UserId,
+        lock: Lock,
+        decision: Decision,
+        changes: _Changes,
+    ) -> None:
+        if isinstance(decision, Bind):
+            kind = Kind.LOCKED if lock.tenant is None else Kind.MOVED
+            self._set_lock(tx, user, decision.tenant, changes)
+            record(tx, message.arrived, user, kind, lock.tenant, decision.tenant,
+                  message.sent, message.message_id)  # fmt: skip
+        elif isinstance(link := decision.link, LinkNote):
+            changed = message.sent if link.note is Note.CONFIRMED else None
+            record(tx, message.arrived, user, link.note, lock.tenant, link.tenant,
+                  changed, message.message_id)  # fmt: skip
+
+    def _add_delivery(
+        self,
+        tx: Tx,
+        content: Content,
+        tenant: TenantId,
+        user: UserId,
+        alias: UserId | None,
+        changes: _Changes,
+    ) -> None:
+        changes.offer(deliveries.add(tx, content, tenant, user, alias))
+        changes.counts.append((tenant, 1))
+        self._staged_here().added[tenant] += 1
+
+    async def are_known(self, messages: Sequence[InboundMessage]) -> list[bool]:
+        def look(tx: Tx) -> list[bool]:
+            return [self._is_known(tx, message) for message in messages]
+
+        return await self._journal.run(look)
+
+    def _is_known(self, tx: Tx, message: InboundMessage) -> bool:
+        if message.seen_key is None:
+            return False
+        phone, lid = message.phone, message.lid
+        if lid and not phone:
+            phone = _phone_of(tx, lid)
+        elif phone and not lid:
+            lid = _lid_of(tx, phone)
+        ids = dedup.hashed(phone, lid)
+        return self._seen.find(tx, message.seen_key, ids, message.arrived) is Found.ITSELF
+
+    async def rehearse(self, message: InboundMessage, decide: Decide) -> Rehearsal:
+        def work(tx: Tx) -> Rehearsal:
+            staged = self._staged_here()
+            before = replace(staged, locks=dict(staged.locks), added=Counter(staged.added))
+            tx.execute("SAVEPOINT rehearsal")
+            try:
+                return self._rehearse(tx, message, decide)
+            finally:
+                tx.execute("ROLLBACK TO rehearsal")
+                tx.execute("RELEASE rehearsal")
+                self._staged = before
+
+        return await self._journal.run(work)
+
+    def _rehearse(self, tx: Tx, message: InboundMessage, decide: Decide) -> Rehearsal:
+        user, _ = self._person(tx, message, _Changes())
+        lock = self._lock(tx, user)
+        changes, accepted = self._accept(tx, message, decide)
+        if isinstance(accepted, str):
+            return Rehearsal(Accepted(user, decide(lock)), lock, 0, refused=accepted)
+        added = sum(count for _, count in changes.counts)
+        released = max(0, added - isinstance(accepted.decision, Bind | Forward))
+        return Rehearsal(accepted, lock, released, refused=self._low_disk)
+
+    # who a person is
+
+    def _person(
+        self, tx: Tx, message: InboundMessage, changes: _Changes
+    ) -> tuple[UserId, UserId | None]:
+        """The id to keep the person under, and the other one; what message shows is learnt."""
+        phone, lid = message.phone, message.lid
+        if sighting := message.sighting:
+            self._sight(tx, sighting, changes)
+        if lid:
+            phone = _phone_of(tx, lid)
+        elif phone:
+            lid = _lid_of(tx, phone)
+        user, alias = (phone, lid) if phone else (lid, None)
+        assert user is not None, "only a person's message is accepted"
+        if alias and self._tenant(alias):  # a file from elsewhere may hold the lock under it
+            self._melt(tx, alias, user, message, changes)
+        return user, alias
+
+    def _sight(self, tx: Tx, sighting: Sighting, changes: _Changes) -> None:
+        """The newer sighting wins, the lock follows the LID."""
+        lid, phone = sighting.lid, sighting.phone
+        before = tx.execute("SELECT phone, sighted FROM alias WHERE lid = ?", (lid,)).fetchone()
+        if before and before[0] == phone:
+            return
+        owner = tx.execute("SELECT lid, sighted FROM alias WHERE phone = ?", (phone,)).fetchone()
+        newest = max((row[1] for row in (before, owner) if row), default=0.0)
+        if sighting.at < newest:
+            return
+        if owner:  # the number changed hands: whoever had it is known by LID only
+            # The time stays: an older sighting that comes late must not win.
+            tx.execute("UPDATE alias SET phone = lid WHERE lid = ?", (owner[0],))
+            self._melt(tx, phone, owner[0], sighting, changes)
+        tx.execute("INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (lid, phone, sighting.at))
+        if before and before[0] != lid:
+            self._melt(tx, before[0], phone, sighting, changes)
+        self._melt(tx, lid, phone, sighting, changes)
+
+    def _melt(
+        self,
+        tx: Tx,
+        old: UserId,
+        new: UserId,
+        shown_by: InboundMessage | Sighting,
+        changes: _Changes,
+    ) -> None:
+        """All that is kept under old is kept under new from now on."""
+        now, message_id = self._clock(), shown_by.message_id
+        source = SAYS_WAHA if isinstance(shown_by, Sighting) and shown_by.asked else ""
+        was, is_ = self._lock(tx, old), self._lock(tx, new)
+        changed = max(was.changed, is_.changed)
+        # What was decided for either id counts, and the newer decision wins: a lock, or an unlock.
+        decided = [
+            lock
+            for lock, user in ((is_, new), (was, old))
+            if lock.tenant is not None or was_unlocked(tx, user)
+        ]
+        stays = max(decided, key=lambda lock: lock.changed).tenant if decided else None
+        if was.tenant is not None:
+            self._set_lock(tx, old, None, changes)
+            record(tx, now, old, Kind.MERGED, was.tenant, None, changed,
+                  message_id, f"is {new}{source}")  # fmt: skip
+        if stays != is_.tenant:
+            self._set_lock(tx, new, stays, changes)
+        if was.tenant is not None or changed > is_.changed:
+            record(tx, now, new, Kind.MERGED, is_.tenant, stays, changed,
+                  message_id, f"was {old}{source}")  # fmt: skip
+        self._move_lines(tx, old, new, changes)
+        if stays is not None:  # what was held was a person's with a lock, only we did not know
+            alias = None if is_lid(new) else _lid_of(tx, new)
+            for sent, content in held.take(tx, new, arrived_after=self._oldest_held()):
+                if (tenant := tenant_at(tx, new, old, sent)) is not None:
+                    self._add_delivery(tx, content, tenant, new, alias, changes)
+
+    def _move_lines(self, tx: Tx, old: UserId, new: UserId, changes: _Changes) -> None:
+        alias = None if is_lid(new) else _lid_of(tx, new)
+        changes.note_rename(old, new, deliveries.rename(tx, old, new, alias, self._clock()))
+        tx.execute("UPDATE dead_letter SET user = ?, alias = ? WHERE user = ?", (new, alias, old))
+        tx.execute("UPDATE held SET user = ? WHERE user = ?", (new, old))
+        help_rows.rename(tx, old, new)
+
+    # locks
+
+    def _tenant(self, user: UserId) -> TenantId | None:
+        """The lock as this transaction has it: not yet in memory what it changed itself."""
+        staged = self._staged_here()
+        return staged.locks[user] if user in staged.locks else self._mappings.get(user)
+
+    def _staged_here(self) -> "_Staged":
+        """What this transaction has changed so far; a new one starts with nothing."""
+        if self._staged.batch != self._journal.batch:
+            self._staged = _Staged(self._journal.batch)
+        return self._staged
+
+    def _lock(self, tx: Tx, user: UserId) -> Lock:
+        return Lock(self._tenant(user), last_change(tx, user) or NEVER)
+
+    def _set_lock(self, tx: Tx, user: UserId, tenant: TenantId | None, changes: _Changes) -> None:
+        number = tx.execute(
+            "INSERT INTO lock_redo (user, tenant) VALUES (?, ?)", (user, tenant)
+        ).lastrowid
+        assert number is not None
+        self._staged_here().locks[user] = tenant
+        changes.locks.append((user, tenant, number))
+
+    def _in_file(self, number: int) -> None:
+        """The mappings file holds every change up to number: its redo rows are not needed."""
+
+        def forget(tx: Tx) -> None:
+            tx.execute("DELETE FROM lock_redo WHERE id <= ?", (number,))
+
+        async def chore() -> None:
+            # If that fails they are applied once more at the next start, which changes nothing.
+            with contextlib.suppress(StoreUnavailable):
+                await self._journal.run(forget)
+
+        task = asyncio.create_task(chore())
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+    async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
+        def look(tx: Tx) -> tuple[UserId, Lock]:
+            known = _known_as(tx, user)
+            return known, self._lock(tx, known)
+
+        return await self._journal.run(look)
+
+    async def unlock(
+        self, user: UserId, *, drop_waiting: bool = False, at: float | None = None
+    ) -> tuple[UserId, TenantId | None, int]:
+        def work(tx: Tx) -> tuple[_Changes, UserId, TenantId | None, int]:
+            changes, known = _Changes(), _known_as(tx, user)
+            dropped = self._drop_waiting(tx, known, changes) if drop_waiting else 0
+            lock = self._lock(tx, known)
+            if lock.tenant is not None:
+                now = self._clock()
+                changed = max(Moment.of(now if at is None else at), lock.changed)
+                self._set_lock(tx, known, None, changes)
+                record(tx, now, known, Kind.UNLOCKED, lock.tenant, None, changed, None, "operator")
+            return changes, known, lock.tenant, dropped
+
+        changes, known, tenant, dropped = await self._journal.run(
+            work, lambda result: self._publish(result[0])
+        )
+        if changes.locks:
+            await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
+        return known, tenant, dropped
+
+    async def lock(
+        self, user: UserId, tenant: TenantId, *, at: float | None = None
+    ) -> tuple[UserId, TenantId | None, int]:
+        def work(tx: Tx) -> tuple[_Changes, UserId, TenantId | None, int]:
+            changes, known = _Changes(), _known_as(tx, user)
+            lock, now = self._lock(tx, known), self._clock()
+            kind = Kind.LOCKED if lock.tenant in (None, tenant) else Kind.MOVED
+            changed = max(Moment.of(now if at is None else at), lock.changed)
+            self._set_lock(tx, known, tenant, changes)
+            record(tx, now, known, kind, lock.tenant, tenant, changed, None, "operator")
+            alias = None if is_lid(known) else _lid_of(tx, known)
+            self._release_held(tx, known, alias, tenant, NEVER, changes)
+            if changes.counts:
+                changes.accepted = tenant
+            return changes, known, lock.tenant, len(changes.counts)
+
+        changes, known, before, released = await self._journal.run(
+            work, lambda result: self._publish(result[0])
+        )
+        await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
+        return known, before, released
+
+    async def move(
+        self,
+        old: TenantId,
+        new: TenantId,
+        *,
+        with_waiting: bool = True,
+        at: float | None = None,
+    ) -> tuple[int, int]:
+        now = self._clock()
+        decided_at = now if at is None else at
+
+        def prepare() -> Callable[[Tx], tuple[list[UserId], int, int]]:
+            # Nothing of theirs is claimed before the commit: their heads must be read again first.
+            self._shares.forget([old, new])
+            flying = self._shares.flying()
+
+            def work(tx: Tx) -> tuple[list[UserId], int, int]:
+                users = self._mappings.users_of(old)
+                as_json = json.dumps(users)
+                number = 0
+                if users:
+                    history_rows.move_all(tx, as_json, now, old, new, decided_at)
+                    tx.execute(
+                        "INSERT INTO lock_redo (user, tenant) SELECT value, ? FROM json_each(?)",
+                        (new, as_json),
+                    )
+                    number = tx.execute("SELECT max(id) FROM lock_redo").fetchone()[0]
+                moved = deliveries.move(tx, old, new, flying, now) if with_waiting else 0
+                return users, moved, number
+
+            return work
+
+        def publish(result: tuple[list[UserId], int, int]) -> None:
+            users, moved, number = result
+            if users:
+                self._mappings.move(users, old, new, number)
+            self._shares.add(old, -moved)
+            self._shares.add(new, moved)
+            self._work.set()
+
+        users, moved, number = await self._journal.run_long(prepare, publish)
+        if users:
+            await self._mappings.in_file(number, MAPPINGS_WAIT_SECONDS)
+        return len(users), moved
+
+    async def users_of(
+        self, tenant: TenantId, limit: int, after: UserId | None
+    ) -> tuple[list[UserId], UserId | None]:
+        def look() -> list[UserId]:
+            users = self._mappings.users_of(tenant)
+            return heapq.nsmallest(limit + 1, (u for u in users if after is None or u > after))
+
+        first = await asyncio.to_thread(look)
+        page = first[:limit]
+        return page, page[-1] if len(first) > limit else None
+
+    async def tenant_totals(self) -> dict[TenantId, Totals]:
+        query = "SELECT tenant, count(*) FROM dead_letter GROUP BY tenant"
+        dead = dict(await self._journal.run(lambda tx: tx.execute(query).fetchall()))
+        users, counts = self._mappings.of_tenants(), dict(self._counts.all)
+        waiting = self._shares.waiting_by_tenant()
+
+        def joined() -> dict[TenantId, Totals]:
+            nothing = Count()
+            return {
+                tenant: Totals(
+                    users.get(tenant, 0),
+                    (count := counts.get(tenant, nothing)).delivered,
+                    waiting.get(tenant, 0),
+                    dead.get(tenant, 0),
+                    count.first_seen,
+                    count.last_seen,
+                )
+                for tenant in {*users, *counts, *waiting, *dead}
+            }
+
+        return await asyncio.to_thread(joined)  # anybody who posts links can make them many
+
+    # a person's own
+
+    async def history(
+        self, user: UserId, *, limit: int, before: int | None = None
+    ) -> list[HistoryLine]:
+        return await self._journal.run(
+            lambda tx: history_rows.of_person(tx, _ids_of(tx, user), limit=limit, before=before)
+        )
+
+    async def erase(self, user: UserId) -> tuple[tuple[UserId, ...], Erased]:
+        changes, ids, erased = await self._journal.run(
+            lambda tx: self._erase(tx, user), lambda result: self._publish(result[0])
+        )
+        if changes.locks:
+            await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
+        return ids, erased
+
+    def _erase(self, tx: Tx, user: UserId) -> tuple[_Changes, tuple[UserId, ...], Erased]:
+        changes, ids = _Changes(), _ids_of(tx, user)
+        counts: Counter[str] = Counter()
+        for id_ in ids:
+            if self._tenant(id_) is not None:
+                self._set_lock(tx, id_, None, changes)
+                counts["locks"] += 1
+            tenants = deliveries.erase(tx, id_)
+            counts["waiting"] += len(tenants)
+            changes.counts += [(tenant, -1) for tenant in tenants]
+            changes.reread += tenants
+            for table in ("held", "dead_letter", "help"):
+                gone = tx.execute(f"DELETE FROM {table} WHERE user = ?", (id_,))
+                counts[table] += gone.rowcount
+            counts["unreadable"] += unreadable.erase(tx, id_)
+            gone = tx.execute("DELETE FROM alias WHERE lid = ? OR phone = ?", (id_, id_))
+            counts["alias"] += gone.rowcount
+        # Nothing of it is claimed before the commit.
+        self._shares.forget(changes.reread)
+        lines_left = history_rows.erase(tx, ids, self._clock())
+        erased = Erased(
+            locks=counts["locks"],
+            waiting=counts["waiting"],
+            held=counts["held"],
+            dead_letters=counts["dead_letter"],
+            aliases=counts["alias"],
+            help=counts["help"],
+            unreadable=counts["unreadable"],
+            history=lines_left,
+        )
+        return changes, ids, erased
+
+    async def export(self, user: UserId) -> Export:
+        def work(tx: Tx) -> Export:
+            ids = _ids_of(tx, user)
+            messages = [kept for id_ in ids for kept in _messages_of(tx, id_)]
+            locked = next((its for id_ in ids if (its := self._tenant(id_))), None)
+            return Export(ids, locked, tuple(messages), (), help_rows.of(tx, ids[0]))
+
+        export = await self._journal.run(work)
+        return replace(export, history=tuple(await whole_history(self, user)))
+
+    async def outline(self, user: UserId, *, limit: int) -> Outline:
+        def work(tx: Tx) -> Outline:
+            ids = _ids_of(tx, user)
+            some = [kept for id_ in ids for kept in _messages_of(tx, id_, limit)][:limit]
+            counts = [
+                sum(
+                    tx.execute(f"SELECT count(*) FROM {table} WHERE user = ?", (id_,)).fetchone()[0]
+                    for id_ in ids
+                )
+                for table in ("delivery", "held", "dead_letter")
+            ]
+            return Outline(ids, tuple(some), *counts)
+
+        return await self._journal.run(work)
+
+    def totals(self) -> tuple[int, int]:
+        return len(self._mappings), self._mappings.tenants
+
+    async def locks(self, limit: int, after: UserId | None) -> LocksPage:
+        users = self._mappings.users()
+        # In a thread: among a million users it takes a while.
+        first = await asyncio.to_thread(
+            heapq.nsmallest, limit + 1, (u for u in users if after is None or u > after)
+        )
+        page = first[:limit]
+        found = {user: tenant for user in page if (tenant := self._mappings.get(user))}
+        return LocksPage(found, page[-1] if len(first) > limit else None)
+
+    # delivering
+
+    async def claim(
+        self,
+        limit: int,
+        *,
+        wait: float,
+        probe: Among | None = None,
+    ) -> list[Delivery]:
+        deadline = time.monotonic() + wait
+        while True:
+            self._work.clear()
+            now = self._clock()
+            if self._shares.stale(now):
+                async with self._fetching:  # what another one has fetched meanwhile is not stale
+                    if stale := self._shares.stale(now):
+                        await self._fetch(stale, now)
+            heads = self._shares.probe(probe) if probe else self._shares.pick(limit)
+            if heads:
+                return await self._read(heads)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return []
+            until_due = max(0.0, self._shares.next_due() - self._clock())
+            try:
+                async with asyncio.timeout(min(left, until_due, _LATER_SECONDS)):
+                    await self._work.wait()
+            except TimeoutError:
+                pass
+
+    def serve(self, among: Among, changed: Collection[TenantId] | None) -> None:
+        self._shares.serve(among, changed)
+        self._work.set()
+
+    async def waits(self, among: Among) -> bool:
+        return self._shares.waits(among)
+
+    async def _fetch(self, tenants: list[TenantId], now: float) -> None:
+        """Fill the windows of tenants from the database."""
+
+        def look(tx: Tx) -> list[tuple[TenantId, list[Head], bool, float]]:
+            found = []
+            for tenant in tenants:
+                window = self._shares.window_of(tenant)
+                heads, next_due = deliveries.due_heads(tx, tenant, now, window)
+                found.append((tenant, heads, len(heads) == window, next_due))
+            return found
+
+        def fill(found: list[tuple[TenantId, list[Head], bool, float]]) -> None:
+            for tenant, heads, more, next_due in found:
+                self._shares.fetched(tenant, heads, more=more, next_due=next_due, now=now)
+
+        # Not before the commit: rows of the same transaction are not durable yet.
+        await self._journal.run(look, fill)
+
+    async def _read(self, heads: list[Head]) -> list[Delivery]:
+        """The deliveries of picked heads; those that are not in memory are read."""
+        wanted = [head for head in heads if head.delivery is None]
+        if wanted:
+            try:
+                await self._journal.run(lambda tx: deliveries.load(tx, wanted))
+            except BaseException:
+                for head in heads:
+                    self._shares.release(head.id)
+                # Others may have become the heads of their lines meanwhile.
+                self._shares.forget({head.tenant for head in heads})
+                raise
+        # Meanwhile an operator took it away, or an older message of its line was accepted.
+        overtaken = [head for head in heads if head.delivery is None]
+        for head in overtaken:
+            self._shares.release(head.id)
+        self._shares.forget({head.tenant for head in overtaken})
+        found = [head.delivery for head in heads if head.delivery]
+        for head in heads:
+            head.delivery = None
+        return found
+
+    def now(self) -> float:
+        return self._clock()
+
+    def may_send(self, delivery: Delivery) -> bool:
+        return True  # a claim ends with the process
+
+    async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        await self._journal.run(lambda tx: self._settle(tx, delivery, outcome), self._publish)
+
+    def _settle(self, tx: Tx, delivery: Delivery, outcome: Outcome) -> _Changes:
+        changes = _Changes(settled=delivery.id)
+        due: float | None = self._clock()
+        match outcome:
+            case Done():
+                line = deliveries.delete(tx, delivery.id)
+            case PutBack():
+                line, due = deliveries.put_back(tx, delivery.id, outcome.sent_at), None
+            case Again():
+                line = deliveries.failed(tx, delivery.id, outcome)
+                due = outcome.tried_at + outcome.wait
+            case Dead():
+                dead_letters.add(
+                    tx,
+                    delivery.id,
+                    died_at=outcome.died_at,
+                    reason=outcome.reason,
+                    attempts=1,
+                    status=outcome.status,
+                    answer=outcome.answer,
+                )
+                line = deliveries.delete(tx, delivery.id)
+        if line is None:  # an operator took it away meanwhile: that wins
+            changes.reread.append(delivery.tenant)  # what came since had to wait for its end
+            return changes
+        if isinstance(outcome, Done | Dead):
+            changes.counts.append((line[0], -1))
+        if isinstance(outcome, Done):
+            changes.delivered = line[0]
+        changes.offer(deliveries.promote(tx, *line, due))
+        return changes
+
+    async def all_due(self, among: Among = EVERYBODY, *, without_own_faults: bool = False) -> None:
+        now = self._clock()
+        some = self._shares.waiting_by_tenant() if among.others else among.named
+        for tenants in in_batches([one for one in some if one in among], deliveries.CHUNK):
+            await asyncio.gather(
+                *(self._due_now(t, now, without_own_faults=without_own_faults) for t in tenants)
+            )
+
+    async def _due_now(self, tenant: TenantId, now: float, without_own_faults: bool) -> None:
+        # Not for ever: what fails meanwhile is due later again.
+        for _ in range(self._shares.waiting_of(tenant) // deliveries.CHUNK + 1):
+            changed = await self._journal.run(
+                lambda tx: deliveries.some_due(
+                    tx, tenant, now, without_own_faults=without_own_faults
+                ),
+                lambda changed: self._look_again([tenant] if changed else []),
+            )
+            if changed < deliveries.CHUNK:
+                return
+
+    def _look_again(self, tenants: Iterable[TenantId]) -> None:
+        self._shares.forget(tenants)
+        self._work.set()
+
+    # dead letters
+
+    async def dead_letters(
+        self, which: Selection, *, limit: int, before: int | None = None
+    ) -> list[DeadLetter]:
+        return await self._journal.run(
+            lambda tx: dead_letters.some(tx, _by_known_id(tx, which), limit=limit, before=before)
+        )
+
+    async def dead_letter(self, id_: int) -> DeadLetter | None:
+        return await self._journal.run(lambda tx: dead_letters.one(tx, id_))
+
+    async def replay(self, which: Selection) -> int:
+        up_to = await self._journal.run(
+            dead_letters.newest
+        )  # what dies meanwhile is not replayed again
+        total = 0
+        while True:
+            changes = await self._journal.run(
+                lambda tx: self._replay_some(tx, which, up_to), self._publish
+            )
+            replayed = sum(count for _, count in changes.counts)
+            total += replayed
+            if replayed < dead_letters.CHUNK:
+                return total
+
+    def _replay_some(self, tx: Tx, which: Selection, up_to: int) -> _Changes:
+        changes, now = _Changes(), self._clock()
+        which = _by_known_id(tx, which)
+        replayed = dead_letters.take_back(tx, which, up_to=up_to, now=now)
+        changes.counts = [(tenant, 1) for tenant, _ in replayed]
+        for line in dict.fromkeys(replayed):
+            changes.offer(deliveries.find_head(tx, *line, now))
+        return changes
+
+    async def delete_letters(self, which: Selection) -> int:
+        up_to = await self._journal.run(dead_letters.newest)
+        total = 0
+        while True:
+            gone = await self._journal.run(
+                lambda tx: dead_letters.delete(tx, _by_known_id(tx, which), up_to=up_to)
+            )
+            total += gone
+            if gone < dead_letters.CHUNK:
+                return total
+
+    def _drop_waiting(self, tx: Tx, user: UserId, changes: _Changes) -> int:
+        """What waits of user and is not in flight becomes dead letters; how many."""
+        rows = deliveries.of_user(tx, user)
+        tenants = {tenant for _, tenant in rows}
+        # Nothing of theirs is claimed before the commit: their heads must be read again first.
+        self._shares.forget(tenants)
+        waiting = [(id_, tenant) for id_, tenant in rows if not self._shares.is_flying(id_)]
+        for id_, tenant in waiting:
+            dead_letters.add(
+                tx, id_, died_at=self._clock(), reason="dropped by an operator's unlock"
+            )
+            deliveries.delete(tx, id_)
+            changes.counts.append((tenant, -1))
+        for tenant in tenants:
+            deliveries.find_head(tx, tenant, user, self._clock())  # offered when it is read again
+        changes.reread.extend(tenants)
+        return len(waiting)
+
+    # help messages
+
+    async def help_waits(self) -> list[tuple[UserId, float]]:
+        return await self._journal.run(lambda tx: help_rows.waiting(tx, self._clock()))
+
+    async def begin_help(self, user: UserId) -> UserId | None:
+        def work(tx: Tx) -> UserId | None:
+            known = _known_as(tx, user)
+            if self._tenant(known) is not None:
+                help_rows.forget(tx, known)
+                return None
+            return known if help_rows.begin(tx, known, self._clock()) else None
+
+        return await self._journal.run(work)
+
+    async def undo_help(self, user: UserId, *, again: bool) -> None:
+        undo = help_rows.put_back if again else help_rows.forget
+
+        def work(tx: Tx) -> None:
+            # Known by another id since: its row may be of a message that was sent.
+            if _known_as(tx, user) == user:
+                undo(tx, user)
+
+        await self._journal.run(work)
+
+    async def held_lids(self) -> list[UserId]:
+        return await self._journal.run(held.lids)
+
+    # what memory knows
+
+    def _publish(self, changes: _Changes) -> None:
+        """Memory follows the disk: called right after the commit."""
+        for user, lock, number in changes.locks:
+            self._mappings.change(user, lock, number)
+        for tenant, count in changes.counts:
+            self._shares.add(tenant, count)
+        if changes.accepted is not None:
+            self._counts.seen(changes.accepted, self._clock())
+        if changes.delivered is not None:
+            self._counts.delivered(changes.delivered)
+        for old, new in changes.renamed:
+            self._shares.rename(old, new)
+        self._shares.forget(changes.reread)
+        if changes.settled is not None:
+            self._shares.release(changes.settled)
+        now = self._clock()
+        for head in changes.heads:
+            self._shares.offer(head, now)
+        self._work.set()
+
+    def _backlog_full(self, tenant: TenantId) -> str | None:
+        added, limits = self._staged_here().added, self._limits
+        waiting = self._shares.waiting + added.total()
+        if waiting >= limits.max_backlog:
+            return f"{waiting} messages wait, MAX_BACKLOG={limits.max_backlog}"
+        waiting = self._shares.waiting_of(tenant) + added[tenant]
+        if waiting >= limits.max_backlog_per_tenant:
+            return (
+                f"{waiting} messages of tenant {tenant} wait, "
+                f"MAX_BACKLOG_PER_TENANT={limits.max_backlog_per_tenant}"
+            )
+        return None
+
+    async def note_heard(self, times: Mapping[str, float]) -> None:
+        def note(tx: Tx) -> None:
+            tx.executemany(
+                "INSERT INTO heard VALUES (?, ?) ON CONFLICT (session) DO UPDATE SET"
+                " at = excluded.at WHERE at < excluded.at",
+                list(times.items()),
+            )
+
+        await self._journal.run(note)
+
+    async def heard(self) -> dict[str, float]:
+        query = "SELECT session, at FROM heard"
+        return dict(await self._journal.run(lambda tx: tx.execute(query).fetchall()))
+
+    async def back_up(self) -> Path:
+        if self._backing_up:
+            raise NoBackUp("another back-up is under way")
+        self._backing_up = True
+        try:
+            least = self._limits.min_free_disk_bytes
+            return await asyncio.to_thread(backup.write, self._folder, least_free=least)
+        finally:
+            self._backing_up = False
+
+    async def backlog(self) -> Backlog:
+        def look(tx: Tx) -> tuple[float | None, int, int, int]:
+            unread = unreadable.count(tx, self._clock())
+            return deliveries.oldest(tx), held.count(tx), unread, dead_letters.count(tx)
+
+        oldest, *counts = await self._journal.run(look)
+        by_tenant = self._shares.waiting_by_tenant()
+        return Backlog(self._shares.waiting, oldest, by_tenant, *counts)
+
+    def health(self) -> Health:
+        refusing = self._low_disk
+        if self._journal.trouble:
+            refusing = f"router.db cannot be written: {self._journal.trouble}"
+        elif self._shares.waiting >= self._limits.max_backlog:
+            refusing = f"{self._shares.waiting} messages wait, as many as MAX_BACKLOG allows"
+        return Health(refusing, self._mappings.trouble, self._mappings.lag)
+
+    async def _watch_over(self) -> None:
+        last, began, more = self._clock(), time.monotonic(), False
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS if more else _WATCH_SECONDS)
+            now, then, more = self._clock(), time.monotonic(), False
+            ahead = last + then - began - now
+            try:
+                self._look_at_disk()
+                more = await self._sweep()
+                if ahead > STEP_SECONDS:
+                    await self._forgive_the_clock(now, ahead)
+                last, began = now, then
+            except StoreUnavailable:
+                pass  # the journal has said so, and tests itself
+            except Exception:
+                log.exception("the watch failed unexpectedly", extra={"event": "store.error"})
+
+    async def _forgive_the_clock(self, now: float, ahead: float) -> None:
+        """It has gone back by so many seconds."""
+        while await self._journal.run(lambda tx: forgive_the_clock(tx, now)):
+            self._shares.forget_all()
+            self._work.set()
+        decided = await self._journal.run(lambda tx: history_rows.redate(tx, now, ahead))
+        log.warning(
+            "The clock has gone back by %.1f s: what was put off is due, and %s lock changes that"
+            " lay in the future have their own time again",
+            ahead,
+            decided,
+            extra={"event": "store.clock", "count": decided},
+        )
+
+    async def _look_after_files(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            self._journal.look()
+            with contextlib.suppress(OSError):  # a disk that fails tells of itself elsewhere
+                if reason := self._mappings.why_not_ours():
+                    self._journal.refuse(reason)
+
+    async def _sweep(self) -> bool:
+        """Delete some of what is out of date; whether there is more."""
+        now = self._clock()
+        keys = await self._journal.run(lambda tx: self._seen.purge(tx, now))
+        until = now - self._limits.hold_seconds
+        if gone := await self._journal.run(lambda tx: held.expire(tx, arrived_until=until)):
+            log.info(
+                "%s held messages got no link and are deleted",
+                gone,
+                extra={"event": "held.expired", "count": gone},
+            )
+        await self._write_counts()
+        cooldown = self._limits.help_cooldown
+        await self._journal.run(lambda tx: help_rows.expire(tx, now, cooldown=cooldown))
+        await self._journal.run(lambda tx: unreadable.expire(tx, now))
+        return keys >= dedup.CHUNK or gone >= held.CHUNK
+
+    async def _write_counts(self) -> None:
+        await self._journal.run(self._counts.write, lambda _: self._counts.written())
+
+    def _look_at_disk(self) -> None:
+        least = self._limits.min_free_disk_bytes
+        try:
+            free = shutil.disk_usage(self._folder).free
+            low = f"{self._folder}: {free >> 20} MB free on its disk, {least >> 20} MB are needed"
+        except OSError as exc:
+            free, low = -1, f"{self._folder}: {exc.strerror}"
+        if (free < least) != bool(self._low_disk):
+            said = low if free < least else f"{self._folder}: enough disk space again"
+            log.warning("%s", said, extra={"event": "store.disk"})
+        self._low_disk = low if free < least else None
+
+    async def close(self) -> None:
+        self._watch.cancel()
+        self._look.cancel()
+        with contextlib.suppress(OSError):
+            self._identity.restore_folder()
+        await self._mappings.close(write=self._identity.folder_is_ours())
+        while self._chores:
+            await asyncio.wait(self._chores)
+        with contextlib.suppress(StoreUnavailable):
+            await self._write_counts()
+        await self._journal.close()
+        self._identity.close()
+        self._lock_of_folder.close()
+
+
+def _key_of(key: str, user: UserId) -> str:
+    return hashlib.sha1(f"{key}|{user}".encode(), usedforsecurity=False).hexdigest()[:32]
+
+
+def _phone_of(tx: Tx, lid: UserId) -> UserId | None:
+    row = tx.execute("SELECT phone FROM alias WHERE lid = ? AND phone != lid", (lid,)).fetchone()
+    return row[0] if row else None
+
+
+def _lid_of(tx: Tx, phone: UserId) -> UserId | None:
+    row = tx.execute("SELECT lid FROM alias WHERE phone = ? AND phone != lid", (phone,)).fetchone()
+    return row[0] if row else None
+
+
+def _by_known_id(tx: Tx, which: Selection) -> Selection:
+    return replace(which, user=_known_as(tx, which.user)) if which.user else which
+
+
+def _known_as(tx: Tx, user: UserId) -> UserId:
+    return (_phone_of(tx, user) if is_lid(user) else None) or user
+
+
+def _ids_of(tx: Tx, user: UserId) -> tuple[UserId, ...]:
+    """The id under which the person is kept, and the other one if it is known."""
+    known = _known_as(tx, user)
+    lid = None if is_lid(known) else _lid_of(tx, known)
+    return (known, lid) if lid else (known,)
+
+
+def _messages_of(tx: Tx, user: UserId, limit: int = -1) -> list[Kept]:
+    """limit: -1 for all."""
+    rows = tx.execute(
+        "SELECT 'waiting', tenant, arrived, message_id, body FROM delivery WHERE user = ?1"
+        " UNION ALL SELECT 'held', NULL, arrived, message_id, body FROM held WHERE user = ?1"
+        " UNION ALL SELECT 'dead_letter', tenant, arrived, message_id, body FROM dead_letter"
+        " WHERE user = ?1"
+        " UNION ALL SELECT 'unreadable', NULL, arrived, message_id, body FROM unreadable"
+        " WHERE user = ?1 LIMIT ?2",
+        (user, limit),
+    )
+    return [Kept(*row) for row in rows]

@@ -1,0 +1,1 @@
+"""The store that several routers share: everything in Redis."""
