@@ -8,7 +8,7 @@ python whatsapp_router.py doctor                            looks for what is wr
 python whatsapp_router.py recover                           asks WAHA for what never came
 python whatsapp_router.py replay --all                      delivers dead letters again
 python whatsapp_router.py backup DIR, restore DIR           copies all, and brings it back
-python whatsapp_router.py move --from … --to …              carries all to another store
+python whatsapp_router.py migrate --from … --to …           carries all to another store
 python whatsapp_router.py rebuild                           writes a lost mappings file anew
 """
 

@@ -195,15 +195,15 @@ async def _outage(folder: Path, kind: str) -> AsyncIterator[Row]:
             f" they were through ({mean:.0f}/s; by half seconds, per second: {first});"
             f" said away {log.count('is away')} time(s), back {log.count('is back')};"
             f" {backend.retried} of {len(load.sent)} had an attempt counted; dead letters"
-            f" {log.count('Dead letter')}; all arrived, in order: {backend.in_order()};"
+            f" {log.count('DeadLettered letter')}; all arrived, in order: {backend.in_order()};"
             f" ack p99 {percentile(load.acks, 99) * 1e3:.0f} ms",
             flush=True,
         )
         full_from = next((place / 2 for place, rate in enumerate(first) if rate >= 0.9 * full), 9.0)
-        told = f"from second {full_from:g} on, {full:.0f}/s, in order: {backend.in_order()}"
+        reported = f"from second {full_from:g} on, {full:.0f}/s, in order: {backend.in_order()}"
         met = full_from <= 2 and backend.in_order()
         yield Row(f"backlog of {waiting} after an outage ({kind}): at full speed", "within 2 s",
-                  told, met)  # fmt: skip
+                  reported, met)  # fmt: skip
 
 
 async def others(folder: Path, *, slow: bool) -> float:
@@ -261,7 +261,7 @@ async def waiting(folder: Path) -> AsyncIterator[Row]:
         async with stage(folder / name, max_backlog="2000000") as (backend, load, pid):
             started, used = time.monotonic() - began, []
             backend.status = 500
-            for _ in range(10):  # the gate closes, webhooks come in
+            for _ in range(10):  # the breaker opens, webhooks come in
                 await load.steadily(200, 1, anybody)
                 used.append(memory(pid))
             rest[name] = max(used)
@@ -273,7 +273,7 @@ async def waiting(folder: Path) -> AsyncIterator[Row]:
             drained = len(backend.arrived) - drained
             print(
                 f"  {number} wait: listening after {started:.1f} s; {rest[name]:.0f} MB with the"
-                f" gate closed, {max(used):.0f} MB at most while {drained} were delivered in 20 s;"
+                f" breaker open, {max(used):.0f} MB at most while {drained} were delivered in 20 s;"
                 f" ack p99 {percentile(load.acks, 99) * 1e3:.0f} ms",
                 flush=True,
             )

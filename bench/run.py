@@ -43,7 +43,7 @@ SCENARIOS = {
 
 async def main() -> None:
     parser = argparse.ArgumentParser(
-        description=_told(), formatter_class=argparse.RawDescriptionHelpFormatter
+        description=_reported(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("scenario", nargs="*")
     chosen = parser.parse_args().scenario or list(SCENARIOS)
@@ -66,7 +66,7 @@ async def main() -> None:
         print(f"| {row.what} | {row.bar} | {row.got} | {'yes' if row.met else '**no**'} |")
 
 
-def _told() -> str:
+def _reported() -> str:
     modules = dict.fromkeys(inspect.getmodule(one) for one in SCENARIOS.values())
     lists = [inspect.getdoc(one).partition("\n\n")[2] for one in modules]  # type: ignore[union-attr]
     return (__doc__ or "").replace("SCENARIOS", "\n".join(lists))

@@ -69,7 +69,7 @@ async def move(folder: Path) -> AsyncIterator[Row]:
         server = RedisServer(place / "server", "--appendfsync", "everysec").start()
         try:
             began = time.monotonic()
-            await migrate.move(f"file:{place / 'data'}", server.url)
+            await migrate.migrate(f"file:{place / 'data'}", server.url)
             took = time.monotonic() - began
             with server.client() as client:
                 used = client.info("memory")["used_memory"] / 2**20

@@ -1,7 +1,7 @@
 """How many messages a second, side by side with others.
 
 forward    end to end: the time runs until the sink has the last message
-accept     the answer alone: the router's gate is closed, an empty endpoint keeps nothing
+accept     the answer alone: the router's circuit breaker is open, an empty endpoint keeps nothing
 """
 
 import asyncio
@@ -132,6 +132,6 @@ async def accept(folder: Path) -> AsyncIterator[Row]:
             print(f"  round {round_}: router {ours:6.0f}/s, empty endpoint {theirs:6.0f}/s,"
                   f" ratio {ratios[-1]:.2f}", flush=True)  # fmt: skip
     log = (folder / "router.log").read_text("utf-8")
-    assert "The backend is away" in log, "the gate was to be closed"
+    assert "The backend is away" in log, "the breaker was to be open"
     median = sorted(ratios)[ROUNDS // 2]
     yield Row("accepting ÷ empty endpoint", "≥ 1.0", spread(ratios), median >= 1.0)

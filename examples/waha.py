@@ -85,12 +85,12 @@ class StandIn:
     configs: dict[str, dict[str, Any] | None] = field(default_factory=lambda: {"default": None})
     has_store: bool = True  # False: NOWEB as it is by default
     delay: float = 0.0  # before each answer
-    patience: float = 15.0  # before it says that a session is not WORKING
+    retry_after: float = 15.0  # before it says that a session is not WORKING
     put_seconds: float = 3.0  # to stop a session for its new config, and as long to start it
     odd_answer: Callable[[], web.Response] | None = None  # in place of every other
     url: str = ""
     messages: list[dict[str, Any]] = field(default_factory=list)  # payloads, as they came in
-    can_tell: bool = True  # False: as WEBJS, which has no such list
+    can_report: bool = True  # False: as WEBJS, which has no such list
     knows_order: bool = True  # False: it takes no sortOrder
     lost_media: set[str] = field(default_factory=set)  # bare ids whose media WhatsApp dropped
     listed: int = 0  # how often messages were asked for
@@ -158,7 +158,7 @@ class StandIn:
         self.queries.append(dict(request.query))
         if refusal := await self._refusal(request, request.match_info["session"]):
             return refusal
-        if not self.can_tell:
+        if not self.can_report:
             return _error(
                 501, f"The method is not implemented by '{self.engine}' engine", "Not Implemented"
             )
@@ -291,11 +291,11 @@ class StandIn:
         if self.key and request.headers.get("X-Api-Key") != self.key:
             return _error(401, "Unauthorized")
         if session not in self.configs:
-            await asyncio.sleep(min(self.patience, 5.0))
+            await asyncio.sleep(min(self.retry_after, 5.0))
             error = {"error": f'Session "{session}" does not exist', "session": session}
             return web.json_response(error, status=422)
         if (status := self._status(session)) != "WORKING":
-            await asyncio.sleep(self.patience)
+            await asyncio.sleep(self.retry_after)
             error = {
                 "error": "Session status is not as expected. Try again later",
                 "session": session,
@@ -386,12 +386,13 @@ def _known_fields(config: Any) -> dict[str, Any] | None:
     """WAHA drops in silence what it does not know."""
     if config is None:
         return None
-    kept = {name: config[name] for name in _FIELDS if name in config}
-    if "webhooks" in kept:
-        kept["webhooks"] = [
-            {name: one[name] for name in _WEBHOOK_FIELDS if name in one} for one in kept["webhooks"]
+    stored = {name: config[name] for name in _FIELDS if name in config}
+    if "webhooks" in stored:
+        stored["webhooks"] = [
+            {name: one[name] for name in _WEBHOOK_FIELDS if name in one}
+            for one in stored["webhooks"]
         ]
-    return kept
+    return stored
 
 
 def _error(status: int, message: str | list[str], error: str = "") -> web.Response:
@@ -413,7 +414,7 @@ async def _serve(port: int, stand_in: StandIn) -> None:
 
 
 @contextlib.contextmanager
-def _port_told(port: int) -> Iterator[None]:
+def _port_reported(port: int) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
@@ -434,9 +435,9 @@ def main() -> None:
         options.engine,
         options.many_sessions,
         phones,
-        can_tell=options.engine in ("NOWEB", "GOWS"),
+        can_report=options.engine in ("NOWEB", "GOWS"),
     )
-    with contextlib.suppress(KeyboardInterrupt), _port_told(options.port):
+    with contextlib.suppress(KeyboardInterrupt), _port_reported(options.port):
         asyncio.run(_serve(options.port, stand_in))
 
 

@@ -27,10 +27,10 @@ from gateway.api.users import users_router
 from gateway.api.webhook import WebhookEndpoint
 from gateway.delivery import backend
 from gateway.errors import BodyEncoded, GatewayError
-from gateway.lifecycle import Parts, running
+from gateway.lifecycle import Components, running
 from gateway.page.documents import documents
-from gateway.page.layout import Frame
-from gateway.page.login import Door
+from gateway.page.layout import Layout
+from gateway.page.login import PageAccess
 from gateway.page.views import Page
 from gateway.settings import EVENTS_OF_NOBODY, Settings
 from gateway.store import Limits
@@ -72,19 +72,21 @@ def create_app(
     of_webhooks = bodies.Limit(settings.max_body_bytes, "MAX_BODY_BYTES")
 
     def leave(reason: str) -> None:
-        if app.state.distrusted is None:  # a second signal would cut the orderly end short
-            app.state.distrusted = reason
+        if app.state.suspect is None:  # a second signal would cut the orderly end short
+            app.state.suspect = reason
             signal.raise_signal(signal.SIGTERM)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         routes_before = list(app.router.routes)
         async with running(settings, transport=transport, limits=limits, leave=leave) as parts:
-            app.state.courier = parts.courier
+            app.state.worker = parts.worker
             webhook = WebhookEndpoint(
                 parts.ingest, access, refusals, brake, parts.metrics, of_webhooks
             )
-            page = Page(parts, frame=Frame(Door(access), brake, refusals), settings=settings)
+            page = Page(
+                parts, layout=Layout(PageAccess(access), brake, refusals), settings=settings
+            )
             app.router.routes.extend(page.routes())
             app.router.routes.extend(Route(path, webhook, methods=["POST"]) for path in WEBHOOKS)
             app.include_router(explain_router(parts.ingest, access, of_webhooks))
@@ -108,7 +110,7 @@ def create_app(
         openapi_url=None,
     )
     app.guard = Guard(access, brake, refusals, of_webhooks=of_webhooks)
-    app.state.distrusted = None
+    app.state.suspect = None
 
     @app.exception_handler(GatewayError)
     async def refused(request: Request, exc: GatewayError) -> Response:
@@ -143,16 +145,16 @@ def create_app(
     return app
 
 
-def _open(app: Gateway, parts: Parts, settings: Settings) -> None:
+def _open(app: Gateway, parts: Components, settings: Settings) -> None:
     """Add the routes that need nothing but the parts."""
     store, operator, tenants = parts.store, parts.operator, parts.tenants
     home = settings.waha_session
     users = Users(home_session=home, gateway_phone=settings.gateway_phone)
     for one in (
         health.health_router(store),
-        health.ready_router(store, parts.courier, parts.state, parts.metrics, settings),
+        health.ready_router(store, parts.worker, parts.state, parts.metrics, settings),
         admin.router(store),
-        admin.letters_router(store, operator, users),
+        admin.dead_letters_router(store, operator, users),
         users_router(store, operator, users),
         tenants_router(store, operator, tenants),
         links_router(parts.links),
@@ -161,7 +163,7 @@ def _open(app: Gateway, parts: Parts, settings: Settings) -> None:
         app.include_router(one)
 
 
-def _greet(settings: Settings, parts: Parts) -> None:
+def _greet(settings: Settings, parts: Components) -> None:
     users, tenants = parts.store.totals()
     log.info(
         "Gateway %s on %s:%s: %s users locked to %s tenants, backend %s",
@@ -174,7 +176,7 @@ def _greet(settings: Settings, parts: Parts) -> None:
         extra={"event": "start"},
     )
     _warn_of_open_doors(settings)
-    _tell_of_events(settings.forward_events)
+    _log_events(settings.forward_events)
 
 
 def _warn_of_open_doors(settings: Settings) -> None:
@@ -196,7 +198,7 @@ def _warn_of_open_doors(settings: Settings) -> None:
         )
 
 
-def _tell_of_events(forwarded: frozenset[str]) -> None:
+def _log_events(forwarded: frozenset[str]) -> None:
     for_nobody = EVENTS_OF_NOBODY if "*" in forwarded else EVENTS_OF_NOBODY & forwarded
     if for_nobody:
         log.log(

@@ -10,16 +10,16 @@ import httpx
 
 from gateway import VERSION
 from gateway.delivery.targets import Targets
-from gateway.delivery.worker import Courier
+from gateway.delivery.worker import DeliveryWorker
 from gateway.domain.model import Address
 from gateway.errors import StartRefused, StoreUnavailable
 from gateway.inbound.ingest import Ingest, Rules
 from gateway.inbound.recovery import Recovery
 from gateway.metrics import Metrics
-from gateway.operations.actions import Operator
-from gateway.operations.loop_lag import Pulse
-from gateway.operations.status import State
-from gateway.operations.traffic import Hour
+from gateway.operations.actions import Actions
+from gateway.operations.loop_lag import LoopLag
+from gateway.operations.status import Status
+from gateway.operations.traffic import Traffic
 from gateway.settings import Settings, split
 from gateway.store import Limits, Store, open_store
 from gateway.store.files.opening import share_folder
@@ -27,18 +27,18 @@ from gateway.tenants.links import Links
 from gateway.tenants.registry import FILE_NAME, Tenants
 from gateway.waha.client import Waha
 from gateway.waha.clock_skew import ClockSkew
-from gateway.waha.health_check import Keys, Watch
-from gateway.waha.help_messages import Helper
-from gateway.waha.lid_lookup import Lids
+from gateway.waha.health_check import HealthCheck, Keys
+from gateway.waha.help_messages import HelpMessages
+from gateway.waha.lid_lookup import LidLookup
 from gateway.waha.media import Media
-from gateway.waha.schema_drift import Shapes
+from gateway.waha.schema_drift import SchemaDrift
 from gateway.waha.sessions import Sessions
 
 GRACE_SECONDS = 25.0  # for what is in flight at the end; docker compose is given 30 s
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Components:
     """What the HTTP side needs of them."""
 
     metrics: Metrics
@@ -46,12 +46,12 @@ class Parts:
     links: Links
     store: Store
     sessions: Sessions
-    courier: Courier
+    worker: DeliveryWorker
     ingest: Ingest
-    operator: Operator
+    operator: Actions
     recovery: Recovery
-    state: State
-    hour: Hour
+    state: Status
+    hour: Traffic
 
 
 @contextlib.asynccontextmanager
@@ -61,23 +61,23 @@ async def running(
     transport: Callable[[int], httpx.AsyncBaseTransport],
     limits: Limits | None,
     leave: Callable[[str], None],
-) -> AsyncIterator[Parts]:
+) -> AsyncIterator[Components]:
     """All of them, at work until the block ends. Raise StartRefused.
 
     leave: called with the reason, once, when the store can be trusted no more.
     """
-    distrusted = False
+    suspect = False
 
     def leave_now(reason: str) -> None:
-        nonlocal distrusted
-        distrusted = True  # nothing that is in flight could be settled any more
+        nonlocal suspect
+        suspect = True  # nothing that is in flight could be settled any more
         leave(reason)
 
     async with contextlib.AsyncExitStack() as ends:
         tenants = Tenants(settings.data_dir / FILE_NAME)
         place = settings.store_place
-        metrics, pulse = Metrics(version=VERSION, store=place.partition(":")[0]), Pulse()
-        metrics.watch_stalls(pulse.longest_stall)
+        metrics, loop_lag = Metrics(version=VERSION, store=place.partition(":")[0]), LoopLag()
+        metrics.export_stalls(loop_lag.longest_stall)
         # The files' store locks the folder for itself.
         folder = None if place.startswith("file:") else share_folder(settings.data_dir)
         if folder:
@@ -92,8 +92,8 @@ async def running(
         ends.push_async_callback(store.close)
         waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
         ends.push_async_callback(waha.close)
-        sessions, shapes, skew = Sessions(metrics), Shapes(metrics), ClockSkew(store.now)
-        lids = Lids(
+        sessions, schema_drift, skew = Sessions(metrics), SchemaDrift(metrics), ClockSkew(store.now)
+        lid_lookup = LidLookup(
             waha,
             store,
             sessions,
@@ -103,11 +103,11 @@ async def running(
             keep_asking=settings.hold_seconds,
             clock=store.now,
         )
-        helper = Helper(
+        helper = HelpMessages(
             waha,
             store,
             sessions,
-            lids,
+            lid_lookup,
             metrics,
             text=settings.help_message.strip(),
             per_minute=settings.help_per_minute,
@@ -123,33 +123,39 @@ async def running(
             max_in_flight=settings.max_in_flight,
             max_in_flight_per_tenant=settings.max_in_flight_per_tenant,
         )
-        courier = Courier(
+        worker = DeliveryWorker(
             store,
             targets,
-            lids,
+            lid_lookup,
             Media(waha, home_session=settings.waha_session),
             metrics,
             max_in_flight=settings.max_in_flight,
             max_age=settings.max_delivery_age,
             clock=store.now,
         )
-        operator = Operator(
-            store, tenants, sessions, lids, metrics, skew, gateway_phone=settings.gateway_phone
+        operator = Actions(
+            store,
+            tenants,
+            sessions,
+            lid_lookup,
+            metrics,
+            skew,
+            gateway_phone=settings.gateway_phone,
         )
         ingest = Ingest(
             store,
             _rules(settings),
             tenants,
             sessions,
-            shapes,
-            lids,
+            schema_drift,
+            lid_lookup,
             helper,
             metrics,
             skew,
             clock=store.now,
         )
         recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
-        watch = Watch(
+        watch = HealthCheck(
             waha,
             sessions,
             metrics,
@@ -157,39 +163,39 @@ async def running(
             home_session=settings.waha_session,
             keys=Keys(split(settings.webhook_hmac_key), settings.waha_api_key.get_secret_value()),
         )
-        state = State(store, courier, tenants, sessions, shapes, watch, recovery, skew)
-        hour = Hour(metrics)
+        state = Status(store, worker, tenants, sessions, schema_drift, watch, recovery, skew)
+        hour = Traffic(metrics)
 
         async def stop_at_once() -> None:
             """Each may wait for what is on its way."""
-            grace = 0.0 if distrusted else GRACE_SECONDS
-            await asyncio.gather(courier.stop(grace), helper.stop(), recovery.stop())
+            grace = 0.0 if suspect else GRACE_SECONDS
+            await asyncio.gather(worker.stop(grace), helper.stop(), recovery.stop())
 
         # Each can be stopped before it was started.
-        ends.callback(pulse.stop)
+        ends.callback(loop_lag.stop)
         ends.callback(tenants.stop)
-        ends.push_async_callback(lids.stop)
+        ends.push_async_callback(lid_lookup.stop)
         ends.push_async_callback(stop_at_once)
         ends.callback(hour.stop)
         ends.callback(watch.stop)
-        pulse.start()
+        loop_lag.start()
         try:
-            await lids.start()
+            await lid_lookup.start()
             await helper.start()
             tenants.start()
-            courier.start()
+            worker.start()
             await recovery.start()
         except StoreUnavailable as exc:
             raise StartRefused(f"the store went away while we started: {exc}") from exc
         watch.start()
         hour.start()
-        yield Parts(
+        yield Components(
             metrics,
             tenants,
             Links(tenants, settings),
             store,
             sessions,
-            courier,
+            worker,
             ingest,
             operator,
             recovery,

@@ -40,7 +40,7 @@ def _bounded(status: str) -> str:
 _WEBHOOK = "locked moved routed unknown_user duplicate ignored bad unauthorized unavailable"
 _REASONS = "new_link other_link operator unlock tenant_move erasure"
 _NOTES = "confirmed stale quoted refused"
-_DELIVERIES = "delivered again dead put_back"
+_DELIVERIES = "delivered retry dead_letter requeue"
 _ACK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 _DELIVERY = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _END_TO_END = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
@@ -58,8 +58,8 @@ class Figures:
     dead_letters: int | None
     unreadable: int | None
     in_flight: int
-    gates_closed: int
-    shared_gate_open: bool
+    breakers_open: int
+    shared_breaker_open: bool
     locked_users: int
     locked_tenants: int
     store_up: bool
@@ -134,8 +134,12 @@ class Metrics:
             "gateway_unreadable_messages", "Of the last 48 h, that went to nobody"
         )
         self._in_flight = self._gauge("gateway_in_flight", "At backends now, of this router")
-        self._gates = self._gauge("gateway_gates_closed", "Backends that are away, by URL")
-        self._gate = self._gauge("gateway_backend_gate_open", "Whether the common backend is there")
+        self._breakers = self._gauge(
+            "gateway_backend_breakers_open", "Circuit breakers that are open, one per backend URL"
+        )
+        self._breaker = self._gauge(
+            "gateway_backend_breaker_open", "Whether the common backend's circuit breaker is open"
+        )
         self._users = self._gauge("gateway_locked_users", "Users with a lock")
         self._tenants = self._gauge("gateway_locked_tenants", "Tenants with a locked user")
         self._store_up = self._gauge("gateway_store_up", "Whether webhooks can be accepted")
@@ -225,19 +229,19 @@ class Metrics:
             registry=self._registry,
         )
 
-    def _counter(self, name: str, told: str, label: str, values: str) -> Counter:
+    def _counter(self, name: str, reported: str, label: str, values: str) -> Counter:
         """values: all there are. Each is there from the start: Prometheus sees no increase of what
         begins with a 1."""
-        counter = Counter(name, told, [label], registry=self._registry)
+        counter = Counter(name, reported, [label], registry=self._registry)
         for value in values.split():
             counter.labels(value)
         return counter
 
-    def _gauge(self, name: str, told: str) -> Gauge:
-        return Gauge(name, told, registry=self._registry)
+    def _gauge(self, name: str, reported: str) -> Gauge:
+        return Gauge(name, reported, registry=self._registry)
 
-    def _histogram(self, name: str, told: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, told, buckets=buckets, registry=self._registry)
+    def _histogram(self, name: str, reported: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, reported, buckets=buckets, registry=self._registry)
 
     def webhook(self, outcome: str, seconds: float) -> None:
         """A webhook was answered. outcome: locked, moved, routed, unknown_user, duplicate, ignored,
@@ -257,7 +261,7 @@ class Metrics:
         self._idle_links.labels(note).inc()
 
     def attempted(self, outcome: str, seconds: float) -> None:
-        """An attempt at a delivery ended. outcome: delivered, again, dead or put_back."""
+        """An attempt at a delivery ended. outcome: delivered, retry, dead_letter or requeue."""
         self._deliveries.labels(outcome).inc()
         self._delivery_seconds.observe(seconds)
 
@@ -278,8 +282,8 @@ class Metrics:
             (self._dead, figures.dead_letters),
             (self._unreadable, figures.unreadable),
             (self._in_flight, figures.in_flight),
-            (self._gates, figures.gates_closed),
-            (self._gate, figures.shared_gate_open),
+            (self._breakers, figures.breakers_open),
+            (self._breaker, figures.shared_breaker_open),
             (self._users, figures.locked_users),
             (self._tenants, figures.locked_tenants),
             (self._store_up, figures.store_up),
@@ -296,7 +300,7 @@ class Metrics:
         for session, seconds in figures.gaps.items():
             self._missing.labels(session).set(seconds)
 
-    def watch_stalls(self, longest: Callable[[], float]) -> None:
+    def export_stalls(self, longest: Callable[[], float]) -> None:
         """longest: asked at each scrape, seconds."""
         self._stall.set_function(longest)
 

@@ -15,7 +15,7 @@ from examples.waha import StandIn
 from gateway.metrics import Metrics
 from gateway.store import Limits, Store, open_store
 from gateway.waha.client import Waha
-from gateway.waha.lid_lookup import Lids
+from gateway.waha.lid_lookup import LidLookup
 from gateway.waha.media import Media
 from gateway.waha.sessions import Sessions
 from tests.e2e.redis import RedisServer
@@ -117,10 +117,10 @@ class FakeBackend:
     url: str = ""
     received: list[Received] = field(default_factory=list)
     answer: Callable[[Received], Answer | Awaitable[Answer]] = lambda _: 200
-    open_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    may_answer: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.open_gate.set()
+        self.may_answer.set()
 
     @property
     def bodies(self) -> list[bytes]:
@@ -129,7 +129,7 @@ class FakeBackend:
     async def take(self, request: web.Request) -> web.StreamResponse:
         one = Received(request.path, request.headers, await request.read())
         self.received.append(one)
-        await self.open_gate.wait()
+        await self.may_answer.wait()
         answer = self.answer(one)
         if isinstance(answer, Awaitable):
             answer = await answer
@@ -138,7 +138,7 @@ class FakeBackend:
 
 @pytest.fixture
 async def backend() -> AsyncIterator[FakeBackend]:
-    """A backend on a free port. Clear open_gate to let it hold its answers back."""
+    """A backend on a free port. Clear may_answer to let it hold its answers back."""
     fake = FakeBackend()
     app = web.Application(client_max_size=2**30)
     app.router.add_post("/{path:.*}", fake.take)
@@ -148,7 +148,7 @@ async def backend() -> AsyncIterator[FakeBackend]:
     await site.start()
     fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     yield fake
-    fake.open_gate.set()
+    fake.may_answer.set()
     await runner.cleanup()
 
 
@@ -182,8 +182,8 @@ def no_media() -> Media:
 
 
 @pytest.fixture
-async def lids(store: Store, client: Waha, sessions: Sessions) -> AsyncIterator[Lids]:
-    made = Lids(
+async def lid_lookup(store: Store, client: Waha, sessions: Sessions) -> AsyncIterator[LidLookup]:
+    made = LidLookup(
         client,
         store,
         sessions,

@@ -164,20 +164,20 @@ class Locks:
 
     def check(self, sent: bytes, status: int, answer: bytes) -> None:
         assert status in (200, 400), f"{status} {answer!r} to {sent!r}"
-        told = json.loads(answer)
-        kind = f"{status} {told.get('action') or told.get('reason') or told.get('status') or ''}"
+        said = json.loads(answer)
+        kind = f"{status} {said.get('action') or said.get('reason') or said.get('status') or ''}"
         self.answers[kind] = self.answers.get(kind, 0) + 1
         if b"Alt" in sent or b"senderPn" in sent:
             self.paired.update(re.findall(r"\d{5,20}", sent.decode("utf-8", "replace")))
-        if told.get("action") == "new_session_locked":
-            assert _may_lock(sent, told["user"], told["tenant_id"]), f"{answer!r} to {sent!r}"
-            self.given.setdefault(told["user"], set()).add(told["tenant_id"])
+        if said.get("action") == "new_session_locked":
+            assert _may_lock(sent, said["user"], said["tenant_id"]), f"{answer!r} to {sent!r}"
+            self.given.setdefault(said["user"], set()).add(said["tenant_id"])
 
-    def check_kept(self, kept: dict[str, int]) -> None:
+    def check_stored(self, stored: dict[str, int]) -> None:
         """The locks at the end. A lock follows the person from one id to the other: who was ever
         shown with two may have any that was answered, the others only their own."""
         everyone = set().union(*self.given.values())
-        for user, tenant in kept.items():
+        for user, tenant in stored.items():
             bare = user.rpartition("/")[2]
             paired = bare.removesuffix("@lid") in self.paired
             allowed = everyone if paired else self.given.get(bare, set())
@@ -252,14 +252,14 @@ async def attack(folder: Path, bodies: int, seed: int) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(_CALLERS):
                 group.create_task(caller())
-        kept: dict[str, int] = {}
+        stored: dict[str, int] = {}
         after: str | None = ""
         while after is not None:
             url = f"{router.url}/router/stats?limit=10000{f'&after={after}' if after else ''}"
             page = (await asyncio.to_thread(httpx.get, url)).json()
-            kept |= page["mappings"]
+            stored |= page["mappings"]
             after = page.get("next")
-        locks.check_kept(kept)
+        locks.check_stored(stored)
     finally:
         await asyncio.to_thread(router.stop)
         sink.close()
@@ -268,7 +268,7 @@ async def attack(folder: Path, bodies: int, seed: int) -> None:
         print(f"{count:>9,} {kind}")
     print(
         f"{bodies:,} bodies in {time.monotonic() - started:.0f} s with seed {seed}:"
-        f" no 5xx, no crash, {len(kept)} locks, all asked for;"
+        f" no 5xx, no crash, {len(stored)} locks, all asked for;"
         f" {memory[len(memory) // 4]:.0f} MB after a quarter, {memory[-1]:.0f} MB at the end"
     )
 

@@ -83,11 +83,11 @@ def test_the_routers_of_the_profile_differ_from_the_one_in_their_store_alone() -
             assert many[key] == one[key], key
 
 
-def test_redis_keeps_what_it_is_told_and_nobody_else_reaches_it() -> None:
+def test_redis_keeps_what_it_is_given_and_nobody_else_reaches_it() -> None:
     redis = services()["redis"]
-    told = " ".join(redis["command"])
+    reported = " ".join(redis["command"])
     for option in ("appendonly yes", "appendfsync always", "maxmemory-policy noeviction"):
-        assert f"--{option}" in told
+        assert f"--{option}" in reported
     assert redis["volumes"] == ["redis_data:/data"]
     assert "ports" not in redis
     assert services()["balancer"]["networks"]["artinrealty_network"]["aliases"] == ["router"]

@@ -189,8 +189,8 @@ def test_no_endpoint_is_named_that_there_is_not(
 
 
 def test_every_endpoint_stands_in_the_reference(routes: list[tuple[str, re.Pattern[str]]]) -> None:
-    told = section(REFERENCE, "## HTTP")
-    named = {(method, path) for method, path in asked_in(told) if method}
+    reported = section(REFERENCE, "## HTTP")
+    named = {(method, path) for method, path in asked_in(reported) if method}
     page = re.compile(r"\^/router/?(?:page/.*)?\$")
     for method, pattern in routes:
         if (
@@ -201,7 +201,8 @@ def test_every_endpoint_stands_in_the_reference(routes: list[tuple[str, re.Patte
             continue
         fits = [
             path
-            for how, path in named | {("GET", one) for one in re.findall(r"`(/[\w/{}.]+)`", told)}
+            for how, path in named
+            | {("GET", one) for one in re.findall(r"`(/[\w/{}.]+)`", reported)}
             if how == method and pattern.match(re.sub(r"\{\w+\}", "1", path))
         ]
         assert fits or "qr" in pattern.pattern, f"{method} {pattern.pattern}"

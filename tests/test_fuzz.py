@@ -33,7 +33,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
 def check(client: TestClient, locks: Locks, data: bytes) -> None:
     answer = client.post(HOOK, content=data)
     locks.check(data, answer.status_code, answer.content)
-    locks.check_kept(client.get("/router/stats?limit=100000").json()["mappings"])
+    locks.check_stored(client.get("/router/stats?limit=100000").json()["mappings"])
 
 
 @given(draw=st.randoms(use_true_random=False))

@@ -114,8 +114,8 @@ class Company(RuleBasedStateMachine):
 
     @invariant()
     def the_locks_are_those_of_the_model(self) -> None:
-        kept = self.client.get("/router/stats").json()["mappings"]
-        assert kept == {person: tenant for person, tenant in self.lock.items() if tenant}
+        stored = self.client.get("/router/stats").json()["mappings"]
+        assert stored == {person: tenant for person, tenant in self.lock.items() if tenant}
 
     def teardown(self) -> None:
         try:

@@ -88,7 +88,7 @@ def test_deliveries_are_counted_and_timed(tmp_path: Path) -> None:
             if found["gateway_dead_letters",] == 1:
                 break
             time.sleep(0.01)
-    for outcome in ("again", "delivered", "dead"):
+    for outcome in ("retry", "delivered", "dead_letter"):
         assert found["gateway_deliveries_total", outcome] == 1, outcome
     assert found["gateway_delivery_seconds_count",] == 3
     assert found["gateway_end_to_end_seconds_count",] == 1

@@ -40,8 +40,8 @@ def test_an_expression_names_series_and_labels_that_there_are(expression: str) -
     assert names, "it watches something"
     assert names <= {*OURS, *OTHERS}
     labels = {"le", "instance", "job"}.union(*(OURS.get(name, set()) for name in names))
-    told = re.findall(r"by \(([^)]*)\)", expression) + re.findall(r"([a-z_]+)=\"", expression)
-    assert {one.strip() for part in told for one in part.split(",")} <= labels
+    reported = re.findall(r"by \(([^)]*)\)", expression) + re.findall(r"([a-z_]+)=\"", expression)
+    assert {one.strip() for part in reported for one in part.split(",")} <= labels
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
@@ -60,9 +60,9 @@ def test_every_rule_says_what_is_wrong_and_what_to_do() -> None:
     for rule in rules():
         assert rule["labels"]["severity"] in ("page", "ticket"), rule["alert"]
         assert set(rule["annotations"]) == {"summary", "action"}, rule["alert"]
-        told = " ".join(rule["annotations"].values())
+        reported = " ".join(rule["annotations"].values())
         own = set().union(*(OURS.get(name, set()) for name in names_in(rule["expr"])))
-        for label in re.findall(r"\$labels\.([a-z]+)", told):
+        for label in re.findall(r"\$labels\.([a-z]+)", reported):
             assert label in own | {"instance"}, rule["alert"]
 
 

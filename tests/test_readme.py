@@ -108,7 +108,7 @@ def test_the_checklist_gives_the_answers_it_shows(tmp_path: Path) -> None:
     assert "🔀 Routed message for Tenant 2" in (tmp_path / "backend.log").read_text("utf-8")
 
 
-def test_the_examples_start_as_it_is_told() -> None:
+def test_the_examples_start_as_described() -> None:
     """The ports are the tests' own."""
     for command in ("-m uvicorn examples.backend:app --port 8000", "examples/waha.py"):
         assert f"\n.venv/bin/python {command}\n" in DOCUMENTS
@@ -169,20 +169,27 @@ def stand_ins(folder: Path, **settings: str) -> Iterator[tuple[int, int]]:
 
 
 def test_the_walk_through_of_several_routers_gives_the_answers_it_shows(tmp_path: Path) -> None:
-    move, both = walk_through("walk-through of a move"), walk_through("walk-through of two routers")
-    assert (len(move), len(both)) == (1, 3)
+    migration, both = (
+        walk_through("walk-through of a migration"),
+        walk_through("walk-through of two routers"),
+    )
+    assert (len(migration), len(both)) == (1, 3)
     server = RedisServer(tmp_path / "redis").start()
     with running(tmp_path, backend_api_url="http://127.0.0.1:9") as router:
         assert router.run("say", "971501234567", "start_realty_2").returncode == 0
         assert router.run("say", "971501234567", "Is the flat free?").returncode == 0
     url = "redis://localhost:6390/0"
-    follow([(command.replace(url, server.url), told) for command, told in move], router)
+    follow(
+        [(command.replace(url, server.url), reported) for command, reported in migration], router
+    )
     (tmp_path / "second").mkdir()
     with (
         running(tmp_path, store_url=server.url) as one,
         running(tmp_path / "second", store_url=server.url) as two,
     ):
-        follow([(command.replace("8002", str(two.port)), told) for command, told in both], one)
+        follow(
+            [(command.replace("8002", str(two.port)), reported) for command, reported in both], one
+        )
     server.stop()
 
 
@@ -190,8 +197,8 @@ def test_the_walk_through_with_a_waha_gives_the_answers_it_shows(tmp_path: Path)
     steps = walk_through("walk-through with a WAHA")
     assert len(steps) == 13
     (stand_in,) = re.findall(r"^\.venv/bin/python (examples/waha\.py .+)$", DOCUMENTS, re.MULTILINE)
-    port, told = free_port(), tmp_path / "waha.log"
-    with told.open("wb") as log:
+    port, reported = free_port(), tmp_path / "waha.log"
+    with reported.open("wb") as log:
         waha = subprocess.Popen(
             [sys.executable, *stand_in.split(), "--port", str(port)],
             cwd=ROOT,
@@ -199,11 +206,11 @@ def test_the_walk_through_with_a_waha_gives_the_answers_it_shows(tmp_path: Path)
             env=environment(),
         )
     try:
-        wait_for(told, "a stand-in for WAHA")
+        wait_for(reported, "a stand-in for WAHA")
         url = f"http://127.0.0.1:{port}/api"
         with running(tmp_path, forward_events="*", waha_api_url=url) as router:
             follow(steps, router)
-            wait_for(told, f"to 971501234570@c.us by session default:\n{HELP_MESSAGE}\n")
+            wait_for(reported, f"to 971501234570@c.us by session default:\n{HELP_MESSAGE}\n")
             log_text = router.log.read_text("utf-8")
     finally:
         waha.terminate()

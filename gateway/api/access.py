@@ -33,7 +33,7 @@ class Access:
         return bool(self._hmac_keys)
 
     @property
-    def says_of_webhooks(self) -> str:
+    def webhook_access(self) -> str:
         """What a webhook needs to be let in, for people."""
         if self._hmac_keys:
             return "as WEBHOOK_HMAC_KEY demands"

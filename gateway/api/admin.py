@@ -17,12 +17,12 @@ from gateway.domain.model import (
     UserId,
     unscoped,
 )
-from gateway.operations.actions import Operator
+from gateway.operations.actions import Actions
 from gateway.store import Store
 
 log = logging.getLogger(__name__)
 
-LetterId = Annotated[int, Path(ge=1, le=LARGEST_ID, description="the dead letter's id")]
+DeadLetterId = Annotated[int, Path(ge=1, le=LARGEST_ID, description="the dead letter's id")]
 Tenant = Annotated[int | None, Query(ge=1, le=LARGEST_TENANT)]
 
 
@@ -83,7 +83,7 @@ def router(store: Store) -> APIRouter:
     return api
 
 
-def letters_router(store: Store, operator: Operator, users: Users) -> APIRouter:
+def dead_letters_router(store: Store, operator: Actions, users: Users) -> APIRouter:
     api = APIRouter(prefix="/router/dead-letters", tags=["dead letters"])
 
     def selection(tenant: int | None, user: str | None, session: str | None) -> Selection:
@@ -101,16 +101,18 @@ def letters_router(store: Store, operator: Operator, users: Users) -> APIRouter:
         """Newest first, without bodies; `next`, if there is more, goes into `before`."""
         which = selection(tenant, user, session)
         found = await store.dead_letters(which, limit=limit + 1, before=before)
-        content: dict[str, Any] = {"dead_letters": [_letter(letter) for letter in found[:limit]]}
+        content: dict[str, Any] = {
+            "dead_letters": [_dead_letter(dead_letter) for dead_letter in found[:limit]]
+        }
         if len(found) > limit:
             content["next"] = found[limit - 1].id
         return Json(content)
 
     @api.get("/{number}")
-    async def one(number: LetterId) -> Json:
+    async def one(number: DeadLetterId) -> Json:
         """One, with the body that was to be delivered and the backend's last answer."""
-        letter = await store.dead_letter(number)
-        return _not_found(number) if letter is None else Json(_letter(letter))
+        dead_letter = await store.dead_letter(number)
+        return _not_found(number) if dead_letter is None else Json(_dead_letter(dead_letter))
 
     @api.post("/replay")
     async def replay_all(
@@ -126,16 +128,16 @@ def letters_router(store: Store, operator: Operator, users: Users) -> APIRouter:
         return Json({"status": "replayed", "count": replayed})
 
     @api.post("/{number}/replay")
-    async def replay_one(number: LetterId) -> Json:
+    async def replay_one(number: DeadLetterId) -> Json:
         """Deliver one again, with its key, behind what waits of its user."""
         if not await operator.replay(Selection(id=number)):
             return _not_found(number)
         return Json({"status": "replayed", "id": number})
 
     @api.delete("/{number}")
-    async def delete(number: LetterId) -> Json:
+    async def delete(number: DeadLetterId) -> Json:
         """Delete one for good."""
-        if not await operator.delete_letters(Selection(id=number)):
+        if not await operator.delete_dead_letters(Selection(id=number)):
             return _not_found(number)
         return Json({"status": "deleted", "id": number})
 
@@ -159,20 +161,20 @@ def _not_found(number: int) -> Json:
     return Json({"status": "not_found", "id": number}, 404)
 
 
-def _letter(letter: DeadLetter) -> dict[str, Any]:
+def _dead_letter(dead_letter: DeadLetter) -> dict[str, Any]:
     content: dict[str, Any] = {
-        "id": letter.id,
-        "tenant_id": letter.tenant,
-        "user": unscoped(letter.user),
-        "reason": letter.reason,
-        "last_status": letter.status,
-        "answer": letter.answer.decode("utf-8", "replace"),
-        "attempts": letter.attempts,
-        "arrived": time_text(letter.arrived),
-        "died": time_text(letter.died_at),
-        "message_id": letter.message_id,
-        "idempotency_key": letter.idempotency_key,
+        "id": dead_letter.id,
+        "tenant_id": dead_letter.tenant,
+        "user": unscoped(dead_letter.user),
+        "reason": dead_letter.reason,
+        "last_status": dead_letter.status,
+        "answer": dead_letter.answer.decode("utf-8", "replace"),
+        "attempts": dead_letter.attempts,
+        "arrived": time_text(dead_letter.arrived),
+        "died": time_text(dead_letter.died_at),
+        "message_id": dead_letter.message_id,
+        "idempotency_key": dead_letter.idempotency_key,
     }
-    if letter.body is not None:
-        content |= body_of(letter.body)
+    if dead_letter.body is not None:
+        content |= body_of(dead_letter.body)
     return content

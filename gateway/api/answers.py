@@ -62,13 +62,13 @@ class Json(Response):
 
 def of_input(errors: Sequence[Any], content_type: str | None) -> Json:
     """422 for what FastAPI calls unusable: thing, reason and value, whatever that is."""
-    told = [
+    problems = [
         f"{'.'.join(map(str, error['loc']))}: {error['msg']}, not {ascii(error.get('input'))[:60]}"
         for error in errors
     ]
     if any(error["loc"][0] == "body" for error in errors) and "json" not in (content_type or ""):
-        told.append("send the body with Content-Type: application/json")
-    return Json({"detail": "; ".join(told)[:1000].encode("utf-8", "replace").decode()}, 422)
+        problems.append("send the body with Content-Type: application/json")
+    return Json({"detail": "; ".join(problems)[:1000].encode("utf-8", "replace").decode()}, 422)
 
 
 def of_error(error: GatewayError) -> Json:

@@ -59,7 +59,7 @@ async def read(
     """
     check_announced(connection, limit)
     address = connection.client.host if connection.client else ""
-    parts: list[bytes] = []
+    chunks: list[bytes] = []
     size = 0
     try:
         async with asyncio.timeout(_SECONDS):
@@ -67,14 +67,14 @@ async def read(
                 message = await receive()
                 if message["type"] != "http.request":
                     raise BadBody("the caller hung up in the middle of the body")
-                part = message.get("body", b"")
-                check_size(size + len(part), limit)
+                chunk = message.get("body", b"")
+                check_size(size + len(chunk), limit)
                 if unverified:
-                    unverified.take(address, len(part))
-                parts.append(part)
-                size += len(part)
+                    unverified.take(address, len(chunk))
+                chunks.append(chunk)
+                size += len(chunk)
                 if not message.get("more_body"):
-                    return b"".join(parts)
+                    return b"".join(chunks)
     except TimeoutError as exc:
         raise BodyTooSlow(f"the body did not end within {_SECONDS:g} s") from exc
     finally:

@@ -24,7 +24,7 @@ def explain_router(ingest: Ingest, access: Access, limit: bodies.Limit) -> APIRo
         with what it says of it. Nothing is kept, sent or counted. 400 for what is no event."""
         body = await bodies.read(request, request.receive, limit)
         explained = await ingest.explain(body, request.headers)
-        answer, signature = _answer(explained), access.says_of_webhooks
+        answer, signature = _answer(explained), access.webhook_access
         try:
             access.check_signature(request, body)
         except BadSignature as exc:

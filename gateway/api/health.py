@@ -8,10 +8,10 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from gateway.api.answers import Json
-from gateway.delivery.worker import Courier
+from gateway.delivery.worker import DeliveryWorker
 from gateway.errors import StoreUnavailable
 from gateway.metrics import CONTENT_TYPE, Figures, Metrics
-from gateway.operations.status import SENTENCES, Level, Part, State, age, backlog_of
+from gateway.operations.status import SENTENCES, Finding, Level, Status, age, backlog_of
 from gateway.settings import Settings
 from gateway.store import Store
 
@@ -41,7 +41,7 @@ def health_router(store: Store) -> APIRouter:
 
 
 def ready_router(
-    store: Store, courier: Courier, state: State, metrics: Metrics, settings: Settings
+    store: Store, worker: DeliveryWorker, status_of: Status, metrics: Metrics, settings: Settings
 ) -> APIRouter:
     api = APIRouter(tags=["health"])
 
@@ -49,32 +49,34 @@ def ready_router(
     @api.get("/ready")
     async def ready() -> Json:
         """A line for each part, `ok` or `degraded`. 503 only when it cannot accept webhooks."""
-        parts = state.parts(await backlog_of(store))
-        status = "ready" if all(one.level is Level.WELL for one in parts) else "degraded"
-        if not state.accepting:
+        findings = status_of.findings(await backlog_of(store))
+        status = "ready" if all(one.level is Level.OK for one in findings) else "degraded"
+        if not status_of.accepting:
             status = "unavailable"
-        lines = {one.name: _line(one) for one in parts}
-        return Json({"status": status, **lines}, 200 if state.accepting else 503, lines=True)
+        lines = {one.name: _line(one) for one in findings}
+        return Json({"status": status, **lines}, 200 if status_of.accepting else 503, lines=True)
 
     @api.head("/metrics", include_in_schema=False)
     @api.get("/metrics", include_in_schema=False)  # it answers no JSON
     async def metrics_() -> Response:
         """For Prometheus."""
-        metrics.show(await _figures(store, courier, state, settings))
+        metrics.show(await _figures(store, worker, status_of, settings))
         # In a thread: with hundreds of sessions it takes a while.
         return Response(await asyncio.to_thread(metrics.text), media_type=CONTENT_TYPE)
 
     return api
 
 
-def _line(part: Part) -> str:
-    said = SENTENCES[part.said].format_map(part.values)
-    return f"{'ok' if part.level is Level.WELL else 'degraded'}: {said}"
+def _line(finding: Finding) -> str:
+    text = SENTENCES[finding.code].format_map(finding.values)
+    return f"{'ok' if finding.level is Level.OK else 'degraded'}: {text}"
 
 
-async def _figures(store: Store, courier: Courier, state: State, settings: Settings) -> Figures:
+async def _figures(
+    store: Store, worker: DeliveryWorker, status_of: Status, settings: Settings
+) -> Figures:
     """What is not counted as it happens."""
-    health, (users, tenants), targets = store.health(), store.totals(), courier.targets
+    health, (users, tenants), targets = store.health(), store.totals(), worker.targets
     asked = await backlog_of(store)
     backlog = None if isinstance(asked, StoreUnavailable) else asked
     return Figures(
@@ -83,9 +85,9 @@ async def _figures(store: Store, courier: Courier, state: State, settings: Setti
         held=backlog.held if backlog else None,
         dead_letters=backlog.dead if backlog else None,
         unreadable=backlog.unreadable if backlog else None,
-        in_flight=courier.in_flight,
-        gates_closed=len(targets.closed()),
-        shared_gate_open=not targets.shared.gate.closed,
+        in_flight=worker.in_flight,
+        breakers_open=len(targets.open_targets()),
+        shared_breaker_open=targets.shared.breaker.is_open,
         locked_users=users,
         locked_tenants=tenants,
         store_up=health.refusing is None,
@@ -95,6 +97,6 @@ async def _figures(store: Store, courier: Courier, state: State, settings: Setti
         waiting_by_tenant=dict(
             itertools.islice(backlog.by_tenant.items() if backlog else (), settings.metrics_tenants)
         ),
-        gaps=state.gap_ages(),
-        seconds_ahead=state.seconds_ahead(),
+        gaps=status_of.gap_ages(),
+        seconds_ahead=status_of.seconds_ahead(),
     )

@@ -51,10 +51,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._began = self.loop.time()  # who connects is about to ask
-        self._watch = self.loop.call_later(REQUEST_SECONDS, self._look)
+        self._timer = self.loop.call_later(REQUEST_SECONDS, self._check_progress)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._watch.cancel()
+        self._timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -124,7 +124,7 @@ class BoundedProtocol(HttpToolsProtocol):
         )
         self.transport.close()
 
-    def _look(self) -> None:
+    def _check_progress(self) -> None:
         """Drop a request that does not come to its end. One timer a connection, not a request."""
         rest = REQUEST_SECONDS
         if self._began is not None:
@@ -136,7 +136,7 @@ class BoundedProtocol(HttpToolsProtocol):
         elif 0 < before <= unsent:
             self._drop(f"it took nothing of its answers for {REQUEST_SECONDS:g} s")
         else:
-            self._watch = self.loop.call_later(max(rest, 0.01), self._look)
+            self._timer = self.loop.call_later(max(rest, 0.01), self._check_progress)
 
     def _drop(self, reason: str) -> None:
         self._note(reason)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from gateway.api.answers import Json
 from gateway.api.inputs import Limit, TenantNumber, time_or_null
 from gateway.domain.model import LARGEST_TENANT, TenantId, Totals, UserId
-from gateway.operations.actions import Operator
+from gateway.operations.actions import Actions
 from gateway.store import Store
 from gateway.tenants import qr
 from gateway.tenants.links import Link, Links
@@ -23,7 +23,7 @@ Margin = Annotated[int, Query(ge=0, le=50, description="modules around the code"
 _SIZE = 512
 
 
-def tenants_router(store: Store, operator: Operator, tenants: Tenants) -> APIRouter:
+def tenants_router(store: Store, operator: Actions, tenants: Tenants) -> APIRouter:
     api = APIRouter(prefix="/router/tenants", tags=["tenants"])
 
     @api.get("")

@@ -7,14 +7,21 @@ from fastapi import APIRouter, Body, Query
 
 from gateway.api.answers import Json
 from gateway.api.inputs import Before, Session, Users, time_or_null, time_text
-from gateway.domain.model import LARGEST_TENANT, Export, HistoryLine, Kept, TenantId, unscoped
-from gateway.operations.actions import Operator
+from gateway.domain.model import (
+    LARGEST_TENANT,
+    Export,
+    HistoryEntry,
+    StoredMessage,
+    TenantId,
+    unscoped,
+)
+from gateway.operations.actions import Actions
 from gateway.store import Store
 
 
 def users_router(
     store: Store,
-    operator: Operator,
+    operator: Actions,
     users: Users,
 ) -> APIRouter:
     api = APIRouter(prefix="/router", tags=["users"])
@@ -42,7 +49,7 @@ def users_router(
         `before`. No call changes it, but an erasure takes the name off."""
         who = users.named(phone, session)
         found = await store.history(who, limit=limit + 1, before=before)
-        content: dict[str, Any] = {"history": [_line(one) for one in found[:limit]]}
+        content: dict[str, Any] = {"history": [_history_entry(one) for one in found[:limit]]}
         if len(found) > limit:
             content["next"] = found[limit - 1].id
         return Json(content)
@@ -113,16 +120,16 @@ def users_router(
     return api
 
 
-def _line(line: HistoryLine) -> dict[str, Any]:
+def _history_entry(entry: HistoryEntry) -> dict[str, Any]:
     return {
-        "id": line.id,
-        "at": time_text(line.at),
-        "user": unscoped(line.user),
-        "what": line.kind,
-        "from_tenant": line.from_tenant,
-        "to_tenant": line.to_tenant,
-        "message_id": line.message_id,
-        "why": line.why,
+        "id": entry.id,
+        "at": time_text(entry.at),
+        "user": unscoped(entry.user),
+        "what": entry.kind,
+        "from_tenant": entry.from_tenant,
+        "to_tenant": entry.to_tenant,
+        "message_id": entry.message_id,
+        "why": entry.why,
     }
 
 
@@ -131,19 +138,19 @@ def _export(export: Export) -> dict[str, Any]:
         "ids": [unscoped(one) for one in export.ids],
         "locked_to_tenant": export.tenant,
         "messages": [_message(one) for one in export.messages],
-        "history": [_line(one) for one in export.history],
+        "history": [_history_entry(one) for one in export.history],
         "help_message": export.help
         and {"queued": time_text(export.help[0]), "sent": time_or_null(export.help[1])},
     }
 
 
-def _message(kept: Kept) -> dict[str, Any]:
+def _message(stored: StoredMessage) -> dict[str, Any]:
     return {
-        "where": kept.where,
-        "tenant_id": kept.tenant,
-        "arrived": time_text(kept.arrived),
-        "message_id": kept.message_id,
-        **body_of(kept.body),
+        "where": stored.where,
+        "tenant_id": stored.tenant,
+        "arrived": time_text(stored.arrived),
+        "message_id": stored.message_id,
+        **body_of(stored.body),
     }
 
 

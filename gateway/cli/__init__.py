@@ -1,5 +1,5 @@
-"""The command line: serve, say, link, connect-waha, doctor, recover, replay, backup, restore, move,
-rebuild."""
+"""The command line: serve, say, link, connect-waha, doctor, recover, replay, backup, restore,
+migrate, rebuild."""
 
 import argparse
 import asyncio
@@ -13,8 +13,9 @@ from gateway.cli.backup import back_up, put_back
 from gateway.cli.connect import connect
 from gateway.cli.doctor import examine
 from gateway.cli.link import link
-from gateway.cli.migrate import move_house
-from gateway.cli.orders import recover, replay
+from gateway.cli.migrate import migrate_stores
+from gateway.cli.recover import recover
+from gateway.cli.replay import replay
 from gateway.cli.say import say
 from gateway.cli.serve import serve
 from gateway.domain.model import SESSION_NAME, SESSION_NAME_IN_WORDS
@@ -46,15 +47,15 @@ def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
                 return asyncio.run(work)
             case "replay":
                 return asyncio.run(replay(settings, tenant=options.tenant, user=options.user))
-            case "move":
+            case "migrate":
                 if options.reopen:
                     asyncio.run(migrate.reopen(options.reopen))
                     print("routers may use it again")
                     return 0
                 if not (options.source and options.target):
-                    print("move needs --from and --to, or --reopen", file=sys.stderr)
+                    print("migrate needs --from and --to, or --reopen", file=sys.stderr)
                     return 2
-                return asyncio.run(move_house(options.source, options.target))
+                return asyncio.run(migrate_stores(options.source, options.target))
             case "backup":
                 folder = _folder(settings, "backup")
                 return asyncio.run(back_up(settings, folder, options.into, keep=options.keep))
@@ -98,11 +99,11 @@ def parser() -> argparse.ArgumentParser:
     link.add_argument(
         "--margin", type=int, default=qr.QUIET_ZONE, help="modules around the code (4)"
     )
-    for name, told in (
+    for name, summary in (
         ("connect-waha", "set up this router's webhook in a WAHA session"),
         ("doctor", "look for what is wrong, from inside and outside"),
     ):
-        command = commands.add_parser(name, help=told)
+        command = commands.add_parser(name, help=summary)
         command.add_argument("--url", help="how WAHA reaches this router's /webhook/waha")
         if name == "connect-waha":
             command.add_argument("--session", type=_session, help="the WAHA session (WAHA_SESSION)")
@@ -110,17 +111,19 @@ def parser() -> argparse.ArgumentParser:
     ask = commands.add_parser("recover", help="let the router ask WAHA for what never came")
     ask.add_argument("--hours", type=float, help="how far back (since the last message that came)")
     ask.add_argument("--session", type=_session, help="the WAHA session (WAHA_SESSION)")
-    again = commands.add_parser("replay", help="let the router deliver dead letters again")
-    which = again.add_mutually_exclusive_group(required=True)
+    replay_command = commands.add_parser("replay", help="let the router deliver dead letters again")
+    which = replay_command.add_mutually_exclusive_group(required=True)
     which.add_argument("--tenant", type=int, help="of this tenant")
     which.add_argument("--user", help="of this user")
     which.add_argument("--all", action="store_true", help="every one")
-    move = commands.add_parser(
-        "move", help="carry all from one store to another; stop routers first"
+    migration = commands.add_parser(
+        "migrate", help="carry all from one store to another; stop routers first"
     )
-    move.add_argument("--from", dest="source", help="as STORE_URL: file:data")
-    move.add_argument("--to", dest="target", help="as STORE_URL: redis://…")
-    move.add_argument("--reopen", metavar="URL", help="let routers use again what has moved away")
+    migration.add_argument("--from", dest="source", help="as STORE_URL: file:data")
+    migration.add_argument("--to", dest="target", help="as STORE_URL: redis://…")
+    migration.add_argument(
+        "--reopen", metavar="URL", help="let routers use again what has been migrated away"
+    )
     save = commands.add_parser("backup", help="copy all that the router holds, while it runs")
     save.add_argument("into", type=Path, metavar="DIR", help="where, on another disk")
     save.add_argument("--keep", type=int, default=7, help="so many back-ups in DIR (7)")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gateway.cli.orders import order
+from gateway.cli.router_client import request
 from gateway.errors import NoBackUp, StartRefused
 from gateway.settings import Settings
 from gateway.store.files import backup, mappings, opening
@@ -127,7 +127,7 @@ async def _written(settings: Settings, data: Path) -> Path:
     with mutex:
         if (mark := opening.mark_of(data)) and mark != opening.ARRIVED:
             raise StartRefused(
-                f"{data}: is not whole, or has moved away ({mark}): see router.moved"
+                f"{data}: is not whole, or has been migrated away ({mark}): see router.moved"
             )
         if not (data / opening.DATABASE_NAME).exists():
             raise StartRefused(f"{data}: there is nothing to back up")
@@ -138,7 +138,7 @@ async def _written(settings: Settings, data: Path) -> Path:
 
 
 async def _asked_of_the_router(settings: Settings, data: Path) -> Path:
-    answer = await order(settings, "/router/backup", progress=_copied(data))
+    answer = await request(settings, "/router/backup", progress=_copied(data))
     place = Path(answer["folder"])
     if not place.exists():
         raise StartRefused(f"{place}: not to be seen from here: run this where the router runs")
@@ -152,14 +152,14 @@ async def _copied(data: Path) -> AsyncIterator[None]:
     copy = data / opening.BACKUP_NAME / opening.DATABASE_NAME
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
 
-        async def look() -> None:
+        async def show_progress() -> None:
             while True:
                 await asyncio.sleep(0.2)
                 with contextlib.suppress(OSError):
                     bar.update(copy.stat().st_size - bar.n)
 
-        looking = asyncio.create_task(look())
+        showing = asyncio.create_task(show_progress())
         try:
             yield
         finally:
-            looking.cancel()
+            showing.cancel()

@@ -18,7 +18,7 @@ from gateway.waha import webhook_config
 from gateway.waha.client import Waha
 from gateway.waha.webhook_config import Wanted
 
-_START_SECONDS, _LOOK_SECONDS = 30.0, 0.5  # a session stops and starts for its new config
+_START_SECONDS, _CHECK_SECONDS = 30.0, 0.5  # a session stops and starts for its new config
 _WEAK_BYTES = 16  # a key shorter than that can be tried out
 
 Ask = Callable[[str], str]
@@ -72,7 +72,7 @@ async def _connect(
     new = webhook_config.repaired(config, want)
     for warning in _warnings(config, want, settings):
         print(f"Mind: {warning}")
-    if webhook_config.is_well(config, want):
+    if webhook_config.is_configured(config, want):
         print(f"Session {session} has the webhook to {want.url} as it should be: nothing to do")
         return 0
     print("\n".join(_difference(config, new)))
@@ -81,10 +81,10 @@ async def _connect(
             print("Nobody to ask here: add --yes to do it", file=sys.stderr)
             return 1
         try:
-            said = ask(f"WAHA stops and starts session {session} for this. Do it? [y/N] ")
+            answer = ask(f"WAHA stops and starts session {session} for this. Do it? [y/N] ")
         except EOFError:
-            said = ""
-        if said.strip().lower() not in ("y", "yes"):
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
             print("Nothing was changed")
             return 1
     await waha.set_config(session, new)
@@ -106,7 +106,7 @@ async def _settled(waha: Waha, session: str) -> str:
         status = str((await waha.session(session)).get("status"))
         if status != "STARTING" or time.monotonic() > deadline:
             return status
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_CHECK_SECONDS)
 
 
 def session_cure(status: str) -> str:
@@ -146,7 +146,7 @@ def _warnings(config: dict[str, Any], want: Wanted, settings: Settings) -> list[
     for url in others:
         if _path(url) == ours.path:
             found.append(f"{url} gets the same events: if that is this router too, take it out")
-    if others and not webhook_config.is_well(config, want):
+    if others and not webhook_config.is_configured(config, want):
         found.append("the session's other webhooks get no more groups, channels and status either")
     found += [fault for fault in webhook_config.faults(config, want) if "twice" in fault]
     found.append(
@@ -193,8 +193,8 @@ def _path(url: str) -> str:
 
 
 def _mask(secret: object) -> str:
-    told = secret.get("key") if isinstance(secret, dict) else secret
-    return f"(secret {hashlib.sha256(str(told).encode('utf-8', 'replace')).hexdigest()[:6]})"
+    key = secret.get("key") if isinstance(secret, dict) else secret
+    return f"(secret {hashlib.sha256(str(key).encode('utf-8', 'replace')).hexdigest()[:6]})"
 
 
 def cure(error: WahaError) -> str:

@@ -41,7 +41,7 @@ _MOST_BACKENDS = 20  # of tenants' own that are called
 
 
 class Verdict(Enum):
-    WELL = "ok   "
+    OK = "ok   "
     MIND = "mind "  # may be meant
     WRONG = "WRONG"
 
@@ -50,24 +50,24 @@ class Verdict(Enum):
 class Finding:
     verdict: Verdict
     what: str
-    said: str
+    detail: str
     cure: str = ""
 
     def __str__(self) -> str:
         arrow = f" -> {self.cure}" if self.cure else ""
-        return f"{self.verdict.value} {self.what}: {self.said}{arrow}"
+        return f"{self.verdict.value} {self.what}: {self.detail}{arrow}"
 
 
-def well(what: str, said: str) -> Finding:
-    return Finding(Verdict.WELL, what, said)
+def ok(what: str, detail: str) -> Finding:
+    return Finding(Verdict.OK, what, detail)
 
 
-def mind(what: str, said: str, cure: str) -> Finding:
-    return Finding(Verdict.MIND, what, said, cure)
+def warn(what: str, detail: str, cure: str) -> Finding:
+    return Finding(Verdict.MIND, what, detail, cure)
 
 
-def wrong(what: str, said: str, cure: str) -> Finding:
-    return Finding(Verdict.WRONG, what, said, cure)
+def fail(what: str, detail: str, cure: str) -> Finding:
+    return Finding(Verdict.WRONG, what, detail, cure)
 
 
 async def examine(settings: Settings, url: str | None) -> int:
@@ -90,11 +90,11 @@ async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding
     addresses = [Address(settings.backend_url)]
     try:
         listed = Tenants(settings.data_dir / FILE_NAME).listed
-        said = "none: every number is a tenant" if listed is None else f"{len(listed)} tenants"
-        yield well(FILE_NAME, said)
+        detail = "none: every number is a tenant" if listed is None else f"{len(listed)} tenants"
+        yield ok(FILE_NAME, detail)
         addresses += [one.address for one in (listed or {}).values() if one.address]
     except StartRefused as exc:
-        yield wrong(FILE_NAME, str(exc), "mend it: the next start would be refused")
+        yield fail(FILE_NAME, str(exc), "mend it: the next start would be refused")
     async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False) as client:
         report = _RouterReport()
         for what, part in (
@@ -105,42 +105,42 @@ async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding
                 async for finding in part:
                     yield finding
             except Exception as exc:  # whatever stands there, the other things are looked at
-                yield wrong(what, f"what answers there is not it ({exc!a:.200})", "see who listens")
+                yield fail(what, f"what answers there is not it ({exc!a:.200})", "see who listens")
         urls = list(dict.fromkeys(one.url for one in addresses))
         for backend in urls[:_MOST_BACKENDS]:
             yield await _backend(client, backend)
         if (left := len(urls) - _MOST_BACKENDS) > 0:
-            yield mind("backends", f"{left} more were not called", "try them by hand")
+            yield warn("backends", f"{left} more were not called", "try them by hand")
 
 
 def _doors(settings: Settings) -> Iterator[Finding]:
-    yield well("settings", "every value can be used")
+    yield ok("settings", "every value can be used")
     for name, meant in misspelt_names().items():
-        yield mind("settings", f"{name} is no setting and changes nothing", f"is {meant} meant?")
+        yield warn("settings", f"{name} is no setting and changes nothing", f"is {meant} meant?")
     hook = bool(split(settings.webhook_hmac_key))
     key = bool(settings.waha_api_key.get_secret_value())
     admin = bool(split(settings.admin_api_key))
     local = settings.listens_on_loopback
     if hook:
-        yield well("webhook door", "only signed webhooks are let in")
+        yield ok("webhook door", "only signed webhooks are let in")
     elif key:
-        yield mind(
+        yield warn(
             "webhook door", "the key alone lets a webhook in, no signature", "set WEBHOOK_HMAC_KEY"
         )
     elif local:
-        yield mind("webhook door", "any program on this machine may post", "set WEBHOOK_HMAC_KEY")
+        yield warn("webhook door", "any program on this machine may post", "set WEBHOOK_HMAC_KEY")
     else:
-        yield wrong("webhook door", "shut: no key is set", "set WEBHOOK_HMAC_KEY")
+        yield fail("webhook door", "shut: no key is set", "set WEBHOOK_HMAC_KEY")
     if admin:
-        yield well("admin door", "ADMIN_API_KEY is asked for")
+        yield ok("admin door", "ADMIN_API_KEY is asked for")
     elif local:
-        yield mind("admin door", "any program on this machine may administer", "set ADMIN_API_KEY")
+        yield warn("admin door", "any program on this machine may administer", "set ADMIN_API_KEY")
     else:
-        yield wrong("admin door", "shut: no key is set", "set ADMIN_API_KEY")
+        yield fail("admin door", "shut: no key is set", "set ADMIN_API_KEY")
     if split(settings.backend_signing_secret):
-        yield well("deliveries", "are signed")
+        yield ok("deliveries", "are signed")
     else:
-        yield mind("deliveries", "are not signed: a backend cannot tell who sent them",
+        yield warn("deliveries", "are not signed: a backend cannot tell who sent them",
                    "set BACKEND_SIGNING_SECRET here and there")  # fmt: skip
 
 
@@ -151,10 +151,10 @@ def _on_redis(settings: Settings) -> bool:
 def _folder(settings: Settings) -> Iterator[Finding]:
     what, folder = "data folder", settings.data_dir
     if _on_redis(settings):
-        yield well(what, f"only tenants.json: STORE_URL={settings.store_url.partition(':')[0]}:…")
+        yield ok(what, f"only tenants.json: STORE_URL={settings.store_url.partition(':')[0]}:…")
         return
     if not folder.is_dir():
-        yield mind(what, f"{folder} is not there yet", "the first start makes it")
+        yield warn(what, f"{folder} is not there yet", "the first start makes it")
         return
     place = folder.resolve()
     try:
@@ -162,30 +162,28 @@ def _folder(settings: Settings) -> Iterator[Finding]:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as exc:
-        yield wrong(what, f"{place} cannot be written ({exc.strerror})", "check owner and rights")
+        yield fail(what, f"{place} cannot be written ({exc.strerror})", "check owner and rights")
         return
     free = shutil.disk_usage(folder).free
-    said = f"{place}, {free / 1024**3:.1f} GB free"
+    detail = f"{place}, {free / 1024**3:.1f} GB free"
     if free < _LEAST_BYTES:
-        yield wrong(what, said, "make room: webhooks are refused")
+        yield fail(what, detail, "make room: webhooks are refused")
     elif free < _FREE_BYTES:
-        yield mind(what, said, "make room: below 0.5 GB webhooks are refused")
+        yield warn(what, detail, "make room: below 0.5 GB webhooks are refused")
     else:
-        yield well(what, said)
+        yield ok(what, detail)
     kind = _file_system(place)
     if kind and kind.startswith(_REMOTE):
-        yield wrong("disk", f"{place} is on {kind}", "take a local disk: locks and fsync need one")
+        yield fail("disk", f"{place} is on {kind}", "take a local disk: locks and fsync need one")
     elif kind in _MEMORY:
-        yield wrong("disk", f"{place} is on {kind}: memory, gone with a restart", _TAKE_A_VOLUME)
+        yield fail("disk", f"{place} is on {kind}: memory, gone with a restart", _TAKE_A_VOLUME)
     elif kind == "overlay" and _in_container():
-        yield wrong(
-            "disk", f"{place} is in the container's own layer, gone with it", _TAKE_A_VOLUME
-        )
+        yield fail("disk", f"{place} is in the container's own layer, gone with it", _TAKE_A_VOLUME)
     else:
-        yield well("disk", kind or "of unknown kind")
+        yield ok("disk", kind or "of unknown kind")
     if readable := opening.open_to_others(folder):
         names = ", ".join(sorted(one.name for one in readable))
-        yield mind(
+        yield warn(
             "rights",
             f"other accounts may read {names}: messages and clients",
             f"the next start mends it, or now: chmod -R go-rwx {place}",
@@ -193,9 +191,9 @@ def _folder(settings: Settings) -> Iterator[Finding]:
     loose = [one.name for one in (folder, *folder.iterdir()) if _open_to_all(one)]
     keys = folder / FILE_NAME
     if keys.exists() and keys.stat().st_mode & stat.S_IROTH and b"whsec_" in keys.read_bytes():
-        yield mind("rights", f"any account may read the secrets in {keys}", f"chmod o-r {keys}")
+        yield warn("rights", f"any account may read the secrets in {keys}", f"chmod o-r {keys}")
     if loose:
-        yield mind(
+        yield warn(
             "rights", f"any account may change {', '.join(sorted(loose))}", f"chmod -R o-w {place}"
         )
 
@@ -245,21 +243,21 @@ async def _router(
         if health.get("service") != "whatsapp-gateway-router":
             raise ValueError("something else answers there")
     except (httpx.HTTPError, ValueError) as exc:
-        yield wrong(what, f"{base}/health: {_told(exc)}", "start it, or check HOST and PORT")
+        yield fail(what, f"{base}/health: {_text_of(exc)}", "start it, or check HOST and PORT")
         return
     try:
         ready = await client.get(f"{base}/ready", headers=headers)
         metrics = await client.get(f"{base}/metrics", headers=headers)
     except httpx.HTTPError as exc:
-        yield wrong(what, f"{base}/ready: {_told(exc)}", "see its log")
+        yield fail(what, f"{base}/ready: {_text_of(exc)}", "see its log")
         return
     async for finding in _asked_for_keys(client, settings):
         yield finding
     if ready.status_code in (401, 403):
         if keys:
-            yield wrong(what, f"{base} runs with another ADMIN_API_KEY", "restart it with this one")
+            yield fail(what, f"{base} runs with another ADMIN_API_KEY", "restart it with this one")
         else:
-            yield wrong(
+            yield fail(
                 what,
                 f"{base} does not let us in ({_detail(ready)})",
                 "set ADMIN_API_KEY for the router, and run this with the same settings",
@@ -269,11 +267,11 @@ async def _router(
     bad = [f"{name} {line}" for name, line in parts.items() if line.startswith("degraded")]
     users = health["total_locked_users"]
     if health["status"] != "healthy":
-        yield wrong(what, "it cannot accept webhooks", "see its log")
+        yield fail(what, "it cannot accept webhooks", "see its log")
     for line in bad:
-        yield wrong(what, line, "see the log, and docs/operating.md, When something is wrong")
+        yield fail(what, line, "see the log, and docs/operating.md, When something is wrong")
     if not bad and health["status"] == "healthy":
-        yield well(what, f"{base} is ready, {users} users locked")
+        yield ok(what, f"{base} is ready, {users} users locked")
     name = "gateway_waha_session_last_event_timestamp_seconds"
     for family in text_string_to_metric_families(metrics.text):
         if family.name == name:
@@ -293,11 +291,11 @@ async def _asked_for_keys(client: httpx.AsyncClient, settings: Settings) -> Asyn
     """Whether the router that runs asks for the keys that are set: it may be older than they."""
     base, restart = settings.local_url, "restart it"
     if split(settings.admin_api_key) and (await client.get(f"{base}/ready")).is_success:
-        yield wrong("admin door", "the running router does not ask for ADMIN_API_KEY", restart)
+        yield fail("admin door", "the running router does not ask for ADMIN_API_KEY", restart)
     if split(settings.webhook_hmac_key):
         unsigned = await client.post(f"{base}/webhook/waha", content=b"{}")
         if unsigned.status_code not in (401, 403):
-            yield wrong("webhook door", "the running router takes unsigned webhooks", restart)
+            yield fail("webhook door", "the running router takes unsigned webhooks", restart)
 
 
 async def _waha(
@@ -308,29 +306,29 @@ async def _waha(
     try:
         answer = await client.get(ping)
     except httpx.HTTPError as exc:
-        yield wrong("WAHA", f"{ping}: {_told(exc)}", "is WAHA running, is WAHA_API_URL right?")
+        yield fail("WAHA", f"{ping}: {_text_of(exc)}", "is WAHA running, is WAHA_API_URL right?")
         return
     if answer.is_success:
-        yield well("WAHA", f"{ping} answers {answer.status_code}")
+        yield ok("WAHA", f"{ping} answers {answer.status_code}")
     else:
-        yield wrong("WAHA", f"{ping} answers {answer.status_code}", "see WAHA's log, and what is"
+        yield fail("WAHA", f"{ping} answers {answer.status_code}", "see WAHA's log, and what is"
                     " in front of it")  # fmt: skip
     yield _clock("clock, WAHA's", answer)
     waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
     try:
         session = await waha.session(name)
     except WahaError as exc:
-        yield wrong(f"session {name}", str(exc), cure(exc))
+        yield fail(f"session {name}", str(exc), cure(exc))
         return
     finally:
         await waha.close()
     status = session.get("status")
     if status == "WORKING":
-        yield well(f"session {name}", "WORKING")
+        yield ok(f"session {name}", "WORKING")
     elif status == "STARTING":
-        yield mind(f"session {name}", status, session_cure(status))
+        yield warn(f"session {name}", status, session_cure(status))
     else:
-        yield wrong(f"session {name}", str(status), session_cure(str(status)))
+        yield fail(f"session {name}", str(status), session_cure(str(status)))
     for finding in _number(session, settings):
         yield finding
     last = report.last_events.get(name)
@@ -347,23 +345,23 @@ def _number(session: dict[str, Any], settings: Settings) -> Iterator[Finding]:
     if own is None:
         return
     if own == settings.gateway_phone:
-        yield well("number", f"links name {own}, which the session has")
+        yield ok("number", f"links name {own}, which the session has")
     else:
         cure = f"set GATEWAY_PHONE={own}, or gateway_phone of tenants who have another number"
-        yield wrong("number", f"links name {settings.gateway_phone}, the session has {own}", cure)
+        yield fail("number", f"links name {settings.gateway_phone}, the session has {own}", cure)
 
 
 def _silence(session: str, last: float | None) -> Finding:
     what = f"events of {session}"
     if last is None:
-        return mind(
+        return warn(
             what, "none since the router's start", "write to the number, and run this again"
         )
     age = time.time() - last
-    said = f"the last {age:.0f} s ago"
+    detail = f"the last {age:.0f} s ago"
     if age > _SILENT_SECONDS:
-        return mind(what, said, "write to the number: WORKING does not prove that events come")
-    return well(what, said)
+        return warn(what, detail, "write to the number: WORKING does not prove that events come")
+    return ok(what, detail)
 
 
 def _webhook(
@@ -372,22 +370,22 @@ def _webhook(
     """sends: an event came to the router since the session began, so some webhook there is."""
     what, want = "webhook", wanted(settings, url)
     if isinstance(want, str):
-        yield mind(what, "not looked at", want)
+        yield warn(what, "not looked at", want)
         return
     config = session.get("config")
     left = webhook_config.faults(config if isinstance(config, dict) else {}, want)
     for fault in left:
         if fault.startswith("no webhook") and sends:
-            yield mind(
+            yield warn(
                 what,
                 f"{fault} in the session, yet events come: WHATSAPP_HOOK_URL sets one for all"
                 " sessions, which WAHA's API does not show",
                 "look there for its key and for retries of an hour",
             )
         else:
-            yield wrong(what, fault, _HOW_TO_CONNECT)
+            yield fail(what, fault, _HOW_TO_CONNECT)
     if not left:
-        yield well(what, f"once, to {want.url}, with what it needs")
+        yield ok(what, f"once, to {want.url}, with what it needs")
 
 
 async def _backend(client: httpx.AsyncClient, url: str) -> Finding:
@@ -400,16 +398,16 @@ async def _backend(client: httpx.AsyncClient, url: str) -> Finding:
         do = "start it, or mend its URL"
         if "//localhost" in url and _in_container():
             do = "in a container localhost is the container itself: name the service"
-        return wrong(what, _told(exc), do)
+        return fail(what, _text_of(exc), do)
     if answer.status_code >= 500:
-        return wrong(what, f"answers {answer.status_code} to a GET", "see its log")
+        return fail(what, f"answers {answer.status_code} to a GET", "see its log")
     if answer.is_redirect:
-        return wrong(
+        return fail(
             what,
             f"answers {answer.status_code}, Location: {answer.headers.get('location', '')[:200]!a}",
             "a delivery follows no redirect: set its URL to where it leads",
         )
-    return found if found.verdict is not Verdict.WELL else well(what, "answers")
+    return found if found.verdict is not Verdict.OK else ok(what, "answers")
 
 
 def _clock(what: str, answer: httpx.Response) -> Finding:
@@ -417,15 +415,15 @@ def _clock(what: str, answer: httpx.Response) -> Finding:
     try:
         ahead = time.time() - parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (KeyError, ValueError):
-        return mind(what, "it does not tell its time", "compare the clocks by hand")
+        return warn(what, "it does not tell its time", "compare the clocks by hand")
     return _compared(what, ahead)
 
 
 def _compared(what: str, ahead: float) -> Finding:
     """ahead: by how many seconds our clock is."""
     if abs(ahead) > _CLOCK_SECONDS:
-        return wrong(what, f"this machine is {ahead:+.0f} s off it", "let both keep time by NTP")
-    return well(what, "agrees with ours")
+        return fail(what, f"this machine is {ahead:+.0f} s off it", "let both keep time by NTP")
+    return ok(what, "agrees with ours")
 
 
 async def _redis(url: str) -> AsyncIterator[Finding]:
@@ -433,17 +431,17 @@ async def _redis(url: str) -> AsyncIterator[Finding]:
     try:
         found = await open_scripts(url)
     except StartRefused as exc:
-        yield wrong("Redis", str(exc), "the next start would be refused")
+        yield fail("Redis", str(exc), "the next start would be refused")
         return
     try:
         ahead = time.time() - await found.time()
-        yield well("Redis", "answers, and can be used")
+        yield ok("Redis", "answers, and can be used")
         yield _compared("clock, Redis'", ahead)
     except StoreUnavailable as exc:
-        yield wrong("Redis", str(exc), "look at its log")
+        yield fail("Redis", str(exc), "look at its log")
     finally:
         await found.close()
 
 
-def _told(exc: Exception) -> str:
+def _text_of(exc: Exception) -> str:
     return " ".join(str(exc).split())[:200] or type(exc).__name__

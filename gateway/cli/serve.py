@@ -41,7 +41,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # the end is ours, not a second death by the signal
-        self._loop.call_soon_threadsafe(self._app.state.courier.stop_claiming)
+        self._loop.call_soon_threadsafe(self._app.state.worker.stop_claiming)
 
 
 def serve(settings: Settings, app: FastAPI) -> int:
@@ -66,7 +66,7 @@ def serve(settings: Settings, app: FastAPI) -> int:
     server = _Server(config, app)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
-    return 0 if server.started and app.state.distrusted is None else 1
+    return 0 if server.started and app.state.suspect is None else 1
 
 
 def _check_port(host: str, port: int) -> None:

@@ -68,8 +68,8 @@ class Attempts:
         return record is not None and record.last_success > since
 
     def asked_to_wait(self, now: float) -> frozenset[TenantId]:
-        """Tenants for whom a Retry-After still holds, though the gate opens: the backend was there
-        when it asked."""
+        """Return tenants for whom a Retry-After still holds, though the circuit breaker closes: the
+        backend was there when it asked."""
         self._asked_until = {one: at for one, at in self._asked_until.items() if at > now}
         return frozenset(self._asked_until)
 

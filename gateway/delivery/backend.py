@@ -24,7 +24,7 @@ _CONNECT_SECONDS = 10.0
 _IDLE_SECONDS = 4.0  # below the 5 s after which uvicorn and node close an idle connection
 _ANSWER_BYTES = 65_536  # read so that the connection can be used again; beyond it, it is dropped
 _ANSWER_SECONDS = 5.0  # for the rest of an answer whose status is known
-_KEPT_BYTES = 1024  # of a refusal's answer, for the person who looks at the dead letter
+_ANSWER_EXCERPT_BYTES = 1024  # of a refusal's answer, for the person who looks at the dead letter
 _USER_AGENT = f"whatsapp-gateway-router/{VERSION}"
 
 
@@ -93,7 +93,7 @@ class Backend:
                 raise self._no_answer(exc) from exc
             # Else the status is known; what is missing is only the text to it.
         if not response.is_success:
-            raise self._failure(response, bytes(answer[:_KEPT_BYTES]))
+            raise self._failure(response, bytes(answer[:_ANSWER_EXCERPT_BYTES]))
 
     async def close(self) -> None:
         """Let go of the transport, and so of every Backend on it."""
@@ -125,8 +125,8 @@ class Backend:
     def _no_answer(self, exc: Exception) -> BackendUnavailable:
         # The transport calls every lost connection a ConnectTimeout; what happened is its cause.
         cause = exc.__cause__ or exc
-        told = " ".join(str(cause).split())[:200]  # one line of the log
-        reason = f"{self.url}: {told or type(cause).__name__}"
+        text = " ".join(str(cause).split())[:200]  # one line of the log
+        reason = f"{self.url}: {text or type(cause).__name__}"
         if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             return NotConnected(reason)
         if isinstance(exc, TimeoutError):

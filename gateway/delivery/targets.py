@@ -1,9 +1,9 @@
-"""Which backend each tenant has, one gate for each URL, and whose messages may be sent now.
+"""Which backend each tenant has, one breaker for each URL, and whose messages may be sent now.
 
 An Address is a URL with the secrets of a tenant, a Backend posts to an Address, a Target is what
-all who have one URL share: its gate, and a bound of what is in flight. Where tenants.json lists
-tenants, what waits for another one stays where it is: a slip in the file must not send it to the
-common backend.
+all who have one URL share: its circuit breaker, and a bound of what is in flight. Where
+tenants.json lists tenants, what waits for another one stays where it is: a slip in the file must
+not send it to the common backend.
 """
 
 import itertools
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import httpx
 
 from gateway.delivery.backend import Backend
-from gateway.delivery.circuit_breaker import SEVERAL_TENANTS, Gate
-from gateway.domain.model import EVERYBODY, Address, Among, TenantId
+from gateway.delivery.circuit_breaker import MIN_FAILED_TENANTS, CircuitBreaker
+from gateway.domain.model import ALL_TENANTS, Address, TenantFilter, TenantId
 from gateway.tenants.registry import Tenants
 
 _LOOKED_AT = 256  # full targets, when room was made
@@ -28,7 +28,7 @@ class Target:
     """
 
     url: str
-    gate: Gate
+    breaker: CircuitBreaker
     in_flight: int = 0
     tenants: frozenset[TenantId] = frozenset()
 
@@ -40,9 +40,6 @@ class Targets:
     them gets max_in_flight_per_tenant, and no more than it leaves free: what several slow ones have
     taken does not stop the next one.
 
-    changed is called with a target whose gate has closed or opened; serve with those for whom
-    messages may be claimed from now on, a set that changes, and the tenants of whom that is new,
-    None if it may be of any.
     """
 
     def __init__(
@@ -55,9 +52,10 @@ class Targets:
         max_in_flight: int = 256,
         max_in_flight_per_tenant: int = 32,
     ) -> None:
-        self.changed: Callable[[Target], None] = lambda _: None
-        self.serve: Callable[[Among, Collection[TenantId] | None], None] = lambda *_: None
-        self.serving = Among(set())
+        self._on_breaker_change: Callable[[Target], None] = lambda _: None
+        self._on_claimable: Callable[[TenantFilter, Collection[TenantId] | None], None]
+        self._on_claimable = lambda *_: None
+        self.claimable = TenantFilter(set())
         self.shared = self._target(shared.url)
         self._shared_address = shared
         self._tenants = tenants
@@ -70,14 +68,29 @@ class Targets:
         self._own: dict[TenantId, Target] = {}  # of those whose URL is not the common one
         self._targets = {shared.url: self.shared}
         self._backends: dict[Address, Backend] = {}
-        # Gates behind which tenants' messages waited when they had another URL.
-        self._formerly: dict[TenantId, list[Gate]] = {}
-        self._closed: dict[Target, None] = {}
+        # Breakers behind which tenants' messages waited when they had another URL.
+        self._formerly: dict[TenantId, list[CircuitBreaker]] = {}
+        self._open: dict[Target, None] = {}
         self._full: dict[Target, None] = {}  # no room for another attempt, the longest first
         self._unlisted: set[TenantId] = set()  # something waits, and the file lacks them
         self._follow()
         self._formerly.clear()  # nobody had another URL before
-        tenants.changed = self._follow
+        tenants.on_change(self._follow)
+
+    def connect(
+        self,
+        *,
+        on_breaker_change: Callable[[Target], None],
+        on_claimable: Callable[[TenantFilter, Collection[TenantId] | None], None],
+    ) -> None:
+        """Call on_breaker_change with each target whose circuit breaker opens or closes, and
+        on_claimable with the tenants for whom messages may be claimed, now and after each change.
+
+        on_claimable gets a set that changes, and the tenants of whom that is new; None: of any.
+        """
+        self._on_breaker_change = on_breaker_change
+        self._on_claimable = on_claimable
+        on_claimable(self.claimable, None)
 
     def of(self, tenant: TenantId) -> tuple[Backend, Target] | None:
         """Where the tenant's messages go now; None: nowhere, tenants.json does not list it."""
@@ -100,10 +113,10 @@ class Targets:
         target = self._target_of(tenant)
         if target is None:
             self._unlisted.add(tenant)
-            self._set_served([tenant], served=False)
+            self._set_claimable([tenant], claimable=False)
         elif not self.has_room(target):
             self._mark_full(target)
-        elif not target.gate.closed:
+        elif not target.breaker.is_open:
             return target
         return None
 
@@ -114,7 +127,7 @@ class Targets:
         left = self._own_slots - self._own_in_flight
         return left > 0 and (target.in_flight == 0 or target.in_flight < min(self._cap, left))
 
-    def begins(self, target: Target) -> None:
+    def start_attempt(self, target: Target) -> None:
         """An attempt at target, a probe too."""
         target.in_flight += 1
         if target is not self.shared:
@@ -122,14 +135,14 @@ class Targets:
             if not self.has_room(target):
                 self._mark_full(target)
 
-    def ends(self, target: Target) -> None:
+    def end_attempt(self, target: Target) -> None:
         """An attempt at target that began."""
         target.in_flight -= 1
         if target is not self.shared:
             self._own_in_flight -= 1
-        self.make_room()
+        self.admit_waiting()
 
-    def make_room(self) -> None:
+    def admit_waiting(self) -> None:
         """Let those go on for whom there is room again, as many as there is room for."""
         left = self._own_slots - self._own_in_flight
         for target in list(itertools.islice(self._full, _LOOKED_AT)):
@@ -138,29 +151,29 @@ class Targets:
             if self.has_room(target):
                 left -= 1
                 del self._full[target]
-                if not target.gate.closed:
-                    self._set_served(target.tenants, served=True)
+                if not target.breaker.is_open:
+                    self._set_claimable(target.tenants, claimable=True)
 
-    def seconds_closed(self, tenant: TenantId, target: Target, since: float, now: float) -> float:
+    def seconds_open(self, tenant: TenantId, target: Target, since: float, now: float) -> float:
         """How long tenant's messages had to wait between the two, in monotonic seconds."""
-        gates = {id(gate): gate for gate in (target.gate, *self._formerly.get(tenant, ()))}
-        return math.fsum(gate.seconds_closed(since, now) for gate in gates.values())
+        breakers = {id(one): one for one in (target.breaker, *self._formerly.get(tenant, ()))}
+        return math.fsum(one.seconds_open(since, now) for one in breakers.values())
 
-    def closed(self) -> list[Target]:
-        """Those whose gate is closed."""
-        return list(self._closed)
+    def open_targets(self) -> list[Target]:
+        """Return those whose circuit breaker is open."""
+        return list(self._open)
 
-    def is_closed(self, target: Target) -> bool:
+    def is_open(self, target: Target) -> bool:
         """False, too, if no tenant has that URL any more."""
-        return target in self._closed
+        return target in self._open
 
-    def tenants_of(self, target: Target) -> Among:
+    def tenants_of(self, target: Target) -> TenantFilter:
         if target is not self.shared:
-            return Among(target.tenants, others=False)
+            return TenantFilter(target.tenants, others=False)
         listed = self._tenants.listed
         if listed is None:
-            return EVERYBODY
-        return Among(frozenset(t for t in listed if t not in self._own), others=False)
+            return ALL_TENANTS
+        return TenantFilter(frozenset(t for t in listed if t not in self._own), others=False)
 
     async def close(self) -> None:
         await self._transport.aclose()
@@ -182,60 +195,60 @@ class Targets:
         for url, those in tenants.items():
             target = self._targets[url] = before.get(url) or self._target(url)
             target.tenants = frozenset(those)
-            target.gate.several_tenants = 1 if len(those) == 1 else SEVERAL_TENANTS
+            target.breaker.min_failed_tenants = 1 if len(those) == 1 else MIN_FAILED_TENANTS
             self._own |= dict.fromkeys(those, target)
         for tenant in {*self._own, *own_before}:
             was = own_before.get(tenant, self.shared)
             if was is not self._own.get(tenant, self.shared):
-                self._formerly.setdefault(tenant, []).append(was.gate)
-        self._closed = {one: None for one in self._targets.values() if one.gate.closed}
+                self._formerly.setdefault(tenant, []).append(was.breaker)
+        self._open = {one: None for one in self._targets.values() if one.breaker.is_open}
         self._full = {one: None for one in self._targets.values() if not self.has_room(one)}
         self._unlisted.clear()
         self._backends.clear()
-        self._serve_anew()
+        self._rebuild_claimable()
 
-    def _serve_anew(self) -> None:
-        """Say of everybody whether they are served; seldom, for it looks at all."""
-        others = not self.shared.gate.closed
+    def _rebuild_claimable(self) -> None:
+        """Work out anew for whom messages may be claimed; seldom, for it looks at everybody."""
+        others = not self.shared.breaker.is_open
         apart = {
-            tenant for tenant, target in self._own.items() if self._is_served(target) != others
+            tenant for tenant, target in self._own.items() if self._is_claimable(target) != others
         }
         if others:
             apart |= self._unlisted
-        self.serving = Among(apart, others=others)
-        self.serve(self.serving, None)
+        self.claimable = TenantFilter(apart, others=others)
+        self._on_claimable(self.claimable, None)
 
-    def _is_served(self, target: Target) -> bool:
-        return not target.gate.closed and target not in self._full
+    def _is_claimable(self, target: Target) -> bool:
+        return not target.breaker.is_open and target not in self._full
 
-    def _set_served(self, tenants: Iterable[TenantId], *, served: bool) -> None:
+    def _set_claimable(self, tenants: Iterable[TenantId], *, claimable: bool) -> None:
         """From now on deliveries of these tenants may be claimed, or may not."""
-        tenants, named = list(tenants), self.serving.named
+        tenants, named = list(tenants), self.claimable.named
         assert isinstance(named, set)
-        if served != self.serving.others:
+        if claimable != self.claimable.others:
             named.update(tenants)
         else:
             named.difference_update(tenants)
-        self.serve(self.serving, tenants)
+        self._on_claimable(self.claimable, tenants)
 
     def _mark_full(self, target: Target) -> None:
         # One that no tenant has any more is nothing to us.
         if target not in self._full and self._targets.get(target.url) is target:
             self._full[target] = None
-            self._set_served(target.tenants, served=False)
+            self._set_claimable(target.tenants, claimable=False)
 
     def _target(self, url: str) -> Target:
-        def changed(closed: bool) -> None:
+        def breaker_changed(is_open: bool) -> None:
             if self._targets.get(url) is target:  # else nobody has that URL any more
-                if closed:
-                    self._closed[target] = None
+                if is_open:
+                    self._open[target] = None
                 else:
-                    self._closed.pop(target, None)
+                    self._open.pop(target, None)
                 if target is self.shared:
-                    self._serve_anew()
+                    self._rebuild_claimable()
                 else:
-                    self._set_served(target.tenants, served=self._is_served(target))
-            self.changed(target)
+                    self._set_claimable(target.tenants, claimable=self._is_claimable(target))
+            self._on_breaker_change(target)
 
-        target = Target(url, Gate(changed))
+        target = Target(url, CircuitBreaker(breaker_changed))
         return target

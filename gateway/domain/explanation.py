@@ -12,11 +12,11 @@ from gateway.domain.model import (
     Bind,
     Chat,
     Content,
+    DryRun,
     Forward,
     InboundMessage,
     Lock,
     Note,
-    Rehearsal,
     TenantId,
     is_lid,
     unscoped,
@@ -61,7 +61,7 @@ def of_event(
 
 def of_person(
     message: InboundMessage,
-    rehearsal: Rehearsal,
+    dry_run: DryRun,
     *,
     prefix: str,
     may_lock: Callable[[TenantId], bool],
@@ -70,15 +70,15 @@ def of_person(
 ) -> dict[str, str]:
     """The rules about a person's event, as the store would play them. why_no_help: None if a help
     message could be sent, as far as the person does not matter."""
-    accepted, decision = rehearsal.accepted, rehearsal.accepted.decision
-    rules = {"user": _user(message, accepted), "seen": _seen(message, accepted)}
-    if rehearsal.refused:
-        rules["store"] = f"503, nothing would be kept: {rehearsal.refused}"
+    accepted, decision = dry_run.accepted, dry_run.accepted.decision
+    rules = {"user": _user(message, accepted), "seen": _dedup_text(message, accepted)}
+    if dry_run.refused:
+        rules["store"] = f"503, nothing would be kept: {dry_run.refused}"
     if decision is None:
         return rules
-    rules["lock"] = _lock(rehearsal.lock)
-    rules["link"] = _link(message, rehearsal, prefix, may_lock)
-    if rehearsal.refused:
+    rules["lock"] = _lock(dry_run.lock)
+    rules["link"] = _link(message, dry_run, prefix, may_lock)
+    if dry_run.refused:
         return rules
     if isinstance(decision, AskForLink):
         if decision.hold and hold_seconds:
@@ -92,8 +92,8 @@ def of_person(
         f"to tenant {decision.tenant}: X-Tenant-ID: {decision.tenant},"
         f" X-User-ID: {unscoped(accepted.user)}"
     )
-    if rehearsal.released:
-        rules["held"] = f"{rehearsal.released} held messages of the user would follow it"
+    if dry_run.released:
+        rules["held"] = f"{dry_run.released} held messages of the user would follow it"
     return rules
 
 
@@ -114,10 +114,10 @@ def _user(message: InboundMessage, accepted: Accepted) -> str:
     return f"{user}: the phone"
 
 
-def _seen(message: InboundMessage, accepted: Accepted) -> str:
-    if message.seen_key is None:
+def _dedup_text(message: InboundMessage, accepted: Accepted) -> str:
+    if message.dedup_key is None:
         return "it has no id: a copy could not be told from a new one"
-    by = "session, fromMe and message id" if message.seen_key.twins else "session, event and id"
+    by = "session, fromMe and message id" if message.dedup_key.twins else "session, event and id"
     if accepted.decision is None:
         return f"seen before ({by}): nothing more happens"
     return f"not seen before ({by})"
@@ -132,11 +132,11 @@ def _lock(lock: Lock) -> str:
 
 def _link(
     message: InboundMessage,
-    rehearsal: Rehearsal,
+    dry_run: DryRun,
     prefix: str,
     may_lock: Callable[[TenantId], bool],
 ) -> str:
-    decision = rehearsal.accepted.decision
+    decision = dry_run.accepted.decision
     if isinstance(decision, Bind):
         if decision.previous is None:
             return f"names tenant {decision.tenant}: locks the user there"
@@ -148,7 +148,7 @@ def _link(
         return "does not count: only what a person writes binds"
     if not message.text:
         return "none: there is no text or caption that counts"
-    own = rehearsal.lock.tenant
+    own = dry_run.lock.tenant
     if own is not None and deep_link.parse(message.text, prefix=prefix, must_open=False) == own:
         return f"names tenant {own} inside the text: changes nothing"
     return f"none: no {prefix}_N as a word of its own, or several different ones"

@@ -95,7 +95,7 @@ class Chat(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class SeenKey:
+class DedupKey:
     """What tells one event from another. twins: the same key under another chat may be the same.
 
     WhatsApp's message ids are chosen by the sender's phone and unique in one chat only, yet one
@@ -124,7 +124,7 @@ class InboundMessage:
     stamped_at: float | None  # Unix seconds, WhatsApp's own time of it, if it has one
     event_time: float  # Unix seconds; orders a line
     arrived: float  # Unix seconds, our clock
-    seen_key: SeenKey | None  # None: nothing tells a copy from a new one
+    dedup_key: DedupKey | None  # None: nothing tells a copy from a new one
     idempotency_key: str
     message_id: str | None
     session_status: str | None  # what a session.status event says, as WAHA writes it
@@ -136,17 +136,17 @@ class InboundMessage:
     body: bytes
 
     @property
-    def sighting(self) -> "Sighting | None":
+    def identity_link(self) -> "IdentityLink | None":
         """What the event shows of a person's two ids, if it shows both."""
         if not (self.phone and self.lid):
             return None
         # No time of WAHA's may rule the future.
         at = min(self.event_time, self.arrived)
-        return Sighting(self.lid, self.phone, at, self.message_id)
+        return IdentityLink(self.lid, self.phone, at, self.message_id)
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class IdentityLink:
     """lid and phone belonged to one person at that time, in Unix seconds.
 
     message_id: of the message that showed both. asked: it is WAHA's answer to our question.
@@ -244,7 +244,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
+class DryRun:
     """What the store would make of a message, and on what grounds.
 
     refused: why it would not be accepted at all.
@@ -271,14 +271,14 @@ class Delivery:
     headers: tuple[tuple[str, str], ...]
     body: bytes
     attempt: int
-    own_faults: int  # failed attempts that were this message's own fault
+    poison_attempts: int  # failed attempts that were this message's own fault
     tried_at: float | None  # when the last attempt ended
     age: float  # seconds since the first attempt that count towards MAX_DELIVERY_AGE
     event_time: float = 0.0  # when WAHA raised the event, or it was replayed
 
 
 @dataclass(frozen=True, slots=True)
-class Among:
+class TenantFilter:
     """Some tenants: those named, or with others=True all but those."""
 
     named: Set[TenantId] = frozenset()
@@ -287,21 +287,21 @@ class Among:
     def __contains__(self, tenant: TenantId) -> bool:
         return (tenant in self.named) != self.others
 
-    def without(self, some: Set[TenantId]) -> "Among":
+    def without(self, some: Set[TenantId]) -> "TenantFilter":
         """Those, but for some."""
-        return Among(self.named | some if self.others else self.named - some, self.others)
+        return TenantFilter(self.named | some if self.others else self.named - some, self.others)
 
 
-EVERYBODY = Among()
+ALL_TENANTS = TenantFilter()
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Delivered:
     """The backend has it."""
 
 
 @dataclass(frozen=True, slots=True)
-class PutBack:
+class Requeue:
     """Not the message's turn after all: nothing is counted, it is due at once.
 
     sent_at: when it was sent all the same, without an answer; None: it was not.
@@ -311,18 +311,18 @@ class PutBack:
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Retry:
     """The attempt failed; the line waits for wait seconds."""
 
     wait: float
     reason: str
-    own_fault: bool
+    poison: bool
     tried_at: float
     age: float
 
 
 @dataclass(frozen=True, slots=True)
-class Dead:
+class DeadLettered:
     """Given up; a person may look at it and replay it."""
 
     reason: str
@@ -331,7 +331,7 @@ class Dead:
     answer: bytes = b""  # the first bytes of its answer
 
 
-Outcome = Done | PutBack | Again | Dead
+Outcome = Delivered | Requeue | Retry | DeadLettered
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +353,7 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class HistoryLine:
+class HistoryEntry:
     """What was decided of a user's lock, or why a link decided nothing. at: Unix seconds."""
 
     id: int
@@ -393,7 +393,7 @@ class Erased:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredMessage:
     """One message as it is kept. where: "waiting", "held", "dead_letter" or "unreadable"."""
 
     where: str
@@ -409,18 +409,18 @@ class Export:
 
     ids: tuple[UserId, ...]
     tenant: TenantId | None
-    messages: tuple[Kept, ...]
-    history: tuple[HistoryLine, ...]
+    messages: tuple[StoredMessage, ...]
+    history: tuple[HistoryEntry, ...]
     help: tuple[float, float | None] | None  # when a help message was queued, and sent
 
 
 @dataclass(frozen=True, slots=True)
-class Outline:
+class PersonSummary:
     """What is held of a person, in brief. ids: phone and LID, as far as they are known; messages:
     some of them; the numbers are of all."""
 
     ids: tuple[UserId, ...]
-    messages: tuple[Kept, ...]
+    messages: tuple[StoredMessage, ...]
     waiting: int
     held: int
     dead_letters: int

@@ -78,9 +78,9 @@ def _without_trunk(number: str) -> str | None:
 def fold(text: str) -> str:
     """What is left of a name when case, accents, blanks and joiners are gone, and the letters that
     Arabic and Persian keyboards give for one another are one: for finding it."""
-    parts = unicodedata.normalize("NFKD", text.casefold())
-    kept = (one for one in parts if unicodedata.category(one) not in ("Mn", "Cf", "Zs"))
-    return "".join(kept).translate(_SAME_LETTERS)
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    letters = (one for one in decomposed if unicodedata.category(one) not in ("Mn", "Cf", "Zs"))
+    return "".join(letters).translate(_SAME_LETTERS)
 
 
 def _plain(character: str) -> str:

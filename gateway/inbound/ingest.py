@@ -29,9 +29,9 @@ from gateway.store import Store
 from gateway.tenants.registry import Tenants
 from gateway.waha import events
 from gateway.waha.clock_skew import ClockSkew
-from gateway.waha.help_messages import Helper
-from gateway.waha.lid_lookup import Lids
-from gateway.waha.schema_drift import Shapes
+from gateway.waha.help_messages import HelpMessages
+from gateway.waha.lid_lookup import LidLookup
+from gateway.waha.schema_drift import SchemaDrift
 from gateway.waha.sessions import Sessions
 
 log = logging.getLogger(__name__)
@@ -72,9 +72,9 @@ class Ingest:
         rules: Rules,
         tenants: Tenants,
         sessions: Sessions,
-        shapes: Shapes,
-        lids: Lids,
-        helper: Helper,
+        schema_drift: SchemaDrift,
+        lid_lookup: LidLookup,
+        helper: HelpMessages,
         metrics: Metrics,
         skew: ClockSkew,
         clock: Callable[[], float] = time.time,
@@ -83,8 +83,8 @@ class Ingest:
         self._rules = rules
         self._tenants = tenants
         self._sessions = sessions
-        self._shapes = shapes
-        self._lids = lids
+        self._schema_drift = schema_drift
+        self._lid_lookup = lid_lookup
         self._helper = helper
         self._metrics = metrics
         self._skew = skew
@@ -96,17 +96,17 @@ class Ingest:
         message = self._parse(body, headers)
         self._skew.note(message)
         self._sessions.hear(message)
-        self._shapes.see(message)
+        self._schema_drift.see(message)
         if reason := routing.reason_to_ignore(message, self._rules.forward_events):
-            if message.chat is Chat.PERSON and (sighting := message.sighting):
+            if message.chat is Chat.PERSON and (identity_link := message.identity_link):
                 with contextlib.suppress(StoreUnavailable):  # not worth a 503
                     # Our own answer may be what shows a LID's phone.
-                    await self._store.learn(sighting)
+                    await self._store.link_identity(identity_link)
             return await self._ignore(message, reason)
         try:
             return await self._accept(message, may_help=True)
         except StoreUnavailable:
-            self._sessions.not_kept(message)
+            self._sessions.not_stored(message)
             raise
 
     async def recover(self, body: bytes) -> Accepted | Ignored:
@@ -136,26 +136,26 @@ class Ingest:
         """What receive() would do and why; nothing is kept. Raise BadBody or StoreUnavailable."""
         message, rules = self._parse(body, headers), self._rules
         reason = routing.reason_to_ignore(message, rules.forward_events)
-        told = explanation.of_event(message, reason, rules.forward_events)
+        rules_applied = explanation.of_event(message, reason, rules.forward_events)
         if reason:
-            return Explained(Ignored(reason), told)
-        rehearsal = await self._store.rehearse(message, self._decide(message))
-        told |= explanation.of_person(
+            return Explained(Ignored(reason), rules_applied)
+        dry_run = await self._store.dry_run(message, self._decide(message))
+        rules_applied |= explanation.of_person(
             message,
-            rehearsal,
+            dry_run,
             prefix=rules.prefix,
             may_lock=self._tenants.may_lock,
             hold_seconds=rules.hold_seconds,
             why_no_help=self._helper.why_not(message),
         )
-        if rehearsal.refused:
-            return Explained(StoreUnavailable(rehearsal.refused), told)
-        return Explained(rehearsal.accepted, told)
+        if dry_run.refused:
+            return Explained(StoreUnavailable(dry_run.refused), rules_applied)
+        return Explained(dry_run.accepted, rules_applied)
 
     async def _ignore(self, message: InboundMessage, reason: str) -> Ignored:
         """Keep the message if a person should see it: nobody else will."""
         if message.unreadable and reason in ("no_user", "no_content"):
-            await self._store.keep_unreadable(message, message.unreadable)
+            await self._store.add_unreadable(message, message.unreadable)
             self._complain(message, message.unreadable)
         log.debug("ignored: %s", reason, extra={"event": "webhook.ignored", "reason": reason})
         return Ignored(reason)
@@ -179,9 +179,9 @@ class Ingest:
         accepted = await self._store.accept(message, self._decide(message, may_help=may_help))
         self._sessions.accepted(message)
         self._count(accepted.decision)
-        _tell(accepted, message)
+        _log_outcome(accepted, message)
         if is_lid(accepted.user):
-            self._lids.ask(accepted.user)
+            self._lid_lookup.ask(accepted.user)
         if accepted.help_waits:
             self._helper.queue(accepted.user, message.arrived)
         return accepted
@@ -215,7 +215,7 @@ class Ingest:
         )
 
 
-def _tell(accepted: Accepted, message: InboundMessage) -> None:
+def _log_outcome(accepted: Accepted, message: InboundMessage) -> None:
     user, decision = shown(accepted.user), accepted.decision
     request = request_id(message.headers)
     if decision is None:
@@ -247,12 +247,12 @@ def _tell(accepted: Accepted, message: InboundMessage) -> None:
                 extra=facts | {"tenant": decision.link.tenant},
             )
             return
-        said = "%s has no lock and sent no link"
+        sentence = "%s has no lock and sent no link"
         if decision.link:
-            said = "%s has no lock; the link is older than the last change of it"
+            sentence = "%s has no lock; the link is older than the last change of it"
         elif not decision.hold:
-            said = "%s has no lock to follow"  # no message of theirs
-        log.info(said, user, extra=facts)
+            sentence = "%s has no lock to follow"  # no message of theirs
+        log.info(sentence, user, extra=facts)
     else:
         log.info(
             "🔀 Routing %s → Tenant %s (existing session)",

@@ -44,7 +44,7 @@ _FAST_RETRY_SECONDS = 30.0
 _SLOW_RETRY_SECONDS = 300.0
 _MIN_RETRY_SECONDS = 5.0  # between two tries, however a session flaps
 _WEBHOOK_RETRIES_SECONDS = 3600.0  # for which WAHA repeats a 503, as connect-waha sets it up
-_CANNOT_TELL_STATUSES = (400, 501)  # of an engine, or of NOWEB without its store, about the list
+_UNSUPPORTED_STATUSES = (400, 501)  # of an engine, or of NOWEB without its store, about the list
 _NOT_FOUND = 404
 _NOT_FOUND_TRIES = 3
 _SESSIONS_AT_ONCE = 4  # WAHA is asked for other things, too
@@ -120,7 +120,7 @@ class Recovery:
         self._turns: dict[str, asyncio.Lock] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}  # by session
         self._schedules: dict[str, _Schedule] = {}  # by session
-        self._cannot_tell: set[str] = set()  # sessions whose engine said that it has no list
+        self._unsupported: set[str] = set()  # sessions whose engine said that it has no list
         self._ignored: OrderedDict[tuple[str, str], None] = OrderedDict()  # session, id
         self._tasks: list[asyncio.Task[None]] = []
         self._complaints = Throttle(3600)
@@ -130,8 +130,8 @@ class Recovery:
     async def start(self) -> None:
         """Nothing is recovered of a session of which nothing was ever heard."""
         self._noted = await self._store.heard()
-        self._sessions.told = self._status_told
-        self._sessions.refused = self._message_refused
+        self._sessions.on_status(self.session_status_changed)
+        self._sessions.on_refused(self.message_refused)
         for session, heard in self._noted.items():
             if session.endswith(_FIRST) or session.startswith(HASHED_SESSION):
                 continue
@@ -163,9 +163,9 @@ class Recovery:
         return {name: gap.since for name, gap in self._gaps.items() if gap.not_before <= now}
 
     @property
-    def cannot_tell(self) -> bool:
+    def unsupported(self) -> bool:
         """Whether an engine said that it has no list of messages."""
-        return bool(self._cannot_tell)
+        return bool(self._unsupported)
 
     def reconciled_up_to(self) -> float | None:
         """Until when, Unix seconds, WAHA was asked for all that it has of every session that can
@@ -173,7 +173,7 @@ class Recovery:
         times = [
             one.up_to
             for name, one in self._schedules.items()
-            if not name.startswith(HASHED_SESSION) and name not in self._cannot_tell
+            if not name.startswith(HASHED_SESSION) and name not in self._unsupported
         ]
         known = [at for at in times if at is not None]
         return min(known) if known and len(known) == len(times) else None
@@ -189,7 +189,7 @@ class Recovery:
 
     def waha_lost(self) -> None:
         for session in self._sessions.all():
-            self._status_told(session, "")
+            self.session_status_changed(session, "")
 
     def waha_back(self) -> None:
         for session in self._gaps:
@@ -198,13 +198,13 @@ class Recovery:
     def session_gone(self, session: str) -> None:
         for known in (self._gaps, self._schedules):
             known.pop(session, None)
-        self._cannot_tell.discard(session)
+        self._unsupported.discard(session)
 
     def webhook_missing(self, session: str) -> None:
         if self.hours and self._open_gap(session):
             self._ask_now(session)
 
-    def _status_told(self, session: str, status: str) -> None:
+    def session_status_changed(self, session: str, status: str) -> None:
         if not self.hours:
             return
         # Also if it works: another router may have been told that it did not.
@@ -214,7 +214,7 @@ class Recovery:
         elif gap:
             gap.breaks += 1
 
-    def _message_refused(self, session: str, sent: float) -> None:
+    def message_refused(self, session: str, sent: float) -> None:
         """WAHA sends it again, for a while: what comes behind it must not hide it."""
         if not self.hours or session.startswith(HASHED_SESSION):
             return
@@ -284,8 +284,8 @@ class Recovery:
 
     def _give_up(self, session: str, gap: _Gap, exc: WahaRefused) -> bool:
         """Close the gap if WAHA will never tell; whether it was closed."""
-        if exc.status in _CANNOT_TELL_STATUSES:
-            self._note_that_it_cannot_tell(session, exc)
+        if exc.status in _UNSUPPORTED_STATUSES:
+            self._note_unsupported(session, exc)
             self._gaps.pop(session, None)
             return True
         gap.not_found = gap.not_found + 1 if exc.status == _NOT_FOUND else 0
@@ -300,14 +300,14 @@ class Recovery:
         self._complain(session, exc)  # a person can put it right, as a wrong key
         return False
 
-    def _note_that_it_cannot_tell(self, session: str, exc: WahaRefused) -> None:
-        if session not in self._cannot_tell:
+    def _note_unsupported(self, session: str, exc: WahaRefused) -> None:
+        if session not in self._unsupported:
             log.info(
                 "WAHA cannot tell what came while nobody listened (%s)",
                 masked(str(exc)),
                 extra={"event": "recovery.refused", "session": session},
             )
-        self._cannot_tell.add(session)
+        self._unsupported.add(session)
 
     def _complain(self, session: str, exc: GatewayError) -> None:
         if self._complaints.passes((session, type(exc))):
@@ -349,8 +349,8 @@ class Recovery:
         try:
             outcomes = await self._take_in_all(session, int(since), until=int(until))
         except WahaRefused as exc:
-            if exc.status in _CANNOT_TELL_STATUSES:
-                self._note_that_it_cannot_tell(session, exc)
+            if exc.status in _UNSUPPORTED_STATUSES:
+                self._note_unsupported(session, exc)
                 schedule.due_at = now + _FULL_RECONCILE_SECONDS
             else:
                 self._complain(session, exc)
@@ -361,7 +361,7 @@ class Recovery:
         except Exception:  # whatever WAHA answers
             log.exception("a reconciliation failed unexpectedly", extra={"event": "recovery.error"})
             return
-        self._cannot_tell.discard(session)
+        self._unsupported.discard(session)
         self._note_reconciled(session, outcomes)
         schedule.up_to, schedule.due_at = until, now + _RECONCILE_SECONDS
         if is_full:
@@ -414,7 +414,7 @@ class Recovery:
         async with self._turns.setdefault(session, asyncio.Lock()), self._few:
             asked_at = self._clock()
             with contextlib.suppress(WahaRefused):  # it may tell of messages all the same
-                info = await self._waha.look_at(session)
+                info = await self._waha.session_info(session)
                 self._sessions.asked(session, info.status, info.own_ids, asked_at)
             outcomes = Outcomes()
             async for batch in self._fetch_batches(session, since=since, until=until):

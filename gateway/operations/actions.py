@@ -10,7 +10,7 @@ from gateway.metrics import Metrics
 from gateway.store import Store
 from gateway.tenants.registry import Tenants
 from gateway.waha.clock_skew import ClockSkew
-from gateway.waha.lid_lookup import Lids
+from gateway.waha.lid_lookup import LidLookup
 from gateway.waha.sessions import Sessions
 
 _REFUSALS = {
@@ -21,7 +21,7 @@ _REFUSALS = {
 log = logging.getLogger(__name__)
 
 
-class Operator:
+class Actions:
     """Every method is durable on return, and raises StoreUnavailable as the store's own do."""
 
     def __init__(
@@ -29,7 +29,7 @@ class Operator:
         store: Store,
         tenants: Tenants,
         sessions: Sessions,
-        lids: Lids,
+        lid_lookup: LidLookup,
         metrics: Metrics,
         skew: ClockSkew,
         *,
@@ -38,7 +38,7 @@ class Operator:
         self._store = store
         self._tenants = tenants
         self._sessions = sessions
-        self._lids = lids
+        self._lid_lookup = lid_lookup
         self._metrics = metrics
         self._skew = skew
         self._gateway_phone = gateway_phone
@@ -111,7 +111,12 @@ class Operator:
                 along,
                 old,
                 new,
-                extra={"event": "operator.moved", "tenant": new, "previous": old, "users": users},
+                extra={
+                    "event": "operator.tenant_moved",
+                    "tenant": new,
+                    "previous": old,
+                    "users": users,
+                },
             )
         return users, along
 
@@ -119,7 +124,7 @@ class Operator:
         """As Store.erase()."""
         ids, erased = await self._store.erase(user)
         for one in filter(is_lid, ids):
-            self._lids.forget(one)
+            self._lid_lookup.forget(one)
         if any(astuple(erased)):
             self._metrics.lock_changed("erasure", erased.locks)
             log.info("✋ An operator erased a person", extra={"event": "operator.erased"})
@@ -136,9 +141,9 @@ class Operator:
             )
         return count
 
-    async def delete_letters(self, which: Selection) -> int:
+    async def delete_dead_letters(self, which: Selection) -> int:
         """As Store.delete_letters()."""
-        count = await self._store.delete_letters(which)
+        count = await self._store.delete_dead_letters(which)
         if count:
             log.info(
                 "✋ An operator deleted %s dead letters",

@@ -8,7 +8,7 @@ _BEAT_SECONDS = 0.02
 _TURN_SECONDS = 60.0  # what is told is of the last minute, and up to two
 
 
-class Pulse:
+class LoopLag:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._turn = 0

@@ -1,4 +1,4 @@
-"""How the gateway is, part by part: what /ready says in a line each, and the page in colours."""
+"""How the gateway is, component by component: a line each in /ready, a colour each on the page."""
 
 import re
 import time
@@ -6,26 +6,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from gateway.delivery.worker import Courier
+from gateway.delivery.worker import DeliveryWorker
 from gateway.domain.model import HASHED_SESSION, SESSION_NAME_OF_WAHA, Backlog
 from gateway.errors import StoreUnavailable
 from gateway.inbound.recovery import Recovery
 from gateway.store import Store
 from gateway.tenants.registry import Tenants
 from gateway.waha.clock_skew import ClockSkew
-from gateway.waha.health_check import Watch
-from gateway.waha.schema_drift import Shapes
+from gateway.waha.health_check import HealthCheck
+from gateway.waha.schema_drift import SchemaDrift
 from gateway.waha.sessions import Sessions
 
 _NAMED = 3  # of several things in one line
 _OLD_SECONDS = 60.0  # a message that waits longer than this is worth a look
 
-# What each finding says in a line. Others' words for the same stand under the same names.
+# What each finding says in a line. The page has words of its own under the same codes.
 SENTENCES = {
-    "store.well": "writable",
+    "store.ok": "writable",
     "store.refusing": "{why}",
     "store.at_risk": "{why}",
-    "mappings_file.well": "holds every lock",
+    "mappings_file.ok": "holds every lock",
     "mappings_file.behind": "{why}",
     "backlog.none": "nothing waits",
     "backlog.some": "{waiting} wait or are in flight, the oldest for {seconds:.0f} s",
@@ -36,19 +36,19 @@ SENTENCES = {
     "dead_letters.some": "{count} wait for a decision: replay or delete them",
     "unreadable.none": "none",
     "unreadable.some": "{count} of the last 48 h went to nobody: GET /router/unreadable",
-    "backend_gate.open": "open, {in_flight} in flight",
-    "backend_gate.closed": "closed, away is {urls}; messages wait",
-    "backend_gate.one_closed": "closed, away is {urls}; messages wait",
-    "backend_gate.failing": "open, but tenant {tenants} failed {failures} times in a row: {why}",
+    "circuit_breakers.closed": "closed, {in_flight} in flight",
+    "circuit_breakers.open": "open, away is {urls}; messages wait",
+    "circuit_breakers.one_open": "open, away is {urls}; messages wait",
+    "circuit_breakers.failing": "closed, but tenant {tenants} failed {failures} times: {why}",
     "tenants_file.none": "none, every number is a tenant",
-    "tenants_file.well": "{count} tenants",
+    "tenants_file.ok": "{count} tenants",
     "tenants_file.trouble": "{why}",
     "waha.unasked": "not asked yet",
-    "waha.well": "answers",
+    "waha.ok": "answers",
     "waha.refused": "refuses us: {why}",
     "waha.silent": "has not answered for {seconds:.0f} s: see WAHA_API_URL and the log",
     "clock.unknown": "not compared with WhatsApp's yet",
-    "clock.well": "agrees with WhatsApp's",
+    "clock.ok": "agrees with WhatsApp's",
     "clock.ahead": "{seconds:.0f} s ahead of WhatsApp's, or all messages are late: use NTP",
     "clock.behind": "{seconds:.0f} s behind WhatsApp's: let this machine keep time by NTP",
     "recovery.unasked": "WAHA was not asked yet what it has",
@@ -57,7 +57,7 @@ SENTENCES = {
     "recovery.cannot": "WAHA's engine cannot tell what may be missing",
     "recovery.gap": "what came of session {sessions} in the last {seconds:.0f} s is not known yet",
     "waha_sessions.none": "no event since the start",
-    "waha_session.well": "{status}, {heard}",
+    "waha_session.ok": "{status}, {heard}",
     "waha_session.quiet": "{status}, {heard}",
     "waha_session.starting": "{status}, {heard}",
     "waha_session.unknown": "{status}, {heard}",
@@ -65,52 +65,55 @@ SENTENCES = {
     "waha_webhook.missing": "{why}, and no event has come since it began: run connect-waha",
     "waha_webhook.unproven": "{why}; if WHATSAPP_HOOK_URL sets one, its first event will show it",
     "session_names.odd": "WAHA's API may not know sessions by such names: {sessions}",
-    "webhook_bodies.well": "have the known form",
+    "webhook_bodies.ok": "have the known form",
     "webhook_bodies.odd": "{what}",
 }
 
 
 class Level(Enum):
-    """LOOK: messages flow, but a person should see to it. DOWN: they do not flow."""
+    """WARN: messages flow, but a person should see to it. DOWN: they do not flow."""
 
-    WELL = 0
-    LOOK = 1
+    OK = 0
+    WARN = 1
     DOWN = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """said: which of the sentences; values: what stands in its braces. session: of which one."""
+class Finding:
+    """The status of one component.
 
-    said: str
-    level: Level = Level.WELL
+    code: which of SENTENCES; values: for its braces. session: of which WAHA session.
+    """
+
+    code: str
+    level: Level = Level.OK
     values: Mapping[str, object] = field(default_factory=dict)
     session: str | None = None
 
     @property
     def name(self) -> str:
-        kind = self.said.partition(".")[0]
+        kind = self.code.partition(".")[0]
         return f"{kind} {self.session}" if self.session else kind
 
 
-class State:
+class Status:
     def __init__(
         self,
         store: Store,
-        courier: Courier,
+        worker: DeliveryWorker,
         tenants: Tenants,
         sessions: Sessions,
-        shapes: Shapes,
-        watch: Watch,
+        schema_drift: SchemaDrift,
+        health_check: HealthCheck,
         recovery: Recovery,
         skew: ClockSkew,
     ) -> None:
         self._store = store
-        self._courier = courier
+        self._worker = worker
         self._tenants = tenants
         self._sessions = sessions
-        self._shapes = shapes
-        self._watch = watch
+        self._schema_drift = schema_drift
+        self._health_check = health_check
         self._recovery = recovery
         self._skew = skew
 
@@ -119,162 +122,166 @@ class State:
         """Whether webhooks can be accepted here."""
         return self._store.health().refusing is None
 
-    def parts(self, backlog: Backlog | StoreUnavailable) -> list[Part]:
+    def findings(self, backlog: Backlog | StoreUnavailable) -> list[Finding]:
         """A finding for each. backlog: as it was asked of the store."""
         return [
-            *self._of_the_store(),
-            self._of_the_backlog(backlog),
-            *_of_the_letters(backlog),
-            *_of_the_unreadable(backlog),
-            self._of_the_gates(),
-            self._of_the_tenants(),
-            self._of_waha(),
-            *self._of_the_sessions(),
-            *self._of_the_webhooks(),
-            self._of_the_clock(),
-            self._of_the_gaps(),
-            self._of_the_bodies(),
+            *self._store_findings(),
+            self._backlog_finding(backlog),
+            *_dead_letter_findings(backlog),
+            *_unreadable_findings(backlog),
+            self._breaker_finding(),
+            self._tenants_finding(),
+            self._waha_finding(),
+            *self._session_findings(),
+            *self._webhook_findings(),
+            self._clock_finding(),
+            self._recovery_finding(),
+            self._schema_finding(),
         ]
 
-    def _of_the_store(self) -> Iterator[Part]:
+    def _store_findings(self) -> Iterator[Finding]:
         health = self._store.health()
         if health.refusing:
-            yield Part("store.refusing", Level.DOWN, {"why": health.refusing})
+            yield Finding("store.refusing", Level.DOWN, {"why": health.refusing})
         elif health.at_risk:
-            yield Part("store.at_risk", Level.LOOK, {"why": health.at_risk})
+            yield Finding("store.at_risk", Level.WARN, {"why": health.at_risk})
         else:
-            yield Part("store.well")
+            yield Finding("store.ok")
         if health.mappings_behind:
-            yield Part("mappings_file.behind", Level.LOOK, {"why": health.mappings_behind})
+            yield Finding("mappings_file.behind", Level.WARN, {"why": health.mappings_behind})
         elif health.has_file:
-            yield Part("mappings_file.well")
+            yield Finding("mappings_file.ok")
 
-    def _of_the_backlog(self, backlog: Backlog | StoreUnavailable) -> Part:
+    def _backlog_finding(self, backlog: Backlog | StoreUnavailable) -> Finding:
         if isinstance(backlog, StoreUnavailable):
-            return Part("backlog.unknown", Level.LOOK, {"why": backlog})
+            return Finding("backlog.unknown", Level.WARN, {"why": backlog})
         if backlog.oldest is None:
-            return Part("backlog.none")
+            return Finding("backlog.none")
         if stray := [one for one in backlog.by_tenant if self._tenants.get(one) is None]:
-            return Part("backlog.stray", Level.LOOK, {"tenants": _some(stray)})
+            return Finding("backlog.stray", Level.WARN, {"tenants": _some(stray)})
         values = {"waiting": backlog.waiting, "seconds": age(backlog)}
         if age(backlog) > _OLD_SECONDS:
-            return Part("backlog.old", Level.LOOK, values)
-        return Part("backlog.some", values=values)
+            return Finding("backlog.old", Level.WARN, values)
+        return Finding("backlog.some", values=values)
 
-    def _of_the_gates(self) -> Part:
-        targets = self._courier.targets
-        if closed := targets.closed():
+    def _breaker_finding(self) -> Finding:
+        targets = self._worker.targets
+        if closed := targets.open_targets():
             urls = {"urls": _some([target.url for target in closed])}
             if targets.shared in closed:
-                return Part("backend_gate.closed", Level.DOWN, urls)
-            return Part("backend_gate.one_closed", Level.LOOK, urls)
-        if failing := self._courier.attempts.failing():
+                return Finding("circuit_breakers.open", Level.DOWN, urls)
+            return Finding("circuit_breakers.one_open", Level.WARN, urls)
+        if failing := self._worker.attempts.failing():
             worst = failing[0]
             tenants = _some([str(one.tenant) for one in failing])
             values = {"tenants": tenants, "failures": worst.failures, "why": worst.reason}
-            return Part("backend_gate.failing", Level.LOOK, values)
-        return Part("backend_gate.open", values={"in_flight": self._courier.in_flight})
+            return Finding("circuit_breakers.failing", Level.WARN, values)
+        return Finding("circuit_breakers.closed", values={"in_flight": self._worker.in_flight})
 
-    def _of_the_tenants(self) -> Part:
+    def _tenants_finding(self) -> Finding:
         if self._tenants.trouble:
-            return Part("tenants_file.trouble", Level.LOOK, {"why": self._tenants.trouble})
+            return Finding("tenants_file.trouble", Level.WARN, {"why": self._tenants.trouble})
         listed = self._tenants.listed
         if listed is None:
-            return Part("tenants_file.none")
-        return Part("tenants_file.well", values={"count": len(listed)})
+            return Finding("tenants_file.none")
+        return Finding("tenants_file.ok", values={"count": len(listed)})
 
-    def _of_waha(self) -> Part:
-        if self._watch.silent_since is not None:
-            level = Level.DOWN if self._watch.ever else Level.LOOK  # it may never have been there
-            return Part("waha.silent", level, {"seconds": time.time() - self._watch.silent_since})
-        if self._watch.refused:
-            return Part("waha.refused", Level.LOOK, {"why": self._watch.refused})
-        return Part("waha.well" if self._watch.ever else "waha.unasked")
+    def _waha_finding(self) -> Finding:
+        if self._health_check.silent_since is not None:
+            level = (
+                Level.DOWN if self._health_check.ever else Level.WARN
+            )  # it may never have been there
+            return Finding(
+                "waha.silent", level, {"seconds": time.time() - self._health_check.silent_since}
+            )
+        if self._health_check.refused:
+            return Finding("waha.refused", Level.WARN, {"why": self._health_check.refused})
+        return Finding("waha.ok" if self._health_check.ever else "waha.unasked")
 
-    def _of_the_clock(self) -> Part:
+    def _clock_finding(self) -> Finding:
         ahead = self.seconds_ahead()
         if ahead is None:
-            return Part("clock.unknown")
+            return Finding("clock.unknown")
         if not ahead:
-            return Part("clock.well")
-        said = "clock.ahead" if ahead > 0 else "clock.behind"
-        return Part(said, Level.LOOK, {"seconds": abs(ahead)})
+            return Finding("clock.ok")
+        code = "clock.ahead" if ahead > 0 else "clock.behind"
+        return Finding(code, Level.WARN, {"seconds": abs(ahead)})
 
     def seconds_ahead(self) -> float | None:
         """Of WhatsApp's clock; negative: behind it; None: not known yet."""
         return self._skew.seconds_ahead()
 
-    def _of_the_gaps(self) -> Part:
+    def _recovery_finding(self) -> Finding:
         gaps = self.gap_ages()
         if not self._recovery.hours:
-            return Part("recovery.off")
+            return Finding("recovery.off")
         if not gaps:
-            return self._of_the_reconciliation()
+            return self._reconciliation_finding()
         values = {"seconds": max(gaps.values()), "sessions": _some(list(gaps))}
-        return Part("recovery.gap", Level.LOOK, values)
+        return Finding("recovery.gap", Level.WARN, values)
 
-    def _of_the_reconciliation(self) -> Part:
+    def _reconciliation_finding(self) -> Finding:
         up_to = self._recovery.reconciled_up_to()
         if up_to is None:
-            return Part("recovery.cannot" if self._recovery.cannot_tell else "recovery.unasked")
+            return Finding("recovery.cannot" if self._recovery.unsupported else "recovery.unasked")
         at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(up_to))
-        return Part("recovery.reconciled", values={"at": at})
+        return Finding("recovery.reconciled", values={"at": at})
 
     def gap_ages(self) -> dict[str, float]:
         """Sessions of which messages may be missing, and for how many seconds they have been."""
         now = time.time()
         return {name: max(0.0, now - since) for name, since in self._recovery.gaps_since().items()}
 
-    def _of_the_sessions(self) -> Iterator[Part]:
+    def _session_findings(self) -> Iterator[Finding]:
         known = self._sessions.all()
         if not known:
-            yield Part("waha_sessions.none")
+            yield Finding("waha_sessions.none")
         if odd := [name for name in known if not _is_plain(name)]:
-            yield Part("session_names.odd", Level.LOOK, {"sessions": _some(odd)})
+            yield Finding("session_names.odd", Level.WARN, {"sessions": _some(odd)})
         now = time.time()
         for name, session in known.items():
             seconds = now - session.last_event
             heard = f"last event {seconds:.0f} s ago" if session.last_event else "no event yet"
             values = {"status": session.status or "sends", "seconds": seconds, "heard": heard}
             if session.in_trouble:
-                yield Part("waha_session.trouble", Level.DOWN, values, name)
+                yield Finding("waha_session.trouble", Level.DOWN, values, name)
             elif session.status == "STARTING":
-                yield Part("waha_session.starting", Level.WELL, values, name)
-            elif session.status is None or self._watch.silent_since is not None:
-                yield Part("waha_session.unknown", Level.WELL, values, name)
+                yield Finding("waha_session.starting", Level.OK, values, name)
+            elif session.status is None or self._health_check.silent_since is not None:
+                yield Finding("waha_session.unknown", Level.OK, values, name)
             else:
-                said = "waha_session.well" if session.last_event else "waha_session.quiet"
-                yield Part(said, Level.WELL, values, name)
+                code = "waha_session.ok" if session.last_event else "waha_session.quiet"
+                yield Finding(code, Level.OK, values, name)
 
-    def _of_the_webhooks(self) -> Iterator[Part]:
-        for name, why in self._watch.unhooked().items():
-            if self._watch.was_hooked(name):
-                yield Part("waha_webhook.missing", Level.DOWN, {"why": why}, name)
+    def _webhook_findings(self) -> Iterator[Finding]:
+        for name, why in self._health_check.unhooked().items():
+            if self._health_check.was_hooked(name):
+                yield Finding("waha_webhook.missing", Level.DOWN, {"why": why}, name)
             else:
-                yield Part("waha_webhook.unproven", Level.LOOK, {"why": why}, name)
+                yield Finding("waha_webhook.unproven", Level.WARN, {"why": why}, name)
 
-    def _of_the_bodies(self) -> Part:
-        if odd := "; ".join(self._shapes.odd()):
-            return Part("webhook_bodies.odd", Level.LOOK, {"what": odd})
-        return Part("webhook_bodies.well")
+    def _schema_finding(self) -> Finding:
+        if odd := "; ".join(self._schema_drift.odd()):
+            return Finding("webhook_bodies.odd", Level.WARN, {"what": odd})
+        return Finding("webhook_bodies.ok")
 
 
-def _of_the_letters(backlog: Backlog | StoreUnavailable) -> Iterator[Part]:
+def _dead_letter_findings(backlog: Backlog | StoreUnavailable) -> Iterator[Finding]:
     if isinstance(backlog, StoreUnavailable):
         return
     if backlog.dead:
-        yield Part("dead_letters.some", Level.LOOK, {"count": backlog.dead})
+        yield Finding("dead_letters.some", Level.WARN, {"count": backlog.dead})
     else:
-        yield Part("dead_letters.none")
+        yield Finding("dead_letters.none")
 
 
-def _of_the_unreadable(backlog: Backlog | StoreUnavailable) -> Iterator[Part]:
+def _unreadable_findings(backlog: Backlog | StoreUnavailable) -> Iterator[Finding]:
     if isinstance(backlog, StoreUnavailable):
         return
     if backlog.unreadable:
-        yield Part("unreadable.some", Level.LOOK, {"count": backlog.unreadable})
+        yield Finding("unreadable.some", Level.WARN, {"count": backlog.unreadable})
     else:
-        yield Part("unreadable.none")
+        yield Finding("unreadable.none")
 
 
 async def backlog_of(store: Store) -> Backlog | StoreUnavailable:

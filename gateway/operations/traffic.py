@@ -18,7 +18,7 @@ class Minute(NamedTuple):
     delivered: int
 
 
-class Hour:
+class Traffic:
     """Reads what is counted for Prometheus once a minute: nothing is added to a message's way."""
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.time) -> None:

@@ -21,13 +21,13 @@ from gateway.api.brake import Brake
 from gateway.api.guard import LIMIT
 from gateway.api.refusals import Refusals
 from gateway.errors import BadBody, BadSignature, GatewayError
-from gateway.page.login import COOKIE, SECONDS, Door, check_site
+from gateway.page.login import COOKIE, SECONDS, PageAccess, check_site
 from gateway.page.words import LANGUAGES, Words, wanted, words_of
 
 HOME = "/router/"
 PATH = "/router/page/"
-LEAVE = f"{PATH}leave"
-_VIEW = re.compile(rf"{PATH}(?:tenants|user|letters|card)(?:[/?].*)?|{HOME}\?.*")
+LOGOUT = f"{PATH}log-out"
+_VIEW = re.compile(rf"{PATH}(?:tenants|user|dead-letters|card)(?:[/?].*)?|{HOME}\?.*")
 _LANGUAGE_COOKIE = "gateway_language"
 _YEAR_SECONDS = 365 * 24 * 3600
 _FOLDER = Path(__file__).parent
@@ -53,7 +53,7 @@ HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class Login:
     """One call, by somebody who may make it."""
 
     request: Request
@@ -65,12 +65,12 @@ class Visit:
         return self.request.query_params.get(name, "").strip()
 
 
-View = Callable[[Visit], Awaitable[Response]]
+View = Callable[[Login], Awaitable[Response]]
 
 
-class Frame:
-    def __init__(self, door: Door, brake: Brake, refusals: Refusals) -> None:
-        self._door = door
+class Layout:
+    def __init__(self, access: PageAccess, brake: Brake, refusals: Refusals) -> None:
+        self._access = access
         self._brake = brake
         self._refusals = refusals
         self._static = {path.name: path.read_bytes() for path in (_FOLDER / "static").iterdir()}
@@ -81,7 +81,7 @@ class Frame:
         return [
             Route(HOME.rstrip("/"), _to_home, methods=["GET"]),
             Route(f"{PATH}login", self._log_in, methods=["POST"]),
-            self.route("POST", LEAVE, self._leave),
+            self.route("POST", LOGOUT, self._log_out),
             Route(f"{PATH}static/{{file}}", self._file, methods=["GET"]),
         ]
 
@@ -89,10 +89,10 @@ class Frame:
         """A view for those who may look; a POST must carry the visit's token."""
         return Route(path, self._guarded(view), methods=[method])
 
-    def show(self, visit: Visit, template: str, status: int = 200, **values: Any) -> Response:
+    def show(self, login: Login, template: str, status: int = 200, **values: Any) -> Response:
         """The template in the frame, with these values."""
-        token = self._door.token(visit.id)
-        return self._draw(visit.request, visit.words, template, status, token=token, **values)
+        token = self._access.token(login.id)
+        return self._draw(login.request, login.words, template, status, token=token, **values)
 
     def _guarded(self, view: View) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
@@ -101,15 +101,15 @@ class Frame:
                 return self._speak(request, chosen)
             words = _words(request)
             try:
-                visit = Visit(request, words, self._door.visit(request))
+                login = Login(request, words, self._access.login(request))
                 if request.method == "POST":
                     check_site(request)
                     form = await _form(request)
-                    self._door.check_token(visit.id, form.get("token", ""))
-                    visit = Visit(request, words, visit.id, form)
-                return await view(visit)
+                    self._access.check_token(login.id, form.get("token", ""))
+                    login = Login(request, words, login.id, form)
+                return await view(login)
             except BadSignature:
-                if request.url.path == LEAVE:
+                if request.url.path == LOGOUT:
                     return see_other(HOME)  # it is over already
                 if request.headers.get("sec-fetch-site") == "cross-site":
                     # A link on another site brings no SameSite=Strict cookie along; our own does.
@@ -124,14 +124,14 @@ class Frame:
         status = self._refusals.answer(request, exc).status_code
         name = "trouble.unavailable" if status == 503 else "trouble.not_allowed"
         said = words(name, why=exc)
-        return self._draw(request, words, "trouble.html", status, said=said)
+        return self._draw(request, words, "trouble.html", status, text=said)
 
     async def _log_in(self, request: Request) -> Response:
         words, form = _words(request), {}
         try:
             check_site(request)
             form = await _form(request)
-            visit = self._door.log_in(form.get("key", ""))
+            login = self._access.log_in(form.get("key", ""))
         except GatewayError as exc:
             held = await self._brake.hold(request, exc)
             if not isinstance(held, BadSignature):
@@ -139,7 +139,7 @@ class Frame:
             self._refusals.answer(request, held)  # the operator finds it in the log
             return self._ask_for_the_key(request, words, wrong=True, then=form.get("next", ""))
         answer = see_other(_own_path(form.get("next", "")))
-        _set_cookie(request, answer, COOKIE, visit, SECONDS)
+        _set_cookie(request, answer, COOKIE, login, SECONDS)
         return answer
 
     def _ask_for_the_key(
@@ -150,8 +150,8 @@ class Frame:
             then = _with_query(request.url.path, request.query_params)
         return self._draw(request, words, "login.html", 401, wrong=wrong, then=_own_path(then))
 
-    async def _leave(self, visit: Visit) -> Response:
-        self._door.leave(visit.id)
+    async def _log_out(self, login: Login) -> Response:
+        self._access.log_out(login.id)
         answer = see_other(HOME)
         answer.delete_cookie(COOKIE, path=HOME, httponly=True, samesite="strict")
         return answer
@@ -185,7 +185,7 @@ class Frame:
             user_link=lambda who: _with_query(
                 f"{PATH}user", {"user": who["number"], "session": who["session"]}
             ),
-            has_key=self._door.has_key,
+            has_key=self._access.has_key,
             time=time_of,
             **({"token": None} | values),
         )

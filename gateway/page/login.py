@@ -20,15 +20,15 @@ COOKIE = "gateway_page"
 SECONDS = 12 * 3600  # a visit lasts a working day
 _MOST_LEFT = 10_000
 _HOW: dict[str, Any] = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
-_LOCAL_VISIT = "this machine"
+_LOCAL_LOGIN = "this machine"
 
 
-class Door:
+class PageAccess:
     def __init__(self, access: Access) -> None:
         self._access = access
         # The oldest first, as Signer wants them. Without a key the tokens end with the process.
         keys = [*reversed(access.admin_keys)] or [secrets.token_hex(32)]
-        self._visits = TimestampSigner(keys, salt="page visit", **_HOW)
+        self._signer = TimestampSigner(keys, salt="page visit", **_HOW)
         self._tokens = Signer(keys, salt="page token", **_HOW)
         self._left: dict[str, None] = {}  # visits that ended before their time; here only
 
@@ -37,40 +37,40 @@ class Door:
         """False: nobody logs in, this machine alone is served."""
         return bool(self._access.admin_keys)
 
-    def visit(self, request: Request) -> str:
+    def login(self, request: Request) -> str:
         """What tells this visit from others. Raise BadSignature if it must log in, NotAllowed if
         that would not help."""
         if not self.has_key:
             self._access.check_page(request)
-            return _LOCAL_VISIT
+            return _LOCAL_LOGIN
         cookie = request.cookies.get(COOKIE, "")
         try:
             # What was signed: the cookie around it can be written in more than one way.
-            visit = self._visits.unsign(cookie, max_age=SECONDS).decode()
+            login = self._signer.unsign(cookie, max_age=SECONDS).decode()
         except BadData as exc:
             raise BadSignature("the page wants ADMIN_API_KEY") from exc
-        if visit in self._left:
+        if login in self._left:
             raise BadSignature("this visit is over")
-        return visit
+        return login
 
     def log_in(self, key: str) -> str:
         """A new visit, for the cookie. Raise BadSignature if key is not ADMIN_API_KEY."""
         self._access.check_admin_key(key)
-        return self._visits.sign(secrets.token_urlsafe(16)).decode()
+        return self._signer.sign(secrets.token_urlsafe(16)).decode()
 
-    def leave(self, visit: str) -> None:
+    def log_out(self, login: str) -> None:
         """End a visit; other routers take its cookie until its time is over."""
-        self._left[visit] = None
+        self._left[login] = None
         if len(self._left) > _MOST_LEFT:
             del self._left[next(iter(self._left))]
 
-    def token(self, visit: str) -> str:
+    def token(self, login: str) -> str:
         """What an order of this visit must carry."""
-        return self._tokens.get_signature(visit).decode()
+        return self._tokens.get_signature(login).decode()
 
-    def check_token(self, visit: str, token: str) -> None:
+    def check_token(self, login: str, token: str) -> None:
         """Return if the order comes from our page; raise NotAllowed."""
-        if not self._tokens.verify_signature(visit, token.encode("utf-8", "replace")):
+        if not self._tokens.verify_signature(login, token.encode("utf-8", "replace")):
             raise NotAllowed("the order has no token of this visit: load the page again")
 
 

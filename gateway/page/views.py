@@ -16,7 +16,7 @@ from gateway.domain.model import (
     LARGEST_TENANT,
     SESSION_NAME,
     Backlog,
-    HistoryLine,
+    HistoryEntry,
     Selection,
     TenantId,
     Totals,
@@ -26,10 +26,10 @@ from gateway.domain.model import (
     unscoped,
 )
 from gateway.errors import BadBody, NotLockable, TooLongForQr
-from gateway.lifecycle import Parts
-from gateway.operations.status import Level, Part, backlog_of
+from gateway.lifecycle import Components
+from gateway.operations.status import Finding, Level, backlog_of
 from gateway.operations.traffic import MINUTES
-from gateway.page.layout import HEADERS, HOME, PATH, Frame, Visit, see_other
+from gateway.page.layout import HEADERS, HOME, PATH, Layout, Login, see_other
 from gateway.page.words import Words
 from gateway.settings import Settings
 from gateway.tenants import qr
@@ -61,47 +61,53 @@ class _Row:
 
 
 class Page:
-    def __init__(self, parts: Parts, *, frame: Frame, settings: Settings) -> None:
-        self._store = parts.store
-        self._operator = parts.operator
-        self._state = parts.state
-        self._tenants = parts.tenants
-        self._sessions = parts.sessions
-        self._hour = parts.hour
-        self._links = parts.links
-        self._frame = frame
+    def __init__(self, findings: Components, *, layout: Layout, settings: Settings) -> None:
+        self._store = findings.store
+        self._operator = findings.operator
+        self._state = findings.state
+        self._tenants = findings.tenants
+        self._sessions = findings.sessions
+        self._traffic = findings.hour
+        self._links = findings.links
+        self._layout = layout
         self._settings = settings
 
     def routes(self) -> list[Route]:
-        route = self._frame.route
+        route = self._layout.route
         return [
-            *self._frame.routes(),
+            *self._layout.routes(),
             route("GET", HOME, self._overview),
             route("GET", f"{PATH}tenants", self._tenants_view),
             route("GET", f"{PATH}user", self._user),
-            route("POST", f"{PATH}user", self._order_user),
-            route("GET", f"{PATH}letters", self._letters),
-            route("POST", f"{PATH}letters", self._order_letters),
+            route("POST", f"{PATH}user", self._act_on_user),
+            route("GET", f"{PATH}dead-letters", self._dead_letters),
+            route("POST", f"{PATH}dead-letters", self._act_on_dead_letters),
             route("GET", f"{PATH}card", self._card),
             route("GET", f"{PATH}card/{{file}}", self._card_file),
         ]
 
-    async def _overview(self, visit: Visit) -> Response:
+    async def _overview(self, login: Login) -> Response:
         backlog = await backlog_of(self._store)
-        parts = self._state.parts(backlog)
+        findings = self._state.findings(backlog)
         known = backlog if isinstance(backlog, Backlog) else None
-        worst = max((part.level for part in parts), key=lambda level: level.value)
+        worst = max((finding.level for finding in findings), key=lambda level: level.value)
         users, tenants = self._store.totals()
         figures = {"users": users, "tenants": tenants}
         if known:
             figures |= {"waiting": known.waiting, "held": known.held, "dead": known.dead}
-        minutes = self._hour.minutes()
-        return self._frame.show(
-            visit,
+        minutes = self._traffic.minutes()
+        return self._layout.show(
+            login,
             "overview.html",
             worst=worst.name.lower(),
-            troubles=[_told(visit.words, part) for part in parts if part.level is not Level.WELL],
-            rest=[_told(visit.words, part) for part in parts if part.level is Level.WELL],
+            troubles=[
+                _notice(login.words, finding)
+                for finding in findings
+                if finding.level is not Level.OK
+            ],
+            rest=[
+                _notice(login.words, finding) for finding in findings if finding.level is Level.OK
+            ],
             figures=figures,
             minutes=minutes,
             most=max(max(minute) for minute in minutes) or 1,
@@ -110,8 +116,8 @@ class Page:
             delivered=sum(minute.delivered for minute in minutes),
         )
 
-    async def _tenants_view(self, visit: Visit) -> Response:
-        find, sort = visit.asked("find"), visit.asked("sort")
+    async def _tenants_view(self, login: Login) -> Response:
+        find, sort = login.asked("find"), login.asked("sort")
         number, folded = _number(find, most=LARGEST_TENANT), phone_numbers.fold(find)
         sort = sort if sort in _SORTS else "users"
         totals = await self._store.tenant_totals()
@@ -126,9 +132,9 @@ class Page:
             return rows, sorted(fit, key=_SORTS[sort])
 
         rows, fits = await asyncio.to_thread(rows_that_fit)  # of a hundred thousand it takes long
-        first = min(_number(visit.asked("from"), most=10**9) or 0, max(0, len(fits) - 1))
-        return self._frame.show(
-            visit,
+        first = min(_number(login.asked("from"), most=10**9) or 0, max(0, len(fits) - 1))
+        return self._layout.show(
+            login,
             "tenants.html",
             find=find,
             rows=fits[first : first + _ROWS],
@@ -151,46 +157,46 @@ class Page:
             rows.append(_Row(number, name, state, totals.get(number, Totals())))
         return rows
 
-    async def _user(self, visit: Visit) -> Response:
-        text, session = visit.asked("user"), visit.asked("session")
+    async def _user(self, login: Login) -> Response:
+        text, session = login.asked("user"), login.asked("session")
         sessions = {self._settings.waha_session: None, **self._sessions.all()}
         if session:
             sessions[session] = None
         common: dict[str, Any] = {"text": text, "session": session, "sessions": [*sessions]}
         who = self._person(text, session)
         if who is None:
-            wrong = visit.words("user.no_user", text=text[:60]) if text else None
-            return self._frame.show(
-                visit, "find.html", 422 if wrong else 200, wrong=wrong, **common
+            wrong = login.words("user.no_user", text=text[:60]) if text else None
+            return self._layout.show(
+                login, "find.html", 422 if wrong else 200, wrong=wrong, **common
             )
         known, lock = await self._store.lock_of(who)
-        before = _number(visit.asked("before"))
+        before = _number(login.asked("before"))
         history = await self._store.history(known, limit=21, before=before)
-        outline = await self._store.outline(known, limit=_MESSAGES)
-        ask, to = visit.asked("ask"), _number(visit.asked("to"), most=LARGEST_TENANT)
-        wrong = self._why_no_lock(visit.words, known, to) if ask == "lock" else None
-        return self._frame.show(
-            visit,
+        summary = await self._store.summary(known, limit=_MESSAGES)
+        ask, to = login.asked("ask"), _number(login.asked("to"), most=LARGEST_TENANT)
+        wrong = self._why_no_lock(login.words, known, to) if ask == "lock" else None
+        return self._layout.show(
+            login,
             "user.html",
             user=unscoped(known),
-            ids=[unscoped(one) for one in outline.ids],
+            ids=[unscoped(one) for one in summary.ids],
             tenant=lock.tenant,
             name=self._name_of(lock.tenant),
             since=None if before else next((x.at for x in history if x.kind in _LOCKS), None),
-            history=[(line, _history(visit.words, line)) for line in history[:20]],
+            history=[(entry, _history(login.words, entry)) for entry in history[:20]],
             older=history[19].id if len(history) > 20 else None,
-            messages=[(one, _text(one.body)) for one in outline.messages],
-            more=outline.waiting + outline.held + outline.dead_letters - len(outline.messages),
-            held=outline.held,
+            messages=[(one, _text(one.body)) for one in summary.messages],
+            more=summary.waiting + summary.held + summary.dead_letters - len(summary.messages),
+            held=summary.held,
             ask=ask if not wrong and (ask == "lock" or (ask == "unlock" and lock.tenant)) else None,
             to=to,
             wrong=wrong,
-            done=_done(visit),
+            done=_done(login),
             **common,
         )
 
-    async def _order_user(self, visit: Visit) -> Response:
-        form = visit.form
+    async def _act_on_user(self, login: Login) -> Response:
+        form = login.form
         who = self._person(form.get("user", ""), form.get("session", ""))
         if who is None:
             raise BadBody(f"{form.get('user', '')[:60]!r} is no user")
@@ -203,74 +209,74 @@ class Page:
             _, tenant, _ = await self._operator.unlock(who)
             return see_other(f"{PATH}user", **back, done="unlocked" if tenant else "no_lock")
         to = _number(form.get("to", ""), most=LARGEST_TENANT)
-        if to is None or self._why_no_lock(visit.words, who, to):
+        if to is None or self._why_no_lock(login.words, who, to):
             # The view says why.
             return see_other(f"{PATH}user", **back, ask="lock", to=form.get("to", ""))
         await self._operator.lock(who, TenantId(to))
         return see_other(f"{PATH}user", **back, done="locked", tenant=to)
 
-    async def _letters(self, visit: Visit) -> Response:
-        number = _number(visit.asked("id"))
+    async def _dead_letters(self, login: Login) -> Response:
+        number = _number(login.asked("id"))
         if number is not None:
-            letter = await self._store.dead_letter(number)
-            if letter is None:
-                gone = visit.words("letter.gone")
-                return self._frame.show(visit, "trouble.html", 404, said=gone)
-            return self._frame.show(
-                visit,
-                "letter.html",
-                letter=letter,
-                user=self._shown(letter.user),
-                text=_text(letter.body or b""),
-                answer=letter.answer.decode("utf-8", "replace"),
-                ask=visit.asked("ask") == "delete",
+            dead_letter = await self._store.dead_letter(number)
+            if dead_letter is None:
+                gone = login.words("dead_letter.gone")
+                return self._layout.show(login, "trouble.html", 404, text=gone)
+            return self._layout.show(
+                login,
+                "dead_letter.html",
+                dead_letter=dead_letter,
+                user=self._shown(dead_letter.user),
+                text=_text(dead_letter.body or b""),
+                answer=dead_letter.answer.decode("utf-8", "replace"),
+                ask=login.asked("ask") == "delete",
             )
-        which, common = self._selection(visit.request.query_params)
-        before = _number(visit.asked("before"))
+        which, common = self._selection(login.request.query_params)
+        before = _number(login.asked("before"))
         found = await self._store.dead_letters(which, limit=_ROWS + 1, before=before)
-        return self._frame.show(
-            visit,
-            "letters.html",
-            letters=[(one, self._shown(one.user)) for one in found[:_ROWS]],
+        return self._layout.show(
+            login,
+            "dead_letters.html",
+            dead_letters=[(one, self._shown(one.user)) for one in found[:_ROWS]],
             older=found[_ROWS - 1].id if len(found) > _ROWS else None,
-            ask=visit.asked("ask") == "replay" and bool(found),
-            done=_done(visit),
+            ask=login.asked("ask") == "replay" and bool(found),
+            done=_done(login),
             **common,
         )
 
-    async def _order_letters(self, visit: Visit) -> Response:
-        form = visit.form
+    async def _act_on_dead_letters(self, login: Login) -> Response:
+        form = login.form
         which, asked = self._selection(form)
         number, todo = _number(form.get("id", "")), form.get("do")
         if todo == "delete" and number:
-            count = await self._operator.delete_letters(Selection(id=number))
-            return see_other(f"{PATH}letters", done="deleted" if count else "")
+            count = await self._operator.delete_dead_letters(Selection(id=number))
+            return see_other(f"{PATH}dead-letters", done="deleted" if count else "")
         if todo == "replay" and number:
             count = await self._operator.replay(Selection(id=number))
-            return see_other(f"{PATH}letters", done="replayed", count=count)
+            return see_other(f"{PATH}dead-letters", done="replayed", count=count)
         if todo == "replay_all" and not asked["wrong"]:
             count = await self._operator.replay(which)
-            kept = {name: asked[name] for name in ("tenant", "user", "session")}
-            return see_other(f"{PATH}letters", **kept, done="replayed", count=count)
+            stored = {name: asked[name] for name in ("tenant", "user", "session")}
+            return see_other(f"{PATH}dead-letters", **stored, done="replayed", count=count)
         raise BadBody("say what is to be done, and with which message")
 
-    async def _card(self, visit: Visit) -> Response:
-        number = _number(visit.asked("tenant"), most=LARGEST_TENANT)
-        text, wrong, code = visit.asked("text")[:1000], None, None
+    async def _card(self, login: Login) -> Response:
+        number = _number(login.asked("tenant"), most=LARGEST_TENANT)
+        text, wrong, code = login.asked("text")[:1000], None, None
         link = self._links.of(TenantId(number), text) if number else None
-        if visit.asked("tenant") and not number:
-            wrong = visit.words("user.bad_tenant")
+        if login.asked("tenant") and not number:
+            wrong = login.words("user.bad_tenant")
         elif number and link is None:
-            wrong = visit.words("user.no_tenant", tenant=number)
+            wrong = login.words("user.no_tenant", tenant=number)
         elif link:
             try:
                 # In a thread: a large one takes a tenth of a second.
                 drawn = await asyncio.to_thread(qr.inline, link.url)
                 code = Markup(drawn)  # noqa: S704  # modules alone, no text
             except TooLongForQr:
-                wrong = visit.words("card.too_long")
-        return self._frame.show(
-            visit,
+                wrong = login.words("card.too_long")
+        return self._layout.show(
+            login,
             "card.html",
             422 if wrong else 200,
             number=number or "",
@@ -281,20 +287,20 @@ class Page:
             query=urlencode({"text": text}) if text else "",
         )
 
-    async def _card_file(self, visit: Visit) -> Response:
-        stem, _, kind = visit.request.path_params["file"].partition(".")
-        number, text = _number(stem, most=LARGEST_TENANT), visit.asked("text")[:1000]
+    async def _card_file(self, login: Login) -> Response:
+        stem, _, kind = login.request.path_params["file"].partition(".")
+        number, text = _number(stem, most=LARGEST_TENANT), login.asked("text")[:1000]
         kinds = {"svg": (qr.svg, "image/svg+xml"), "png": (qr.png, "image/png")}
         link = self._links.of(TenantId(number), text) if number else None
         if link is None or kind not in kinds:
-            said = visit.words("trouble.not_found")
-            return self._frame.show(visit, "trouble.html", 404, said=said)
+            code = login.words("trouble.not_found")
+            return self._layout.show(login, "trouble.html", 404, text=code)
         draw, media = kinds[kind]
         try:
             drawn = await asyncio.to_thread(draw, link.url, size=512)
         except TooLongForQr:
-            said = visit.words("card.too_long")
-            return self._frame.show(visit, "trouble.html", 422, said=said)
+            code = login.words("card.too_long")
+            return self._layout.show(login, "trouble.html", 422, text=code)
         name = f'attachment; filename="office-{number}.{kind}"'
         return Response(drawn, 200, {**HEADERS, "Content-Disposition": name}, media)
 
@@ -331,16 +337,16 @@ class Page:
     def _selection(self, asked: Mapping[str, str]) -> tuple[Selection, dict[str, Any]]:
         """Which dead letters are asked for; and as it was asked, with what of it is `wrong`:
         "tenant", "user" or nothing."""
-        told = {name: asked.get(name, "").strip() for name in ("tenant", "user", "session")}
-        tenant = _number(told["tenant"], most=LARGEST_TENANT)
-        user = self._person(told["user"], told["session"])
+        notice = {name: asked.get(name, "").strip() for name in ("tenant", "user", "session")}
+        tenant = _number(notice["tenant"], most=LARGEST_TENANT)
+        user = self._person(notice["user"], notice["session"])
         wrong = ""
-        if told["tenant"] and tenant is None:
+        if notice["tenant"] and tenant is None:
             wrong = "tenant"
-        elif told["user"] and user is None:
+        elif notice["user"] and user is None:
             wrong = "user"
         which = Selection(tenant=TenantId(tenant) if tenant else None, user=user)
-        return Selection(id=0) if wrong else which, {**told, "wrong": wrong}  # 0: there is none
+        return Selection(id=0) if wrong else which, {**notice, "wrong": wrong}  # 0: there is none
 
 
 def _text(body: bytes) -> str:
@@ -355,26 +361,26 @@ def _number(text: str, *, most: int = 2**63 - 1) -> int | None:
     return found if 1 <= found <= most else None
 
 
-def _told(words: Words, part: Part) -> Markup:
-    values = dict(part.values)
+def _notice(words: Words, finding: Finding) -> Markup:
+    values = dict(finding.values)
     if isinstance(seconds := values.get("seconds"), float):
         values["seconds"] = words.lasting(seconds)
-    if part.session:
-        values["session"] = part.session
-    return words(part.said, **values)
+    if finding.session:
+        values["session"] = finding.session
+    return words(finding.code, **values)
 
 
-def _history(words: Words, line: HistoryLine) -> Markup:
-    name = f"history.{line.kind}"
-    if line.kind == "merged" and line.to_tenant is None:
+def _history(words: Words, entry: HistoryEntry) -> Markup:
+    name = f"history.{entry.kind}"
+    if entry.kind == "merged" and entry.to_tenant is None:
         name = "history.merged_none"
-    return words(name, to=line.to_tenant, old=line.from_tenant)
+    return words(name, to=entry.to_tenant, old=entry.from_tenant)
 
 
-def _done(visit: Visit) -> Markup | None:
+def _done(login: Login) -> Markup | None:
     """What an order has just brought about."""
-    name = f"done.{visit.asked('done')}"
-    if not visit.words.has(name):
+    name = f"done.{login.asked('done')}"
+    if not login.words.has(name):
         return None
-    values = {key: _number(visit.asked(key)) or 0 for key in ("tenant", "count")}
-    return visit.words(name, **values)
+    values = {key: _number(login.asked(key)) or 0 for key in ("tenant", "count")}
+    return login.words(name, **values)

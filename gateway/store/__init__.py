@@ -13,13 +13,13 @@ from gateway.store.redis.store import RedisStore
 __all__ = ["HELP_SECONDS", "Limits", "LocksPage", "Store", "open_store"]
 
 
-Leave = Callable[[str], None]
+OnCorruption = Callable[[str], None]
 
 
 async def open_store(
     url: str,
     limits: Limits,
-    leave: Leave = lambda _: None,
+    on_corruption: OnCorruption = lambda _: None,
     committed: Committed = lambda _seconds, _operations: None,
     *,
     beside: Path | None = None,
@@ -35,23 +35,25 @@ async def open_store(
         raise StartRefused(
             f"STORE_URL={scheme}:…: must be empty or begin with one of {', '.join(_STORES)}:"
         )
-    return await _STORES[scheme](url, limits, leave, committed, beside)
+    return await _STORES[scheme](url, limits, on_corruption, committed, beside)
 
 
 async def _files(
-    url: str, limits: Limits, leave: Leave, committed: Committed, _: Path | None
+    url: str, limits: Limits, on_corruption: OnCorruption, committed: Committed, _: Path | None
 ) -> Store:
     folder = Path(url.partition(":")[2])
-    return await FileStore.open(folder, limits, leave=leave, committed=committed)
+    return await FileStore.open(folder, limits, on_corruption=on_corruption, committed=committed)
 
 
 async def _redis(
-    url: str, limits: Limits, _: Leave, committed: Committed, beside: Path | None
+    url: str, limits: Limits, _: OnCorruption, committed: Committed, beside: Path | None
 ) -> Store:
     return await RedisStore.open(url, limits, committed, beside=beside)
 
 
-_STORES: dict[str, Callable[[str, Limits, Leave, Committed, Path | None], Awaitable[Store]]] = {
+_STORES: dict[
+    str, Callable[[str, Limits, OnCorruption, Committed, Path | None], Awaitable[Store]]
+] = {
     "file": _files,
     **dict.fromkeys(SCHEMES, _redis),
 }

@@ -6,24 +6,24 @@ from pathlib import Path
 from typing import Protocol
 
 from gateway.domain.model import (
-    EVERYBODY,
+    ALL_TENANTS,
     Accepted,
-    Among,
     Backlog,
     DeadLetter,
     Decide,
     Delivery,
+    DryRun,
     Erased,
     Export,
     Health,
-    HistoryLine,
+    HistoryEntry,
+    IdentityLink,
     InboundMessage,
     Lock,
     Outcome,
-    Outline,
-    Rehearsal,
+    PersonSummary,
     Selection,
-    Sighting,
+    TenantFilter,
     TenantId,
     Totals,
     Unreadable,
@@ -92,13 +92,13 @@ class Store(Protocol):
     async def are_known(self, messages: Sequence[InboundMessage]) -> list[bool]:
         """Of each whether accept() would call it seen before; nothing is written."""
 
-    async def rehearse(self, message: InboundMessage, decide: Decide) -> Rehearsal:
+    async def dry_run(self, message: InboundMessage, decide: Decide) -> DryRun:
         """What accept() would do now; nothing is kept."""
 
-    async def learn(self, sighting: Sighting) -> None:
+    async def link_identity(self, identity_link: IdentityLink) -> None:
         """Keep which LID is which phone, as accept() does on the way; durable."""
 
-    async def keep_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
+    async def add_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
         """Keep a message that goes to nobody for UNREADABLE_SECONDS; durable. The newest
         MAX_UNREADABLE are kept. One that was NOT_DECRYPTED goes when its content is accepted."""
 
@@ -113,21 +113,21 @@ class Store(Protocol):
         limit: int,
         *,
         wait: float,
-        probe: Among | None = None,
+        probe: TenantFilter | None = None,
     ) -> list[Delivery]:
         """Up to limit heads of lines that are due; ours until settled. [] after wait seconds.
 
         The next slot goes to the tenant with the fewest in flight, then to the one served longest
-        ago, then to the oldest head. They are of tenants that serve() named. With probe it is one
-        delivery, of that of these tenants which was probed longest ago. A claim ends with the
-        process.
+        ago, then to the oldest head. They are of tenants that set_claimable() named. With probe it
+        is one delivery, of that of these tenants which was probed longest ago. A claim ends with
+        the process.
         """
 
-    def serve(self, among: Among, changed: Collection[TenantId] | None) -> None:
+    def set_claimable(self, tenants: TenantFilter, changed: Collection[TenantId] | None) -> None:
         """Claim for these tenants from now on. changed: the only ones for whom that is new; None:
         any may be. among.named may change, if changed says so each time."""
 
-    async def waits(self, among: Among) -> bool:
+    async def waits(self, tenants: TenantFilter) -> bool:
         """Whether any delivery of these tenants waits or is in flight."""
 
     def may_send(self, delivery: Delivery) -> bool:
@@ -136,7 +136,9 @@ class Store(Protocol):
     async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Say what became of a claimed delivery; durable. Its line goes on."""
 
-    async def all_due(self, among: Among = EVERYBODY, *, without_own_faults: bool = False) -> None:
+    async def make_due(
+        self, tenants: TenantFilter = ALL_TENANTS, *, without_poison: bool = False
+    ) -> None:
         """Whatever of these tenants waits for a backoff is due now; durable, not in one step.
 
         without_own_faults: only what has no own faults.
@@ -191,7 +193,7 @@ class Store(Protocol):
 
     async def history(
         self, user: UserId, *, limit: int, before: int | None = None
-    ) -> list[HistoryLine]:
+    ) -> list[HistoryEntry]:
         """Up to limit lines of the person, under either id, newest first, with ids below
         `before`."""
 
@@ -211,7 +213,7 @@ class Store(Protocol):
     async def export(self, user: UserId) -> Export:
         """All that is held of the person."""
 
-    async def outline(self, user: UserId, *, limit: int) -> Outline:
+    async def summary(self, user: UserId, *, limit: int) -> PersonSummary:
         """What is held of the person, with at most limit messages."""
 
     async def dead_letters(
@@ -228,7 +230,7 @@ class Store(Protocol):
         They keep their keys; own faults and age start again.
         """
 
-    async def delete_letters(self, which: Selection) -> int:
+    async def delete_dead_letters(self, which: Selection) -> int:
         """Delete dead letters for good; durable. How many."""
 
     async def help_waits(self) -> list[tuple[UserId, float]]:
@@ -243,7 +245,7 @@ class Store(Protocol):
         From then on, durable, it counts as sent: if we die, the person rather gets none than two.
         """
 
-    async def undo_help(self, user: UserId, *, again: bool) -> None:
+    async def undo_help(self, user: UserId, *, retry: bool) -> None:
         """What began was surely not sent; it waits again, or else nothing is known of it."""
 
     def totals(self) -> tuple[int, int]:
@@ -275,9 +277,9 @@ class Store(Protocol):
         """Finish what was begun and let go of everything."""
 
 
-async def whole_history(store: Store, user: UserId) -> list[HistoryLine]:
+async def whole_history(store: Store, user: UserId) -> list[HistoryEntry]:
     """All of it, newest first, page by page: a person may have tens of thousands of lines."""
-    lines: list[HistoryLine] = []
+    lines: list[HistoryEntry] = []
     before: int | None = None
     while some := await store.history(user, limit=_HISTORY_AT_ONCE, before=before):
         lines += some

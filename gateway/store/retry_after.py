@@ -9,7 +9,7 @@ _LONG_TROUBLE_SECONDS = 10.0
 _SHORT_SECONDS, _LONG_SECONDS = 2, 20
 
 
-class Patience:
+class RetryAfter:
     """Grows with the trouble: each refusal is made here, and over() says that one went through."""
 
     def __init__(self) -> None:

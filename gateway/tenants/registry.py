@@ -21,7 +21,7 @@ from gateway.errors import StartRefused
 from gateway.settings import HttpUrl, Phone, SigningSecrets, split
 
 FILE_NAME = "tenants.json"
-_LOOK_SECONDS = 1.0  # a change is read once the file has looked the same at two looks
+_CHECK_SECONDS = 1.0  # a change is read once the file has looked the same at two looks
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +62,16 @@ class Tenants:
     """What the file says, taken up within seconds of a change.
 
     trouble: why what holds is older than the file; a file that is broken or gone changes nothing.
-    changed is called after each change.
     """
 
     def __init__(self, path: Path | None) -> None:
         """Raise StartRefused, with place and cure, if the file is broken. path None: no file."""
         self.trouble: str | None = None
-        self.changed: Callable[[], None] = lambda: None
+        self._listeners: list[Callable[[], None]] = []
         self._path = path
         self._all: Mapping[TenantId, Tenant] | None = None  # None: there is no file
         self._stamp: _Stamp | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         if path and (stamp := _stamp(path)):
             self._take(_read(path), stamp)
 
@@ -96,29 +95,33 @@ class Tenants:
             return "no_tenant"
         return None if known.active else "inactive"
 
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call listener after each change from now on."""
+        self._listeners.append(listener)
+
     def start(self) -> None:
-        """Say what there is, and look for changes from now on."""
-        self._tell()
+        """Log what there is, and follow changes of the file from now on."""
+        self._log_listed()
         if self._path:
-            self._watch = asyncio.create_task(self._look_again(self._path))
+            self._watching = asyncio.create_task(self._follow_file(self._path))
 
     def stop(self) -> None:
-        if self._watch:
-            self._watch.cancel()
+        if self._watching:
+            self._watching.cancel()
 
-    async def _look_again(self, path: Path) -> None:
+    async def _follow_file(self, path: Path) -> None:
         before = self._stamp
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
             try:
                 stamp = await asyncio.to_thread(_stamp, path)
                 if stamp == before and (stamp != self._stamp or self.trouble):
-                    await self._follow(path, stamp)
+                    await self._read_again(path, stamp)
                 before = stamp
-            except Exception as exc:  # whatever it is, the next look must come
+            except Exception as exc:  # whatever it is, the file must be looked at again
                 self._in_trouble(str(exc) if isinstance(exc, StartRefused) else f"{path}: {exc}")
 
-    async def _follow(self, path: Path, stamp: _Stamp | None) -> None:
+    async def _read_again(self, path: Path, stamp: _Stamp | None) -> None:
         if stamp is None:
             if self._all is not None:
                 self._in_trouble(f"{path} is gone: put it back, or restart to do without it")
@@ -132,11 +135,11 @@ class Tenants:
             self._in_trouble(str(exc))
             return
         if self.trouble:
-            log.warning("%s is well again", path, extra={"event": "tenants.healed"})
+            log.warning("%s can be used again", path, extra={"event": "tenants.healed"})
             self.trouble = None
         if found != self._all:
             self._take(found, stamp)
-            self._tell()
+            self._log_listed()
         self._stamp = stamp
 
     def _in_trouble(self, reason: str) -> None:
@@ -148,9 +151,10 @@ class Tenants:
 
     def _take(self, found: Mapping[TenantId, Tenant], stamp: _Stamp) -> None:
         self._all, self._stamp = found, stamp
-        self.changed()
+        for listener in self._listeners:
+            listener()
 
-    def _tell(self) -> None:
+    def _log_listed(self) -> None:
         if self._all is not None:
             log.info(
                 "📇 %s: %s tenants, %s of them inactive, %s with a backend of their own",

@@ -79,7 +79,7 @@ class Waha:
             raise WahaRefused(f"{self._url}/sessions/{name}: what it answers is no session", 200)
         return answer
 
-    async def look_at(self, name: str) -> SessionInfo:
+    async def session_info(self, name: str) -> SessionInfo:
         """How the session stands; fails as session() does."""
         found = await self.session(name)
         me = found.get("me")
@@ -188,7 +188,7 @@ async def _beginning(response: httpx.Response, most: int) -> bytes:
 
 
 def _failure(url: str, status: int, answer: bytes) -> WahaError:
-    told = f"{url}: {status} {' '.join(answer[:200].decode('utf-8', 'replace').split())!a}"
+    text = f"{url}: {status} {' '.join(answer[:200].decode('utf-8', 'replace').split())!a}"
     if status in _REFUSALS:
-        return WahaRefused(told, status)
-    return (WahaUnavailable if status in _NOT_DONE else WahaSilent)(told, status)
+        return WahaRefused(text, status)
+    return (WahaUnavailable if status in _NOT_DONE else WahaSilent)(text, status)

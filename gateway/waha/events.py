@@ -31,9 +31,9 @@ from gateway.domain.model import (
     SESSION_NAME,
     Chat,
     Content,
+    DedupKey,
     InboundMessage,
     Moment,
-    SeenKey,
     UnreadableReason,
     scoped,
 )
@@ -120,7 +120,7 @@ def parse(
     sent_at = seconds(payload.get("timestamp"))
     latest = now if latest is None else max(now, latest)
     bare_id = parts[3] if parts else message_id
-    digest, twins = _seen_key(event, session, own, bare_id, holds, envelope, headers)
+    digest, twins = _dedup_key(event, session, own, bare_id, holds, envelope, headers)
     return InboundMessage(
         event=event,
         session=session,
@@ -135,7 +135,7 @@ def parse(
         stamped_at=sent_at,
         event_time=now if raised_at is None else raised_at,
         arrived=now,
-        seen_key=SeenKey(digest[:16], twins) if digest else None,
+        dedup_key=DedupKey(digest[:16], twins) if digest else None,
         idempotency_key=digest.hex()[:32] if digest else secrets.token_hex(16),
         message_id=_storable(bare_id) if bare_id else None,
         session_status=status(payload.get("status")) if event == "session.status" else None,
@@ -441,7 +441,7 @@ def seconds(value: Any) -> float | None:
     return time if _YEAR_2000 <= time <= _YEAR_2100 else None
 
 
-def _seen_key(
+def _dedup_key(
     event: str,
     session: str,
     own: bool,

@@ -64,7 +64,7 @@ class _Hook:
     gone_since: float = 0.0  # when it was missing for the first time after it was there
 
 
-class Watch:
+class HealthCheck:
     """silent_since: Unix seconds; None while WAHA answers, or was not asked yet. ever: whether it
     has answered since the start. refused: why it tells us nothing of WAHA_SESSION, None if it
     does."""
@@ -96,7 +96,7 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._look_again_and_again())
+        self._task = asyncio.create_task(self._check_forever())
 
     def stop(self) -> None:
         if self._task:
@@ -116,9 +116,9 @@ class Watch:
         session, hook = self._sessions.all().get(name), self._hooks.get(name)
         return bool(session and session.last_event) or bool(hook and hook.gone_since)
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """Ask once: of the home session, and if WAHA is there of the others."""
-        if await self._look_at(self._home_session):
+        if await self._check_session(self._home_session):
             others = [
                 name
                 for name in self._sessions.all()
@@ -127,19 +127,19 @@ class Watch:
             ]
             few = asyncio.Semaphore(_AT_ONCE)
 
-            async def look_at(name: str) -> None:
+            async def check_session(name: str) -> None:
                 async with few:
-                    await self._look_at(name)
+                    await self._check_session(name)
 
-            await asyncio.gather(*map(look_at, others))
+            await asyncio.gather(*map(check_session, others))
 
-    async def _look_at(self, name: str) -> bool:
+    async def _check_session(self, name: str) -> bool:
         """Whether WAHA answered."""
         asked_at, is_home = self._clock(), name == self._home_session
         try:
             if is_home:
                 await self._ask_since_when()
-            info = await self._waha.look_at(name)
+            info = await self._waha.session_info(name)
         except WahaError as exc:
             if exc.status is not None and exc.status not in PROXY_STATUSES:
                 self._refused(name, exc, asked_at)
@@ -150,7 +150,7 @@ class Watch:
             self._sessions.asked(name, info.status, info.own_ids, asked_at)
             if is_home:
                 self.refused = None
-            self._look_for_webhook(name, info, asked_at)
+            self._check_webhook(name, info, asked_at)
         if is_home:
             self._there()
         return True
@@ -161,7 +161,7 @@ class Watch:
             if uptime is not None:
                 self._waha_started_at = self._clock() - uptime
 
-    def _look_for_webhook(self, name: str, info: SessionInfo, at: float) -> None:
+    def _check_webhook(self, name: str, info: SessionInfo, at: float) -> None:
         if info.status != "WORKING":  # which is said already, and no event is to be expected
             self._unhooked.pop(name, None)
             self._metrics.session_hook_unknown(name)
@@ -217,15 +217,15 @@ class Watch:
             )
         self._metrics.session_hooked(name, True)
 
-    async def _look_again_and_again(self) -> None:
+    async def _check_forever(self) -> None:
         while True:
             try:
-                await self.look()
+                await self.check()
             except Exception:  # whatever WAHA answers
                 log.exception("the look at WAHA failed unexpectedly", extra={"event": "waha.error"})
-            await asyncio.sleep(self._seconds_to_next_look())
+            await asyncio.sleep(self._seconds_to_next_check())
 
-    def _seconds_to_next_look(self) -> float:
+    def _seconds_to_next_check(self) -> float:
         if self.silent_since is not None:
             return _SILENT_SECONDS
         return _UNHOOKED_SECONDS if self._unhooked else _EVERY_SECONDS

@@ -23,18 +23,18 @@ from gateway.log import Throttle, masked, shown
 from gateway.metrics import Metrics
 from gateway.store import HELP_SECONDS, Store
 from gateway.waha.client import Waha
-from gateway.waha.lid_lookup import Lids
+from gateway.waha.lid_lookup import LidLookup
 from gateway.waha.sessions import Sessions
 
 _DELAY_SECONDS = 3.0  # the link may be right behind
-_LOOK_SECONDS = 2.0  # between looks at what must be so first
+_CHECK_SECONDS = 2.0  # between looks at what must be so first
 _RETRY_SECONDS = 10.0
 _GRACE_SECONDS = 5.0  # for what is being sent at the end
 
 log = logging.getLogger(__name__)
 
 
-class Helper:
+class HelpMessages:
     """text: what is sent; empty: nothing is. per_minute: at most so many in any minute."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Helper:
         waha: Waha,
         store: Store,
         sessions: Sessions,
-        lids: Lids,
+        lid_lookup: LidLookup,
         metrics: Metrics,
         *,
         text: str,
@@ -54,7 +54,7 @@ class Helper:
         self._waha = waha
         self._store = store
         self._sessions = sessions
-        self._lids = lids
+        self._lid_lookup = lid_lookup
         self._metrics = metrics
         self._text = text
         self._spacing = 60 / per_minute
@@ -113,17 +113,17 @@ class Helper:
         await asyncio.sleep(max(0.0, _DELAY_SECONDS - waited))
         while self._monotonic() < give_up:
             if not self._may_go(user):
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(_CHECK_SECONDS)
                 continue
             await self._turn()
             if self._may_go(user) and await self._send(user):
                 return
             await asyncio.sleep(_RETRY_SECONDS)
-        self._tell("too_late", user, "Help for %s is too late now")
+        self._note("too_late", user, "Help for %s is too late now")
 
     def _may_go(self, user: UserId) -> bool:
         session = session_of(user, self._home_session)
-        return self._sessions.can_send(session) and not self._lids.is_being_asked(user)
+        return self._sessions.can_send(session) and not self._lid_lookup.is_being_asked(user)
 
     async def _turn(self) -> None:
         now = self._monotonic()
@@ -139,7 +139,7 @@ class Helper:
         try:
             known = await self._store.begin_help(user)
             if known is None:
-                self._tell("not_needed", user, "%s needs no help any more")
+                self._note("not_needed", user, "%s needs no help any more")
                 return True
             return await self._post(known)
         except StoreUnavailable:
@@ -161,14 +161,14 @@ class Helper:
             self._complain("perhaps", exc)
             return True
         except WahaError as exc:
-            again = not isinstance(exc, WahaRefused)
-            await self._store.undo_help(user, again=again)
-            self._complain("failed" if again else "refused", exc)
-            return not again
-        self._tell("sent", user, "📨 Help sent to %s, who has no lock")
+            retry = not isinstance(exc, WahaRefused)
+            await self._store.undo_help(user, retry=retry)
+            self._complain("failed" if retry else "refused", exc)
+            return not retry
+        self._note("sent", user, "📨 Help sent to %s, who has no lock")
         return True
 
-    def _tell(self, outcome: str, user: UserId, sentence: str) -> None:
+    def _note(self, outcome: str, user: UserId, sentence: str) -> None:
         self._metrics.help(outcome)
         log.info(sentence, shown(user), extra={"event": f"help.{outcome}", "user": shown(user)})
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gateway.domain.model import Sighting, UserId, scoped, session_of, unscoped
+from gateway.domain.model import IdentityLink, UserId, scoped, session_of, unscoped
 from gateway.errors import StoreUnavailable, WahaRefused, WahaUnavailable
 from gateway.log import Throttle, masked, shown
 from gateway.metrics import Metrics
@@ -17,8 +17,8 @@ from gateway.store import Store
 from gateway.waha.client import Waha
 from gateway.waha.sessions import Sessions
 
-PATIENCE_SECONDS = 2.0  # so long the first delivery of a LID waits for its phone
-_AGAIN_SECONDS = 3600.0  # after which one that WAHA did not know is asked for again
+MAX_WAIT_SECONDS = 2.0  # so long the first delivery of a LID waits for its phone
+_RETRY_SECONDS = 3600.0  # after which one that WAHA did not know is asked for again
 _LATE_SECONDS = 60.0  # after which an answer is not waited for even where there is time
 _REST_SECONDS = 30.0  # of a session that failed to answer
 _AT_ONCE = 8  # questions to one session
@@ -45,7 +45,7 @@ class _Question:
     moot: bool = False  # the answer is of no use any more
 
 
-class Lids:
+class LidLookup:
     """keep_asking: seconds for which a question is repeated while WAHA fails to answer it."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Lids:
         self._clock = clock
         self._monotonic = monotonic
         self._questions: dict[UserId, _Question] = {}
-        self._asked = Throttle(_AGAIN_SECONDS, most=_MOST, clock=monotonic)
+        self._asked = Throttle(_RETRY_SECONDS, most=_MOST, clock=monotonic)
         self._by_session: dict[str, _Session] = {}
         self._complaints = Throttle(clock=monotonic)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -131,7 +131,7 @@ class Lids:
         now, session = self._monotonic(), question.session
         if max(session.rests_until, session.slow_until) > now:
             return 0.0
-        return max(0.0, question.began + PATIENCE_SECONDS - now)
+        return max(0.0, question.began + MAX_WAIT_SECONDS - now)
 
     async def _find_out(self, lid: UserId, question: _Question) -> None:
         try:
@@ -158,7 +158,7 @@ class Lids:
             try:
                 phone = await self._waha.phone_of(name, unscoped(lid))
                 if not question.moot:
-                    await self._learn(lid, name, phone, asked_at)
+                    await self._link_identity(lid, name, phone, asked_at)
             except WahaRefused as exc:
                 self._complain(name, "refused", exc)
             except StoreUnavailable:
@@ -169,13 +169,13 @@ class Lids:
                 return False
             return True
 
-    async def _learn(self, lid: UserId, session: str, phone: str | None, at: float) -> None:
+    async def _link_identity(self, lid: UserId, session: str, phone: str | None, at: float) -> None:
         # The gateway's own number is nobody's phone.
         if phone is None or phone in {self._gateway_phone, *self._sessions.own_ids}:
             self._metrics.lookup("unknown")
             return
         user = scoped(session, phone, self._home_session)
-        await self._store.learn(Sighting(lid, user, at, asked=True))
+        await self._store.link_identity(IdentityLink(lid, user, at, asked=True))
         self._metrics.lookup("found")
         log.info(
             "👤 %s is %s, says WAHA",

@@ -18,7 +18,7 @@ _TURN_SECONDS = 1800.0  # of two: what is told is of the last half hour, and up 
 log = logging.getLogger(__name__)
 
 
-class Shapes:
+class SchemaDrift:
     def __init__(self, metrics: Metrics, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._metrics = metrics
         self._monotonic = monotonic

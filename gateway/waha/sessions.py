@@ -22,7 +22,7 @@ class Session:
 
     status: str | None = None
     status_at: float = 0.0  # of the event that told it; WAHA's clock
-    told_at: float = 0.0  # when that came; our clock
+    reported_at: float = 0.0  # when that came; our clock
     started_at: float = 0.0  # when it began to work after it had not; our clock; 0: unknown
     last_event: float = 0.0  # our clock; 0: none came
     last_message: float = 0.0  # when the newest that was accepted was sent; WAHA's clock
@@ -46,10 +46,16 @@ class Sessions:
         self._own_as_asked: frozenset[str] = frozenset()  # what WAHA answered
         self._known: dict[str, Session] = {}
         self._metrics = metrics
-        # Called with name and status whenever WAHA tells one, or a message proves one.
-        self.told: Callable[[str, str], None] = lambda _name, _status: None
-        # Called with name and time (Unix seconds) of a person's message that could not be kept.
-        self.refused: Callable[[str, float], None] = lambda _name, _sent: None
+        self._status_listeners: list[Callable[[str, str], None]] = []
+        self._refused_listeners: list[Callable[[str, float], None]] = []
+
+    def on_status(self, listener: Callable[[str, str], None]) -> None:
+        """Call listener with session and status when WAHA reports one or a message proves one."""
+        self._status_listeners.append(listener)
+
+    def on_refused(self, listener: Callable[[str, float], None]) -> None:
+        """Call listener with session and time (Unix seconds) of a person's message answered 503."""
+        self._refused_listeners.append(listener)
 
     def hear(self, message: InboundMessage) -> None:
         """Note what an event tells of its session."""
@@ -63,18 +69,22 @@ class Sessions:
             self.own_ids = self._own_as_asked.union(*(one.own_ids for one in self._known.values()))
         # WAHA knows no order: what was raised before the status we know is no news.
         # No time of WAHA's may rule the future, though.
-        told_at = min(message.event_time, message.arrived)
+        reported_at = min(message.event_time, message.arrived)
         # And a clock that has gone back must not silence what comes.
         known.status_at = min(known.status_at, message.arrived)
-        if message.session_status and told_at >= known.status_at:
-            known.status_at, known.told_at = told_at, message.arrived
+        if message.session_status and reported_at >= known.status_at:
+            known.status_at, known.reported_at = reported_at, message.arrived
             self._set_status(message.session, known, message.session_status, message.arrived)
-            self.told(message.session, message.session_status)
-        elif not known.works and message.event in MESSAGE_EVENTS and told_at > known.status_at:
+            self._report_status(message.session, message.session_status)
+        elif not known.works and message.event in MESSAGE_EVENTS and reported_at > known.status_at:
             # Of several routers one alone was told that it works again.
-            known.status_at, known.told_at = told_at, message.arrived
+            known.status_at, known.reported_at = reported_at, message.arrived
             self._set_status(message.session, known, "WORKING", message.arrived)
-            self.told(message.session, "WORKING")
+            self._report_status(message.session, "WORKING")
+
+    def _report_status(self, name: str, status: str) -> None:
+        for listener in self._status_listeners:
+            listener(name, status)
 
     def _set_status(self, name: str, known: Session, status: str, at: float) -> None:
         was_in_trouble = known.in_trouble
@@ -101,14 +111,14 @@ class Sessions:
         if known is None or status is None:
             return
         # An event overtook the answer, unless the clock has gone back since that came.
-        overtaken = at <= known.told_at <= at + _CLOCKS_SECONDS
+        overtaken = at <= known.reported_at <= at + _CLOCKS_SECONDS
         if not overtaken:
             before = known.status
             # By WAHA's clock, which need not be ours: an event that is much older says nothing new.
             known.status_at = max(known.status_at, at - _CLOCKS_SECONDS)
             self._set_status(name, known, status, at)
             if before not in (None, status):
-                self.told(name, status)
+                self._report_status(name, status)
 
     def heard_before(self, name: str, last_message: float) -> None:
         """What is known from before our start. last_message: Unix seconds."""
@@ -141,11 +151,12 @@ class Sessions:
             known.last_message = max(known.last_message, at)
             known.first_message = min(known.first_message or at, at)
 
-    def not_kept(self, message: InboundMessage) -> None:
+    def not_stored(self, message: InboundMessage) -> None:
         """A message was answered 503."""
         known = message.session in self._known  # of names that are made up there is no end
         if known and message.event in MESSAGE_EVENTS and not message.own:
-            self.refused(message.session, float(message.sent.second))
+            for listener in self._refused_listeners:
+                listener(message.session, float(message.sent.second))
 
     def can_send(self, name: str) -> bool:
         """False while the session is known not to be WORKING."""

@@ -64,7 +64,7 @@ def repaired(config: Json, wanted: Wanted) -> Json:
     return new
 
 
-def is_well(config: Json, wanted: Wanted) -> bool:
+def is_configured(config: Json, wanted: Wanted) -> bool:
     """Whether nothing needs to be repaired."""
     ignore = config.get("ignore")
     ignored = isinstance(ignore, dict) and all(ignore.get(name) is True for name in _IGNORED)

@@ -107,7 +107,7 @@ def test_only_the_pages_own_forms_may_say_where_they_come_from(
         (connection(version="1.0"), "127.0.0.1"),
     ],
 )
-def test_anything_else_is_refused_and_told_what_to_set(
+def test_anything_else_is_refused_and_names_what_to_set(
     tmp_path: Path, call: HTTPConnection, host: str
 ) -> None:
     access = Access(settings_of(tmp_path, host=host))

@@ -30,9 +30,9 @@ def now_webhook(text: str, user: str = ALI, **how: Any) -> bytes:
 
 def explain(client: TestClient, body: bytes, **headers: str) -> tuple[Any, dict[str, str]]:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    told = client.post(EXPLAIN, content=body, headers=named)
-    assert told.status_code == 200, told.text
-    content = told.json()
+    reported = client.post(EXPLAIN, content=body, headers=named)
+    assert reported.status_code == 200, reported.text
+    content = reported.json()
     assert list(content) == ["answer", "rules"]
     return content["answer"], content["rules"]
 
@@ -156,8 +156,8 @@ def test_what_is_no_event_is_refused_as_the_webhook_does(
     tmp_path: Path, body: bytes, status: int
 ) -> None:
     with client_of(tmp_path, max_body_bytes=8000) as client:
-        told, answer = client.post(EXPLAIN, content=body), client.post(HOOK, content=body)
-        assert (told.status_code, told.json()) == (status, answer.json())
+        reported, answer = client.post(EXPLAIN, content=body), client.post(HOOK, content=body)
+        assert (reported.status_code, reported.json()) == (status, answer.json())
 
 
 def test_nothing_comes_of_it(client: TestClient, tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_nothing_comes_of_it(client: TestClient, tmp_path: Path) -> None:
 def test_it_is_for_the_operator_only(tmp_path: Path) -> None:
     with client_of(tmp_path, admin_api_key="boss") as client:
         assert client.post(EXPLAIN, content=now_webhook("hello")).status_code == 401
-        told = client.post(EXPLAIN, content=now_webhook("hello"), headers={"X-Api-Key": "boss"})
-        assert json.loads(told.text)["answer"]["status"] == "unknown_user"
+        reported = client.post(EXPLAIN, content=now_webhook("hello"), headers={"X-Api-Key": "boss"})
+        assert json.loads(reported.text)["answer"]["status"] == "unknown_user"
 
 
 def test_half_an_emoji_is_explained_too(tmp_path: Path) -> None:

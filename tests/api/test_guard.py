@@ -94,7 +94,7 @@ def calls_of(app: Gateway) -> list[tuple[str, str]]:
         ({}, {"x_forwarded_for": "10.0.0.1"}, 403),
     ],
 )
-async def test_who_may_not_call_is_told_so_before_a_byte_of_the_body_is_read(
+async def test_who_may_not_call_is_refused_before_a_byte_of_the_body_is_read(
     app: Gateway, headers: dict[str, str], status: int
 ) -> None:
     closed = [(method, path) for method, path in calls_of(app) if not guard.is_open(path)]
@@ -161,8 +161,8 @@ async def outcomes(
     one: Brake, addresses: list[str], error: GatewayError
 ) -> list[type[GatewayError]]:
     """Of each what it is told, while the others wait."""
-    told = await asyncio.gather(*(one.hold(caller(address), error) for address in addresses))
-    return [type(answer) for answer in told]
+    reported = await asyncio.gather(*(one.hold(caller(address), error) for address in addresses))
+    return [type(answer) for answer in reported]
 
 
 @pytest.mark.parametrize(
@@ -182,23 +182,23 @@ async def test_wrong_keys_are_slowed_down_by_address(
 ) -> None:
     monkeypatch.setattr(brake, "GUESS_SECONDS", 0.0078125)
     # The clock stands, so that all of them come at once.
-    told = await outcomes(Brake(clock=lambda: 5.0), addresses, BadKey("wrong"))
-    assert told.count(TooManyGuesses) == braked
-    assert told.count(BadKey) == len(addresses) - braked
+    reported = await outcomes(Brake(clock=lambda: 5.0), addresses, BadKey("wrong"))
+    assert reported.count(TooManyGuesses) == braked
+    assert reported.count(BadKey) == len(addresses) - braked
 
 
 async def test_what_is_no_guess_is_not_slowed_down() -> None:
     async with asyncio.timeout(0.3):
-        told = await outcomes(Brake(), ["10.0.0.1"] * 100, BadSignature("missing"))
-    assert set(told) == {BadSignature}
+        reported = await outcomes(Brake(), ["10.0.0.1"] * 100, BadSignature("missing"))
+    assert set(reported) == {BadSignature}
 
 
 async def test_the_brake_remembers_no_end_of_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(brake, "_MOST_ADDRESSES", 20)
     monkeypatch.setattr(brake, "GUESS_SECONDS", 0.0078125)
     one = Brake(clock=lambda: 5.0)
-    told = await outcomes(one, [f"10.0.{n}.1" for n in range(100)], BadKey("wrong"))
-    assert told.count(BadKey) == 30, "twenty, and ten of all others together"
+    reported = await outcomes(one, [f"10.0.{n}.1" for n in range(100)], BadKey("wrong"))
+    assert reported.count(BadKey) == 30, "twenty, and ten of all others together"
 
 
 def test_bodies_that_nobody_has_verified_share_one_budget() -> None:

@@ -50,7 +50,7 @@ def test_lock_and_move(client: TestClient, caplog: pytest.LogCaptureFixture) -> 
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "reported"),
     [
         ({}, "tenant_id"),
         ({"tenant_id": 0}, "0"),
@@ -62,18 +62,18 @@ def test_lock_and_move(client: TestClient, caplog: pytest.LogCaptureFixture) -> 
         ([], "tenant_id"),
     ],
 )
-def test_what_nobody_can_be_locked_to_is_named(tmp_path: Path, body: Any, told: str) -> None:
+def test_what_nobody_can_be_locked_to_is_named(tmp_path: Path, body: Any, reported: str) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / FILE_NAME).write_text(json.dumps({"2": {}, "3": {"active": False}}))
     with client_of(tmp_path) as client:
         refused = client.post(f"/router/lock/{ALI}", json=body)
         assert refused.status_code == 422
-        assert told in refused.text
+        assert reported in refused.text
         assert client.get("/health").json()["total_locked_users"] == 0
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "told"),
+    ("path", "body", "reported"),
     [
         ("lock/971501234567", '{"tenant_id": NaN}', "nan"),
         ("lock/971501234567", '{"tenant_id": 1e999}', "inf"),
@@ -83,12 +83,12 @@ def test_what_nobody_can_be_locked_to_is_named(tmp_path: Path, body: Any, told: 
     ],
 )
 def test_what_json_cannot_say_back_is_named_all_the_same(
-    client: TestClient, path: str, body: str, told: str
+    client: TestClient, path: str, body: str, reported: str
 ) -> None:
     headers = {"Content-Type": "application/json"}
     refused = client.post(f"/router/{path}", content=body, headers=headers)
     assert refused.status_code == 422
-    assert told in refused.json()["detail"]
+    assert reported in refused.json()["detail"]
 
 
 def test_the_gateways_own_number_is_nobodys(client: TestClient) -> None:
@@ -124,7 +124,7 @@ def test_a_tenant_moves(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "body", "told"),
+    ("number", "body", "reported"),
     [
         (2, {}, "to"),
         (2, {"to": 2}, "`to` is 2"),
@@ -134,12 +134,12 @@ def test_a_tenant_moves(client: TestClient) -> None:
     ],
 )
 def test_a_move_that_cannot_be_changes_nothing(
-    client: TestClient, number: int, body: dict[str, Any], told: str
+    client: TestClient, number: int, body: dict[str, Any], reported: str
 ) -> None:
     say(client, "start_realty_2")
     refused = client.post(f"/router/tenants/{number}/move", json=body)
     assert refused.status_code == 422
-    assert told in refused.text
+    assert reported in refused.text
     assert client.get("/router/stats").json()["mappings"] == {ALI: 2}
 
 
@@ -213,9 +213,9 @@ def test_a_person_is_exported_and_erased(
     say(client, "start_realty_3", SARA)
     export = client.get(f"/router/user/{ALI}/export").json()
     assert (export["ids"], export["locked_to_tenant"]) == ([ALI, LID], 2)
-    (kept,) = export["messages"]
-    assert (kept["where"], kept["tenant_id"]) == ("waiting", 2)
-    assert "start_realty_2 🏠" in kept["body"]
+    (stored,) = export["messages"]
+    assert (stored["where"], stored["tenant_id"]) == ("waiting", 2)
+    assert "start_realty_2 🏠" in stored["body"]
     assert [one["what"] for one in export["history"]] == ["locked"]
     caplog.set_level(logging.INFO)
     caplog.clear()

@@ -209,11 +209,11 @@ def test_a_refused_call_costs_the_store_nothing(
             assert answer.status_code == status
         other = TestClient(client.app, client=("testclient", 6))
         other.get("/router/user/none", headers={"X-Forwarded-For": "x"})
-    told = [record for record in caplog.records if "🚫" in record.getMessage()]
-    assert len(told) == 1, "once a minute, not once a call"
-    assert (told[0].event, told[0].status) == ("refused.webhook", status)  # type: ignore[attr-defined]
-    assert client_address in told[0].getMessage()
-    assert re.search("[A-Z]+_[A-Z_]+|the HMAC key in WAHA", told[0].getMessage()), "what to set"
+    reported = [record for record in caplog.records if "🚫" in record.getMessage()]
+    assert len(reported) == 1, "once a minute, not once a call"
+    assert (reported[0].event, reported[0].status) == ("refused.webhook", status)  # type: ignore[attr-defined]
+    assert client_address in reported[0].getMessage()
+    assert re.search("[A-Z]+_[A-Z_]+|the HMAC key in WAHA", reported[0].getMessage()), "what to set"
 
 
 def test_what_only_the_router_may_say_is_never_passed_on(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ class Reader:
         await self.page.goto(office.page)
         await self.page.fill("input[name=key]", KEY)
         await self.page.press("input[name=key]", "Enter")
-        await self.page.wait_for_selector("h1.state")
+        await self.page.wait_for_selector("h1.status")
 
 
 def watched(page: Page, home: str) -> Reader:

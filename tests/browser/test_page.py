@@ -22,7 +22,7 @@ VIEWS = {
     "tenants": "page/tenants",
     "user": f"page/user?user={SARA}",
     "ask": f"page/user?user={ALI}&ask=lock&to=5",
-    "letters": "page/letters",
+    "letters": "page/dead-letters",
     "card": "page/card?tenant=3",
 }
 
@@ -92,7 +92,7 @@ async def test_a_client_is_moved_by_keyboard_alone(reader: Reader, office: Offic
     await expect(page.locator("input[name=key]")).to_be_focused()
     await page.keyboard.type(KEY)
     await page.keyboard.press("Enter")
-    await page.wait_for_selector("h1.state")
+    await page.wait_for_selector("h1.status")
     await page.keyboard.press("Tab")
     assert await page.evaluate("document.activeElement.className") == "skip"
     await tab_to(page, "Find a client")
@@ -128,13 +128,13 @@ async def test_evil_names_and_texts_are_only_shown(reader: Reader, office: Offic
         if await page.get_by_text(EVIL).count():
             break
     await expect(page.get_by_text(EVIL)).to_be_visible()
-    await page.goto(f"{office.page}page/letters?user={OMAR}")
+    await page.goto(f"{office.page}page/dead-letters?user={OMAR}")
     await page.get_by_role("link", name="Show").click()
     await expect(page.get_by_text(f"REFUSE {EVIL}")).to_be_visible()
     await expect(page.locator("pre")).to_contain_text(EVIL)
     for path in (
         f"page/user?user={EVIL}",
-        f"page/letters?tenant={EVIL}",
+        f"page/dead-letters?tenant={EVIL}",
         f"page/tenants?find={EVIL}",
         f"page/card?tenant=7&text={EVIL}",
         f"?{EVIL}",
@@ -147,7 +147,7 @@ async def test_a_dead_letter_is_delivered_again(reader: Reader, office: Office) 
     page = reader.page
     await reader.log_in(office)
     await page.get_by_role("link", name="Undelivered").click()
-    await expect(page.locator(".letters > li")).to_have_count(2)
+    await expect(page.locator(".dead-letters > li")).to_have_count(2)
     office.backend.answer = lambda _: 200
     office.backend.received.clear()
     await page.get_by_role("link", name="Deliver all of these again").click()
@@ -215,8 +215,8 @@ async def test_times_are_the_readers(reader: Reader, office: Office) -> None:
     expected = await page.evaluate(
         "at => new Date(Date.parse(at) + 4 * 3600e3).toISOString().slice(11, 16)", at
     )  # Dubai has no summer time
-    told = await shown.inner_text()
-    hour, minute = map(int, re.findall(r"(\d+):(\d\d)", told)[0])
+    reported = await shown.inner_text()
+    hour, minute = map(int, re.findall(r"(\d+):(\d\d)", reported)[0])
     assert f"{minute:02}" == expected[3:]
     assert hour % 12 == int(expected[:2]) % 12
 
@@ -261,5 +261,5 @@ async def test_a_link_on_another_site_does_not_ask_for_the_key_again(
     await page.route(f"{elsewhere}**", link)
     await page.goto(elsewhere)
     await page.click("a")
-    await expect(page.locator("h1.state")).to_be_visible()
+    await expect(page.locator("h1.status")).to_be_visible()
     reader.wrong[:] = [said for said in reader.wrong if "localhost" not in said]

@@ -19,7 +19,7 @@ URL = "http://router:8001/webhook/waha"
 WANTED = Wanted(URL, ("message", "session.status"), hmac_key="a key of thirty-two characters..")
 HOUR = {"policy": "constant", "delaySeconds": 5, "attempts": 720}
 IGNORED = {"status": True, "groups": True, "channels": True, "broadcast": True}
-WELL = {
+OK = {
     "url": URL,
     "events": ["message", "session.status"],
     "hmac": {"key": WANTED.hmac_key},
@@ -49,14 +49,14 @@ def test_what_is_subscribed(forwarded: set[str], events: tuple[str, ...]) -> Non
         {"webhooks": []},
         {"webhooks": None, "ignore": None},
         {"webhooks": [{"url": URL, "events": ["*"]}]},
-        {"webhooks": [WELL, WELL], "ignore": {"status": False}},
+        {"webhooks": [OK, OK], "ignore": {"status": False}},
         {"webhooks": [{"url": f"{URL}/", "events": ["message"], "retries": {"attempts": 1}}]},
     ],
 )
 def test_the_webhook_is_added_or_repaired_once(before: dict[str, Any]) -> None:
     untouched = copy.deepcopy(before)
     after = repaired(before, WANTED)
-    assert after == {"webhooks": [WELL], "ignore": IGNORED}
+    assert after == {"webhooks": [OK], "ignore": IGNORED}
     assert repaired(after, WANTED) == after
     assert before == untouched
     assert faults(after, WANTED) == []
@@ -71,7 +71,7 @@ def test_all_else_in_the_config_stays() -> None:
     }
     after = repaired(before, WANTED)
     assert (after["metadata"], after["noweb"]) == (before["metadata"], before["noweb"])
-    assert after["webhooks"] == [other, WELL | {"customHeaders": [{"name": "X-My", "value": "1"}]}]
+    assert after["webhooks"] == [other, OK | {"customHeaders": [{"name": "X-My", "value": "1"}]}]
 
 
 def test_without_a_signing_key_wahas_own_key_is_sent() -> None:
@@ -81,7 +81,7 @@ def test_without_a_signing_key_wahas_own_key_is_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ({"events": ["session.status"]}, "lacks the event message"),
         ({"events": ["message"]}, "lacks the events session.status"),
@@ -93,13 +93,13 @@ def test_without_a_signing_key_wahas_own_key_is_sent() -> None:
         ({"retries": {"policy": "constant", "delaySeconds": 2, "attempts": 0}}, "after 0 s"),
     ],
 )
-def test_what_is_wrong_with_it_is_named(change: dict[str, Any], told: str) -> None:
-    assert any(told in fault for fault in faults({"webhooks": [WELL | change]}, WANTED))
+def test_what_is_wrong_with_it_is_named(change: dict[str, Any], reported: str) -> None:
+    assert any(reported in fault for fault in faults({"webhooks": [OK | change]}, WANTED))
 
 
 @pytest.mark.parametrize("events", [["*"], ["message.any", "session.status"]])
 def test_more_than_is_needed_is_no_fault(events: list[str]) -> None:
-    assert faults({"webhooks": [WELL | {"events": events}]}, WANTED) == []
+    assert faults({"webhooks": [OK | {"events": events}]}, WANTED) == []
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ async def test_it_shows_the_difference_asks_and_puts_it(
     mine = settings(tmp_path, waha)
     assert await connect(mine, URL, session="default", yes=False, ask=yes) == 0
     assert "stops and starts session default" in asked[0]
-    assert waha.configs["default"] == {"webhooks": [WELL], "ignore": IGNORED}
+    assert waha.configs["default"] == {"webhooks": [OK], "ignore": IGNORED}
     assert waha.restarts == ["default"]
     shown = capsys.readouterr().out
     assert f'"url": "{URL}"' in shown
@@ -168,10 +168,10 @@ async def test_whoever_says_no_changes_nothing(
 @pytest.mark.parametrize(
     "config",
     [
-        {"webhooks": [WELL | {"customHeaders": None}], "ignore": IGNORED},
-        {"webhooks": [WELL, {"url": "http://crm/hook"}], "ignore": IGNORED},
-        {"webhooks": [WELL | {"retries": HOUR | {"attempts": 5000}}], "ignore": IGNORED},
-        {"webhooks": [WELL | {"events": ["*"]}], "ignore": IGNORED},
+        {"webhooks": [OK | {"customHeaders": None}], "ignore": IGNORED},
+        {"webhooks": [OK, {"url": "http://crm/hook"}], "ignore": IGNORED},
+        {"webhooks": [OK | {"retries": HOUR | {"attempts": 5000}}], "ignore": IGNORED},
+        {"webhooks": [OK | {"events": ["*"]}], "ignore": IGNORED},
     ],
 )
 async def test_a_session_that_is_well_is_not_restarted(
@@ -259,8 +259,8 @@ async def test_what_is_no_session_is_not_written_over(
 def test_the_key_in_place_of_a_signature_is_looked_at() -> None:
     by_key = Wanted(URL, WANTED.events, api_key="k")
     assert faults(repaired({}, by_key), by_key) == []
-    told = faults({"webhooks": [WELL]}, by_key)
-    assert told == ["it does not send WAHA_API_KEY as X-Api-Key"]
+    reported = faults({"webhooks": [OK]}, by_key)
+    assert reported == ["it does not send WAHA_API_KEY as X-Api-Key"]
 
 
 async def test_a_script_must_say_yes(
@@ -274,14 +274,14 @@ async def test_a_script_must_say_yes(
 
 
 @pytest.mark.parametrize(
-    ("how", "config", "told"),
+    ("how", "config", "reported"),
     [
         ({"webhook_hmac_key": ""}, {}, "WEBHOOK_HMAC_KEY is empty"),
         ({"webhook_hmac_key": "", "waha_api_key": "", "host": "10.0.0.1"}, {}, "no webhook in"),
         ({"webhook_hmac_key": "short"}, {}, "WEBHOOK_HMAC_KEY is weak"),
         ({}, {"webhooks": [{"url": "http://other/webhook/waha"}]}, "http://other/webhook/waha"),
-        ({}, {"webhooks": [WELL, WELL]}, "stands in it twice"),
-        ({}, {"webhooks": [WELL | {"events": ["message", "message.any"]}]}, "comes twice"),
+        ({}, {"webhooks": [OK, OK]}, "stands in it twice"),
+        ({}, {"webhooks": [OK | {"events": ["message", "message.any"]}]}, "comes twice"),
         ({}, {}, "WHATSAPP_HOOK_URL"),
     ],
 )
@@ -291,16 +291,16 @@ async def test_what_it_warns_of(
     capsys: pytest.CaptureFixture[str],
     how: dict[str, Any],
     config: dict[str, Any],
-    told: str,
+    reported: str,
 ) -> None:
     waha.configs["default"] = config
     await connect(settings(tmp_path, waha, **how), URL, session="default", yes=True)
     assert [line for line in capsys.readouterr().out.splitlines()
-            if line.startswith("Mind: ") and told in line]  # fmt: skip
+            if line.startswith("Mind: ") and reported in line]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("how", "url", "told"),
+    ("how", "url", "reported"),
     [
         ({}, "http://gateway_router:8001/webhook/waha", "underscore"),
         ({}, "router:8001", "is no http://"),
@@ -308,16 +308,16 @@ async def test_what_it_warns_of(
     ],
 )
 async def test_an_address_that_cannot_work_is_refused_before_waha_is_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: dict[str, Any], url: str, told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: dict[str, Any], url: str, reported: str
 ) -> None:
     assert await connect(settings_of(tmp_path, **how), url, session="default", yes=True) == 2
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err
 
 
-async def test_what_waha_refuses_is_told_with_the_cure(
+async def test_what_waha_refuses_is_reported_with_the_cure(
     tmp_path: Path, waha: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for how, session, told in (
+    for how, session, reported in (
         ({"waha_api_key": "wrong"}, "default", "set WAHA_API_KEY"),
         ({}, "support", "create the session"),
         ({"waha_api_url": "http://127.0.0.1:9/api"}, "default", "is WAHA running"),
@@ -325,7 +325,7 @@ async def test_what_waha_refuses_is_told_with_the_cure(
         waha.key = "k" * 32
         status = await connect(settings(tmp_path, waha, **how), URL, session=session, yes=True)
         assert status == 1
-        assert told in capsys.readouterr().err
+        assert reported in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("url", ["http://router/x", "https://a-b.example:8001/webhook/waha"])

@@ -26,7 +26,7 @@ KEYS = {
 @pytest.mark.parametrize(
     ("date", "verdict"),
     [
-        (lambda: formatdate(time.time(), usegmt=True), Verdict.WELL),
+        (lambda: formatdate(time.time(), usegmt=True), Verdict.OK),
         (lambda: formatdate(time.time() - 60, usegmt=True), Verdict.WRONG),
         (lambda: formatdate(time.time() + 60, usegmt=True), Verdict.WRONG),
         (lambda: "yesterday", Verdict.MIND),
@@ -39,7 +39,7 @@ def test_clocks(date: Callable[[], str], verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "verdict"), [(None, Verdict.MIND), (60, Verdict.WELL), (30_000, Verdict.MIND)]
+    ("age", "verdict"), [(None, Verdict.MIND), (60, Verdict.OK), (30_000, Verdict.MIND)]
 )
 def test_silence(age: float | None, verdict: Verdict) -> None:
     last = None if age is None else time.time() - age
@@ -49,7 +49,7 @@ def test_silence(age: float | None, verdict: Verdict) -> None:
 @pytest.mark.parametrize(
     ("me", "verdicts"),
     [
-        ({"id": "971557357753@c.us"}, [Verdict.WELL]),
+        ({"id": "971557357753@c.us"}, [Verdict.OK]),
         ({"id": "15550001111@c.us"}, [Verdict.WRONG]),
         ({"id": None}, []),
         (None, []),
@@ -65,9 +65,9 @@ def test_the_number_that_links_name(tmp_path: Path, me: object, verdicts: list[V
 @pytest.mark.parametrize(
     ("status", "verdict"),
     [
-        (200, Verdict.WELL),
-        (405, Verdict.WELL),
-        (404, Verdict.WELL),
+        (200, Verdict.OK),
+        (405, Verdict.OK),
+        (404, Verdict.OK),
         (502, Verdict.WRONG),
         (301, Verdict.WRONG),
         (308, Verdict.WRONG),
@@ -81,7 +81,7 @@ async def test_backends(status: int, verdict: Verdict) -> None:
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
         found = await doctor._backend(client, "http://backend")
     assert found.verdict is verdict
-    assert ("elsewhere" in found.said) == (300 <= status < 400)
+    assert ("elsewhere" in found.detail) == (300 <= status < 400)
 
 
 @pytest.mark.parametrize(
@@ -107,20 +107,20 @@ async def test_a_router_that_is_older_than_its_keys(
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
         settings = settings_of(tmp_path, **KEYS)
-        told = [one async for one in doctor._asked_for_keys(client, settings)]
-    assert [one.verdict for one in told] == [Verdict.WRONG] * found
+        reported = [one async for one in doctor._asked_for_keys(client, settings)]
+    assert [one.verdict for one in reported] == [Verdict.WRONG] * found
 
 
 def test_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(tmp_path)
     (found,) = doctor._folder(settings)
-    assert (found.verdict, "not there yet" in found.said) == (Verdict.MIND, True)
+    assert (found.verdict, "not there yet" in found.detail) == (Verdict.MIND, True)
     settings.data_dir.mkdir(mode=0o700)
     file = settings.data_dir / "tenants.json"
     file.write_text('{"2": {"backend_url": "http://a", "signing_secret": "whsec_x"}}')
     file.chmod(0o666)
-    told = [str(one) for one in doctor._folder(settings) if one.what == "rights"]
-    assert [("read the secrets" in one, "may change" in one) for one in told] == [
+    reported = [str(one) for one in doctor._folder(settings) if one.what == "rights"]
+    assert [("read the secrets" in one, "may change" in one) for one in reported] == [
         (True, False),
         (False, True),
     ]
@@ -129,8 +129,8 @@ def test_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("tmpfs", False, Verdict.WRONG),
         ("tmpfs", True, Verdict.WRONG),
         ("overlay", True, Verdict.WRONG),
-        ("overlay", False, Verdict.WELL),
-        ("ext4", True, Verdict.WELL),
+        ("overlay", False, Verdict.OK),
+        ("ext4", True, Verdict.OK),
     ):
         monkeypatch.setattr(doctor, "_file_system", lambda _, kind=kind: kind)
         monkeypatch.setattr(doctor, "_in_container", lambda is_in=in_container: is_in)
@@ -144,7 +144,7 @@ def test_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ({}, False, [Verdict.WRONG]),
         ({}, True, [Verdict.MIND]),  # a webhook for all sessions, as in docker-compose.yml
         ({"webhooks": [{"url": URL, "events": ["message"]}]}, True, [Verdict.WRONG] * 2),
-        (repaired({}, Wanted(URL, ("message", "session.status"))), False, [Verdict.WELL]),
+        (repaired({}, Wanted(URL, ("message", "session.status"))), False, [Verdict.OK]),
     ],
 )
 def test_webhooks(tmp_path: Path, config: Any, sends: bool, verdicts: list[Verdict]) -> None:
@@ -153,8 +153,8 @@ def test_webhooks(tmp_path: Path, config: Any, sends: bool, verdicts: list[Verdi
 
 
 def test_a_cure_stands_in_the_line() -> None:
-    told = str(doctor.wrong("disk", "full", "make room"))
-    assert told == "WRONG disk: full -> make room"
+    reported = str(doctor.fail("disk", "full", "make room"))
+    assert reported == "WRONG disk: full -> make room"
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ async def test_what_to_do_about_a_session_that_does_not_work(
     waha.statuses["default"] = status
     settings = settings_of(tmp_path, waha_api_url=waha.url)
     async with httpx.AsyncClient() as client:
-        told = doctor._RouterReport()
-        found = [str(one) async for one in doctor._waha(client, settings, URL, told)]
+        reported = doctor._RouterReport()
+        found = [str(one) async for one in doctor._waha(client, settings, URL, reported)]
     (line,) = [one for one in found if "session default" in one]
     assert says in line
 
@@ -207,10 +207,10 @@ async def test_redis_clock_is_compared_with_ours(
     redis_socket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = time.time
-    for ahead, verdict in ((0, Verdict.WELL), (60, Verdict.WRONG), (-60, Verdict.WRONG)):
+    for ahead, verdict in ((0, Verdict.OK), (60, Verdict.WRONG), (-60, Verdict.WRONG)):
         monkeypatch.setattr(time, "time", lambda ahead=ahead: real() + ahead)
         found = {one.what: one async for one in doctor._redis(f"unix:{redis_socket}")}
-        assert found["Redis"].verdict is Verdict.WELL
+        assert found["Redis"].verdict is Verdict.OK
         assert found["clock, Redis'"].verdict is verdict
     monkeypatch.undo()
     (one,) = [one async for one in doctor._redis("redis://127.0.0.1:9/0")]
@@ -224,8 +224,8 @@ def test_what_others_may_read_is_said(tmp_path: Path) -> None:
     (folder / "router.db").write_bytes(b"")
     (folder / "router.db").chmod(0o644)
     settings = settings_of(tmp_path)
-    told = [str(one) for one in doctor._folder(settings) if one.what == "rights"]
-    assert "data, router.db" in told[0]
+    reported = [str(one) for one in doctor._folder(settings) if one.what == "rights"]
+    assert "data, router.db" in reported[0]
     folder.chmod(0o700)
     (folder / "router.db").chmod(0o600)
     assert [one for one in doctor._folder(settings) if one.what == "rights"] == []

@@ -12,7 +12,7 @@ import pytest
 import redis
 from redis._parsers import _RESP2Parser
 
-from gateway.domain.model import Again, InboundMessage
+from gateway.domain.model import InboundMessage, Retry
 from gateway.errors import StoreUnavailable
 from gateway.store.redis import scripts
 from gateway.store.redis.store import RedisStore
@@ -36,13 +36,14 @@ class Clock:
 @pytest.fixture
 def clock(redis_socket: str, monkeypatch: pytest.MonkeyPatch) -> Clock:
     real = scripts._text
-    told = "local NOW = tonumber(clock[1])"
+    reported = "local NOW = tonumber(clock[1])"
 
     def with_our_clock(hold_seconds: float) -> str:
         text = real(hold_seconds)
-        assert told in text
+        assert reported in text
         return text.replace(
-            told, "local NOW = tonumber(redis.call('GET', 'test:ahead') or 0) + tonumber(clock[1])"
+            reported,
+            "local NOW = tonumber(redis.call('GET', 'test:ahead') or 0) + tonumber(clock[1])",
         )
 
     monkeypatch.setattr(scripts, "_text", with_our_clock)
@@ -122,7 +123,7 @@ async def test_what_was_put_off_is_due_when_redis_clock_has_gone_back(
     await say(store, "start_realty_2", ALI)
     await say(store, "start_realty_2", SARA)
     for one in await store.claim(1, wait=0):
-        failed = Again(20.0, "x", own_fault=False, tried_at=store.now(), age=0.0)
+        failed = Retry(20.0, "x", poison=False, tried_at=store.now(), age=0.0)
         await store.settle(one, failed)
     clock.is_ahead(0)
     assert await store.claim(10, wait=0) == []
@@ -130,10 +131,10 @@ async def test_what_was_put_off_is_due_when_redis_clock_has_gone_back(
     assert {one.user for one in await store.claim(10, wait=0)} == {ALI, SARA}
 
 
-async def test_a_backoff_of_a_clock_that_is_right_is_kept(store: RedisStore, clock: Clock) -> None:
+async def test_a_backoff_of_a_clock_that_is_right_stays(store: RedisStore, clock: Clock) -> None:
     await say(store, "start_realty_2", ALI)
     (one,) = await store.claim(1, wait=0)
-    await store.settle(one, Again(500.0, "x", own_fault=False, tried_at=store.now() - 9, age=0.0))
+    await store.settle(one, Retry(500.0, "x", poison=False, tried_at=store.now() - 9, age=0.0))
     clock.is_ahead(-5)
     await renew(store)
     assert await store.claim(10, wait=0) == []
@@ -175,7 +176,7 @@ async def test_a_clock_that_goes_back_again_and_again_is_forgiven_each_time(
 
 
 @pytest.mark.parametrize(
-    ("told", "of_the_server"),
+    ("reported", "of_the_server"),
     [
         ("NOREPLICAS Not enough good replicas to write.", True),
         ("OOM command not allowed when used memory > 'maxmemory'.", True),
@@ -190,9 +191,9 @@ async def test_a_clock_that_goes_back_again_and_again_is_forgiven_each_time(
         ("ERR user_script:12: attempt to compare nil with number", False),
     ],
 )
-def test_errors_that_concern_the_server(told: str, of_the_server: bool) -> None:
+def test_errors_that_concern_the_server(reported: str, of_the_server: bool) -> None:
     """As redis-py reads them: it takes the code off those for which it has a class."""
-    error = _RESP2Parser.parse_error(told)  # type: ignore[no-untyped-call]
+    error = _RESP2Parser.parse_error(reported)  # type: ignore[no-untyped-call]
     assert scripts._is_of_the_server(error) is of_the_server
 
 
@@ -224,8 +225,8 @@ async def test_a_redis_that_takes_no_writes_is_said_once_until_it_does(
             assert store.health().refusing
     finally:
         client.config_set(setting, good)
-    told = [one for one in caplog.records if one.name.startswith("gateway.store")]
-    assert len(told) == 1, [one.getMessage() for one in told]
+    reported = [one for one in caplog.records if one.name.startswith("gateway.store")]
+    assert len(reported) == 1, [one.getMessage() for one in reported]
     await store._test()  # without traffic
     assert store.health().refusing is None
     assert "Redis answers again" in caplog.text

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway.domain.model import Done
+from gateway.domain.model import Delivered
 from gateway.store import open_store
 from gateway.store.migration import migrate
 from tests.conftest import LIMITS
@@ -58,7 +58,7 @@ async def test_sessions_spread_over_the_nodes_and_each_script_touches_one(cluste
     claimed = await store.claim(10, wait=0)
     assert sorted(one.user for one in claimed) == [ALI, f"rent/{ALI}", f"sales/{SARA}"]
     for one in claimed:
-        await store.settle(one, Done())
+        await store.settle(one, Delivered())
     assert (await store.backlog()).waiting == 0
     await store.close()
     used = set()
@@ -78,6 +78,6 @@ async def test_a_cluster_is_moved_into_and_out_of(cluster: int, tmp_path: Path) 
             held = message("hello", f"{who}0", session=session, now=time.time())
             await store.accept(held, by_the_rules(held))
     await store.close()
-    there = await migrate.move(f"file:{folders[0]}", url)
+    there = await migrate.migrate(f"file:{folders[0]}", url)
     assert (there["lock"], there["delivery"], there["held"]) == (6, 6, 6)
-    assert await migrate.move(url, f"file:{folders[1]}") == there
+    assert await migrate.migrate(url, f"file:{folders[1]}") == there

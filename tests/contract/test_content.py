@@ -63,7 +63,9 @@ def test_a_placeholder_does_not_use_up_the_id_of_its_message(
         assert client.get("/router/pending").json()["waiting"] == 2
 
 
-def test_notices_ask_for_no_help_and_unknown_kinds_are_kept_apart(settings: Settings) -> None:
+def test_notices_ask_for_no_help_and_unknown_kinds_have_keys_of_their_own(
+    settings: Settings,
+) -> None:
     settings = settings.model_copy(update={"help_message": "Please open your agent's link."})
     with TestClient(create_app(settings)) as client:
         notice = webhook(None, sent=time.time(), _data={"type": "e2e_notification"})

@@ -28,16 +28,16 @@ from hypothesis.stateful import (
 )
 
 from gateway.domain.model import (
-    EVERYBODY,
-    Again,
+    ALL_TENANTS,
     AskForLink,
-    Dead,
+    DeadLettered,
+    Delivered,
     Delivery,
-    Done,
+    IdentityLink,
     Outcome,
-    PutBack,
+    Requeue,
+    Retry,
     Selection,
-    Sighting,
     TenantId,
 )
 from gateway.errors import StoreUnavailable
@@ -48,11 +48,11 @@ from tests.messages import NOW, by_the_rules, message, user
 PEOPLE = range(3)
 SHOWN = ("phone", "lid", "both")
 OUTCOMES: dict[str, Outcome] = {
-    "done": Done(),
-    "again": Again(0.0, "no", own_fault=True, tried_at=NOW, age=1.0),
-    "put back": PutBack(),
-    "sent, put back": PutBack(sent_at=NOW),
-    "dead": Dead("refused", NOW),
+    "done": Delivered(),
+    "again": Retry(0.0, "no", poison=True, tried_at=NOW, age=1.0),
+    "put back": Requeue(),
+    "sent, put back": Requeue(sent_at=NOW),
+    "dead": DeadLettered("refused", NOW),
 }
 
 
@@ -81,7 +81,7 @@ class Play(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.numbers = itertools.count(1)
         self.waiting: dict[str, Sent] = {}  # by text, in flight included
-        self.flying: dict[str, Delivery] = {}
+        self.in_flight: dict[str, Delivery] = {}
         self.dead: dict[str, Sent] = {}
         self.tried: set[str] = set()  # with an attempt that was counted
         self.ghosts: list[Delivery] = []  # in flight when their person was erased
@@ -143,27 +143,27 @@ class Play(RuleBasedStateMachine):
     def waha_says_whose_a_lid_is(self, person: int) -> None:
         phone, lid = user(f"97150123450{person}"), user(f"15876432100000{person}@lid")
         with contextlib.suppress(StoreUnavailable):
-            self.run(self.store.learn(Sighting(lid, phone, NOW, asked=True)))
+            self.run(self.store.link_identity(IdentityLink(lid, phone, NOW, asked=True)))
             self.one_person.add(person)
 
     @rule(limit=st.integers(1, 5), probe=st.booleans())
     def the_worker_claims(self, limit: int, probe: bool) -> None:
-        whom = EVERYBODY if probe else None
+        whom = ALL_TENANTS if probe else None
         for delivery in self.run(self.store.claim(limit, wait=0, probe=whom)):
             text = json.loads(delivery.body)["payload"]["body"]
             sent = self.waiting[text]
-            assert text not in self.flying
+            assert text not in self.in_flight
             assert delivery.tenant == sent.tenant
             line = [one for one in self.waiting.values() if self.line(one) == self.line(sent)]
-            assert not any(one.text in self.flying for one in line), "one at a time"
+            assert not any(one.text in self.in_flight for one in line), "one at a time"
             assert sent.place == min(one.place for one in line), "the oldest first"
-            self.flying[text] = delivery
+            self.in_flight[text] = delivery
 
-    @precondition(lambda self: self.flying)
+    @precondition(lambda self: self.in_flight)
     @rule(data=st.data(), kind=st.sampled_from(["done", "done", *OUTCOMES]))
     def an_attempt_ends(self, data: st.DataObject, kind: str) -> None:
-        text = data.draw(st.sampled_from(sorted(self.flying)))
-        self.settle(self.flying.pop(text), OUTCOMES[kind])
+        text = data.draw(st.sampled_from(sorted(self.in_flight)))
+        self.settle(self.in_flight.pop(text), OUTCOMES[kind])
         if kind in ("again", "dead", "sent, put back"):
             self.tried.add(text)
         if kind == "dead":
@@ -178,17 +178,17 @@ class Play(RuleBasedStateMachine):
             _, _, dropped = self.run(self.store.unlock(phone, drop_waiting=drop))
             if drop:
                 theirs = self.of_phone(person, self.waiting)
-                gone = [text for text in theirs if text not in self.flying]
+                gone = [text for text in theirs if text not in self.in_flight]
                 assert dropped == len(gone)
                 for text in gone:
                     self.dead[text] = self.waiting.pop(text)
 
-    def of_phone(self, person: int, among: dict[str, Sent]) -> list[str]:
+    def of_phone(self, person: int, tenants: dict[str, Sent]) -> list[str]:
         """What came from the person under the phone, or under both once they are known as one."""
         known = "both" if person in self.one_person else "phone"
         return [
             text
-            for text, one in among.items()
+            for text, one in tenants.items()
             if one.person == person and known in ("both", one.by)
         ]
 
@@ -211,7 +211,7 @@ class Play(RuleBasedStateMachine):
                 text
                 for text, one in self.waiting.items()
                 if with_waiting and one.tenant == old
-                if text not in self.flying and text not in self.tried
+                if text not in self.in_flight and text not in self.tried
             ]
             assert along == len(moved)
             for text in moved:
@@ -222,12 +222,12 @@ class Play(RuleBasedStateMachine):
         phone = user(f"97150123450{person}")
         with contextlib.suppress(StoreUnavailable):
             _, erased = self.run(self.store.erase(phone))
-            waiting, dead = (self.of_phone(person, kept) for kept in (self.waiting, self.dead))
+            waiting, dead = (self.of_phone(person, stored) for stored in (self.waiting, self.dead))
             assert (erased.waiting, erased.dead_letters) == (len(waiting), len(dead))
             for text in waiting:
                 del self.waiting[text]
-                if flying := self.flying.pop(text, None):
-                    self.ghosts.append(flying)
+                if in_flight := self.in_flight.pop(text, None):
+                    self.ghosts.append(in_flight)
             for text in dead:
                 del self.dead[text]
             self.one_person.discard(person)
@@ -246,14 +246,14 @@ class Play(RuleBasedStateMachine):
                 self.waiting[text] = replace(again, place=(time.time(), next(self.numbers)))
 
     @rule()
-    def the_gate_opens(self) -> None:
+    def the_breaker_closes(self) -> None:
         with contextlib.suppress(StoreUnavailable):
-            self.run(self.store.all_due())
+            self.run(self.store.make_due())
 
     @rule()
     def the_router_starts_again(self) -> None:
         self.run(self.store.close())
-        self.flying.clear()
+        self.in_flight.clear()
         self.ghosts.clear()
         self.store = self.run(self.open())
 
@@ -262,16 +262,16 @@ class Play(RuleBasedStateMachine):
         assert self.run(self.store.backlog()).waiting == len(self.waiting)
 
     def teardown(self) -> None:
-        for delivery in [*self.flying.values(), *self.ghosts]:
-            self.settle(delivery, PutBack())
-        self.flying.clear()
+        for delivery in [*self.in_flight.values(), *self.ghosts]:
+            self.settle(delivery, Requeue())
+        self.in_flight.clear()
         while self.waiting:
             before = len(self.waiting)
             self.the_worker_claims(100, False)
-            for text, delivery in self.flying.items():
-                self.settle(delivery, Done())
+            for text, delivery in self.in_flight.items():
+                self.settle(delivery, Delivered())
                 del self.waiting[text]
-            self.flying.clear()
+            self.in_flight.clear()
             assert len(self.waiting) < before, f"never delivered: {list(self.waiting)}"
         self.run(self.store.close())
         self.runner.close()

@@ -1,4 +1,4 @@
-"""Moving house: all of one store in another, of the same or the other kind."""
+"""Migration: all of one store in another, of the same or the other kind."""
 
 import contextlib
 import random
@@ -13,13 +13,13 @@ import redis
 import redis.asyncio
 
 from gateway.domain.model import (
-    Again,
-    Dead,
-    Done,
+    DeadLettered,
+    Delivered,
+    IdentityLink,
     Outcome,
-    PutBack,
+    Requeue,
+    Retry,
     Selection,
-    Sighting,
     UnreadableReason,
 )
 from gateway.errors import StartRefused, StoreUnavailable
@@ -80,17 +80,17 @@ async def live(store: Store, seed: int, steps: int = 200) -> None:
             case "settle":
                 for delivery in await store.claim(3, wait=0):
                     outcomes: list[Outcome] = [
-                        Done(),
-                        Again(0.0, "500", own_fault=True, tried_at=now, age=3.5),
-                        Again(600.0, "500", own_fault=False, tried_at=now, age=1.0),
-                        Dead("refused", now, status=422, answer=b"\xff no"),
-                        PutBack(now),
+                        Delivered(),
+                        Retry(0.0, "500", poison=True, tried_at=now, age=3.5),
+                        Retry(600.0, "500", poison=False, tried_at=now, age=1.0),
+                        DeadLettered("refused", now, status=422, answer=b"\xff no"),
+                        Requeue(now),
                     ]
                     await store.settle(delivery, dice.choice(outcomes))
             case "unreadable":
                 body = webhook(None, who, session=session, sent=now, _data={})
                 inbound = parse(body, now=now)
-                await store.keep_unreadable(inbound, UnreadableReason.NOT_DECRYPTED)
+                await store.add_unreadable(inbound, UnreadableReason.NOT_DECRYPTED)
             case "unlock":
                 await store.unlock(id_, drop_waiting=dice.random() < 0.5)
             case "erase":
@@ -98,8 +98,10 @@ async def live(store: Store, seed: int, steps: int = 200) -> None:
             case "learn":
                 prefix = "" if session == "default" else "sales/"
                 lid, phone = dice.choice(LIDS), dice.choice(PHONES)
-                await store.learn(
-                    Sighting(user(prefix + lid), user(prefix + phone), now - 90 + step / 2, None)
+                await store.link_identity(
+                    IdentityLink(
+                        user(prefix + lid), user(prefix + phone), now - 90 + step / 2, None
+                    )
                 )
     await store.note_heard({"default": now, "sales": now - 5})
     for user_, _ in (await store.help_waits())[:3]:
@@ -117,7 +119,7 @@ async def seen_by_operators(store: Store) -> dict[str, Any]:
         found[who] = (
             await store.lock_of(user(who)),
             [replace(line, id=0) for line in export.history],
-            sorted(export.messages, key=lambda kept: (kept.where, kept.body)),
+            sorted(export.messages, key=lambda stored: (stored.where, stored.body)),
             replace(export, history=(), messages=()),
         )
     unreadable = await store.unreadable(limit=999)
@@ -139,12 +141,12 @@ async def seen_by_operators(store: Store) -> dict[str, Any]:
 
 async def drained(store: Store) -> dict[tuple[int, str], list[Any]]:
     """What each line delivers, in order."""
-    await store.all_due()
+    await store.make_due()
     lines: dict[tuple[int, str], list[Any]] = {}
     while some := await store.claim(100, wait=0):
         for one in some:
             lines.setdefault((one.tenant, one.user), []).append(replace(one, id=0))
-            await store.settle(one, Done())
+            await store.settle(one, Delivered())
     return lines
 
 
@@ -162,7 +164,7 @@ async def test_all_is_there_afterwards(
     async with opened(source) as store:  # counted anew, as it will be there
         before = await seen_by_operators(store)
     shown: list[str] = []
-    counts = await migrate.move(
+    counts = await migrate.migrate(
         source, target, show=lambda table, rows: shown.extend([table] * rows)
     )
     assert all(shown.count(name) == n for name, n in counts.items() if name != "tenant")
@@ -182,8 +184,8 @@ async def test_there_and_back_every_line_delivers_the_same_in_the_same_order(
     first, there, back = urls("file"), urls("redis"), urls("file")
     async with opened(first) as store:
         await live(store, seed)
-    await migrate.move(first, there)
-    await migrate.move(there, back)
+    await migrate.migrate(first, there)
+    await migrate.migrate(there, back)
     delivered = []
     for url in (first, there, back):
         if url != back:  # whoever wants to go on there must say so
@@ -221,15 +223,15 @@ async def test_a_move_that_broke_off_changes_nothing_and_is_done_again(
     with monkeypatch.context() as patch:
         patch.setattr(contents, "put", breaks)
         with pytest.raises(StartRefused, match=r"broke off \(no space left\)"):
-            await migrate.move(source, target)
+            await migrate.migrate(source, target)
     with pytest.raises(StartRefused, match="did not finish: run it again"):
         await open_store(target, LIMITS)
     with pytest.raises(StartRefused, match="did not finish"):
-        await migrate.move(target, urls("file"))
+        await migrate.migrate(target, urls("file"))
     async with opened(source) as store:
         expected = await seen_by_operators(store)
-    first = await migrate.move(source, target)
-    assert await migrate.move(source, target) == first, "once more, and the same"
+    first = await migrate.migrate(source, target)
+    assert await migrate.migrate(source, target) == first, "once more, and the same"
     async with opened(target) as store:
         assert await seen_by_operators(store) == expected
 
@@ -239,11 +241,11 @@ async def test_what_a_router_has_used_since_is_not_filled_again(
     urls: Callable[[str], str], source: str, kind: str
 ) -> None:
     target = urls(kind)
-    await migrate.move(source, target)
+    await migrate.migrate(source, target)
     async with opened(target) as store:
         pass
     with pytest.raises(StartRefused, match=r"is not empty \(\d+ "):
-        await migrate.move(source, target)
+        await migrate.migrate(source, target)
     async with opened(target) as store:
         assert store.totals()[0] > 0
 
@@ -255,13 +257,13 @@ async def test_what_has_left_is_no_routers_any_more(
     left = source
     if kind == "redis":
         left = urls("redis")
-        await migrate.move(source, left)
+        await migrate.migrate(source, left)
     new = urls("file")
-    await migrate.move(left, new)
-    with pytest.raises(StartRefused, match=f"has moved to {new}"):
+    await migrate.migrate(left, new)
+    with pytest.raises(StartRefused, match=f"has been migrated to {new}"):
         await open_store(left, LIMITS)
-    with pytest.raises(StartRefused, match="has moved away once"):
-        await migrate.move(new, left)
+    with pytest.raises(StartRefused, match="has been migrated away once"):
+        await migrate.migrate(new, left)
 
 
 @pytest.mark.parametrize("role", ["source", "target"])
@@ -274,7 +276,7 @@ async def test_a_store_that_a_router_uses_is_not_moved(
     ends = (used, urls("file")) if role == "source" else (source, used)
     try:
         with pytest.raises(StartRefused, match="router uses"):
-            await migrate.move(*ends)
+            await migrate.migrate(*ends)
         inbound = message("start_realty_2")
         assert (await store.accept(inbound, by_the_rules(inbound))).decision
     finally:
@@ -292,9 +294,9 @@ async def test_a_router_that_wakes_up_behind_a_move_promises_nothing(
     await paused.accept(inbound, by_the_rules(inbound))
     with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
         client.delete(*client.keys("gw:*:lease:*"))
-    await migrate.move(left, new)
+    await migrate.migrate(left, new)
     late = message("hello")
-    with pytest.raises(StoreUnavailable, match="has moved"):
+    with pytest.raises(StoreUnavailable, match="has been migrated"):
         await paused.accept(late, by_the_rules(late))
     await paused.close()
 
@@ -306,9 +308,9 @@ async def test_a_router_that_wakes_up_behind_a_move_takes_in_no_new_session(
     paused = await open_store(left, LIMITS)
     with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
         client.delete(*client.keys("gw:*:lease:*"))
-    await migrate.move(left, new)
+    await migrate.migrate(left, new)
     late = message("hello", session="sales")
-    with pytest.raises(StoreUnavailable, match="has moved"):
+    with pytest.raises(StoreUnavailable, match="has been migrated"):
         await paused.accept(late, by_the_rules(late))
     await paused.close()
     with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
@@ -329,7 +331,7 @@ async def test_seen_keys_that_end_during_a_move_do_not_spoil_it(urls: Callable[[
         with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
             client.delete(client.keys("gw:*:seen:*")[0])
 
-    assert (await migrate.move(left, new, begin=end_one))["seen"] == 4
+    assert (await migrate.migrate(left, new, begin=end_one))["seen"] == 4
 
 
 @pytest.mark.parametrize("kind", ["file", "redis"])
@@ -345,11 +347,11 @@ async def test_if_a_move_dies_at_its_last_step_neither_store_is_open(
     with monkeypatch.context() as patch:
         patch.setattr(FileContents if kind == "file" else RedisContents, "arrived", dies)
         with pytest.raises(StartRefused, match="killed here"):
-            await migrate.move(source, target)
+            await migrate.migrate(source, target)
     for url in (source, target):
-        with pytest.raises(StartRefused, match=r"has moved|did not finish"):
+        with pytest.raises(StartRefused, match=r"has been migrated|did not finish"):
             await open_store(url, LIMITS)
-    await migrate.move(source, target)
+    await migrate.migrate(source, target)
     async with opened(target) as store:
         assert store.totals()[0]
 
@@ -362,16 +364,16 @@ async def test_a_second_move_soon_after_one_that_was_killed_shuts_the_door_again
         inbound = message("start_realty_2")
         await store.accept(inbound, by_the_rules(inbound))
     with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
-        client.set("gw:{~}:closed", "a move, dead", ex=1)  # as the dead one left it
-        with pytest.raises(StartRefused, match="another move is under way, or was killed"):
-            await migrate.move(left, new)
+        client.set("gw:{~}:closed", "a migration, dead", ex=1)  # as the dead one left it
+        with pytest.raises(StartRefused, match="another migration is under way, or was killed"):
+            await migrate.migrate(left, new)
         assert client.get("gw:{~}:closed"), "which is the other one's to take away"
         client.delete("gw:{~}:closed")  # a minute later
 
         def seen_closed(_: object) -> None:
             assert client.ttl("gw:{~}:closed") > 30
 
-        await migrate.move(left, new, begin=seen_closed)
+        await migrate.migrate(left, new, begin=seen_closed)
         assert client.ttl("gw:{~}:closed") == -1, "for good now"
 
 
@@ -387,11 +389,13 @@ async def test_a_source_that_was_open_for_a_while_is_not_said_to_have_moved(
         with redis.Redis.from_url(left.replace("unix:", "unix://")) as client:
             client.delete("gw:{~}:closed")  # as if it had ended while Redis was away
 
-    with pytest.raises(StartRefused, match="a router may have begun there: run the move again"):
-        await migrate.move(left, new, begin=open_it)
+    with pytest.raises(
+        StartRefused, match="a router may have begun there: run the migration again"
+    ):
+        await migrate.migrate(left, new, begin=open_it)
     with pytest.raises(StartRefused, match="did not finish"):
         await open_store(new, LIMITS)
-    await migrate.move(left, new)
+    await migrate.migrate(left, new)
 
 
 async def test_a_move_that_is_killed_while_it_looks_leaves_a_full_redis_alone(
@@ -412,24 +416,24 @@ async def test_a_move_that_is_killed_while_it_looks_leaves_a_full_redis_alone(
         with monkeypatch.context() as patch:
             patch.setattr(RedisContents, "counts", dies)
             with pytest.raises(Killed):
-                await migrate.move(source, full)
+                await migrate.migrate(source, full)
         client.set("gw:moved", "looking", ex=60)  # nothing tidies up behind a kill -9
         with pytest.raises(StartRefused, match="is not empty"):
-            await migrate.move(source, full)
+            await migrate.migrate(source, full)
         client.delete("gw:moved")  # a minute later
     async with opened(full) as store:
         assert store.totals() == (1, 1)
 
 
 @pytest.mark.parametrize("query", ["?sentinel_password=SECRET", "?password=SECRET"])
-async def test_no_password_is_told_of_a_place(query: str) -> None:
+async def test_no_password_is_shown_with_a_place(query: str) -> None:
     url = f"redis://me:SECRET@127.0.0.1:9/3{query}"
     scripts = Scripts(redis.asyncio.Redis(), hold_seconds=0, committed=lambda _s, _n: None)
     assert RedisContents(scripts, url, as_source=True).place == "redis://127.0.0.1:9/3"
 
 
 @pytest.mark.parametrize(
-    ("ends", "told"),
+    ("ends", "reported"),
     [
         (("mongo:x", "file:y"), "mongo:…: must begin with file:"),
         (("file:/nowhere/at/all", "file:y"), "cannot be written|nothing to move"),
@@ -437,11 +441,11 @@ async def test_no_password_is_told_of_a_place(query: str) -> None:
     ],
 )
 async def test_ends_that_are_none(
-    ends: tuple[str, str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ends: tuple[str, str], reported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StartRefused, match=told):
-        await migrate.move(*ends)
+    with pytest.raises(StartRefused, match=reported):
+        await migrate.migrate(*ends)
     assert not list(tmp_path.iterdir())
 
 
@@ -453,9 +457,9 @@ async def test_ids_of_letters_are_not_given_twice_after_a_move(urls: Callable[[s
             inbound = message("start_realty_2", PHONES[number])
             await store.accept(inbound, by_the_rules(inbound))
         for delivery in await store.claim(9, wait=0):
-            await store.settle(delivery, Dead("refused", time.time()))
-    await migrate.move(first, there)
-    await migrate.move(there, back)
+            await store.settle(delivery, DeadLettered("refused", time.time()))
+    await migrate.migrate(first, there)
+    await migrate.migrate(there, back)
     async with opened(back) as store:
         inbound = message("hello", PHONES[0])
         await store.accept(inbound, by_the_rules(inbound))

@@ -7,16 +7,16 @@ from typing import Any
 
 from gateway.domain.model import (
     Accepted,
-    Again,
-    Among,
     Bind,
-    Dead,
+    DeadLettered,
+    Delivered,
     Delivery,
-    Done,
     Forward,
-    Outline,
-    PutBack,
+    PersonSummary,
+    Requeue,
+    Retry,
     Selection,
+    TenantFilter,
     UnreadableReason,
 )
 from gateway.store import Store
@@ -59,7 +59,7 @@ async def drained(store: Store) -> list[tuple[int, str, str]]:
     while some := await store.claim(1000, wait=0):
         for one in some:
             found.append((int(one.tenant), str(one.user), text_of(one)))
-            await store.settle(one, Done())
+            await store.settle(one, Delivered())
     return found
 
 
@@ -77,8 +77,8 @@ async def test_an_operator_locks_and_moves_and_it_lasts(reopen: Reopen) -> None:
     store = await reopen()
     assert await lock_of(store, ALI) == 7
     assert (await say(store, "hello", sent=NOW + 1)).decision == Forward(tenant(7))
-    told = await store.history(user(ALI), limit=10)
-    assert [(one.kind, one.from_tenant, one.to_tenant, one.why) for one in told] == [
+    reported = await store.history(user(ALI), limit=10)
+    assert [(one.kind, one.from_tenant, one.to_tenant, one.why) for one in reported] == [
         ("moved", 5, 7, "operator"),
         ("locked", None, 5, "operator"),
     ]
@@ -126,21 +126,21 @@ async def test_a_tenants_users_move_and_what_waits_goes_along_in_order(reopen: R
     first = await store.claim(10, wait=0)
     assert {one.idempotency_key for one in first} == keys
     for one in first:
-        await store.settle(one, Done())
+        await store.settle(one, Delivered())
     texts = [f"start_realty_2 {number}" for number in (1, 2)]
     assert sorted(await drained(store)) == [(7, who, text) for who in (ALI, SARA) for text in texts]
     assert (await say(store, "next")).decision == Forward(tenant(7))
-    told = await store.history(user(ALI), limit=1)
-    assert (told[0].kind, told[0].from_tenant, told[0].to_tenant) == ("moved", 2, 7)
+    reported = await store.history(user(ALI), limit=1)
+    assert (reported[0].kind, reported[0].from_tenant, reported[0].to_tenant) == ("moved", 2, 7)
     assert await store.move(tenant(2), tenant(7)) == (0, 0)
 
 
 async def test_what_was_attempted_or_is_in_flight_stays(store: Store) -> None:
     await say(store, "start_realty_2 tried", ALI)
     await say(store, "start_realty_2 flying", SARA)
-    flying = {one.user: one for one in await store.claim(10, wait=0)}
+    in_flight = {one.user: one for one in await store.claim(10, wait=0)}
     await store.settle(
-        flying[user(ALI)], Again(wait=0.0, reason="x", own_fault=False, tried_at=NOW, age=0.0)
+        in_flight[user(ALI)], Retry(wait=0.0, reason="x", poison=False, tried_at=NOW, age=0.0)
     )
     await say(store, "fresh", ALI)
     await say(store, "fresh", SARA)
@@ -150,17 +150,17 @@ async def test_what_was_attempted_or_is_in_flight_stays(store: Store) -> None:
         (7, ALI, "fresh"),
         (7, SARA, "fresh"),
     ]
-    await store.settle(flying[user(SARA)], Done())
+    await store.settle(in_flight[user(SARA)], Delivered())
     assert (await store.backlog()).by_tenant == {7: 2, 2: 1}
 
 
 async def test_what_was_sent_without_an_answer_stays_though_nothing_was_counted(
     store: Store,
 ) -> None:
-    """The gate fell shut behind it: it went to two tenants when its own was moved then."""
+    """The breaker opened behind it: it went to two tenants when its own was moved then."""
     await say(store, "start_realty_2")
-    (flying,) = await store.claim(10, wait=0)
-    await store.settle(flying, PutBack(sent_at=NOW))
+    (in_flight,) = await store.claim(10, wait=0)
+    await store.settle(in_flight, Requeue(sent_at=NOW))
     await say(store, "fresh", SARA)
     await store.lock(user(SARA), tenant(2))
     assert await store.move(tenant(2), tenant(7)) == (2, 0)
@@ -171,13 +171,13 @@ async def test_what_was_sent_without_an_answer_stays_though_nothing_was_counted(
 async def test_a_moved_message_is_due_no_sooner_than_the_line_it_joins(store: Store) -> None:
     await say(store, "start_realty_7 late", ALI, sent=NOW + 9, raised=NOW + 9)
     (one,) = await store.claim(10, wait=0)
-    again = Again(wait=9e9, reason="x", own_fault=False, tried_at=NOW, age=0.0)
+    again = Retry(wait=9e9, reason="x", poison=False, tried_at=NOW, age=0.0)
     await store.settle(one, again)
     await store.lock(user(ALI), tenant(2))
     await say(store, "early", ALI, sent=NOW, raised=NOW)
     assert await store.move(tenant(2), tenant(7)) == (1, 1)
     assert await claimed(store) == []
-    await store.all_due()
+    await store.make_due()
     assert [text for _, _, text in await drained(store)] == ["early", "start_realty_7 late"]
 
 
@@ -224,13 +224,13 @@ async def test_users_of_a_tenant_come_in_pages_in_order(store: Store) -> None:
 # figures
 
 
-async def test_totals_tell_of_each_tenant_what_there_is_and_was(reopen: Reopen) -> None:
+async def test_totals_of_each_tenant_show_what_there_is_and_was(reopen: Reopen) -> None:
     store = await reopen()
     await say(store, "start_realty_2", ALI)
     await say(store, "start_realty_3", SARA)
     done, dead = sorted(await store.claim(10, wait=0), key=lambda one: one.tenant)
-    await store.settle(done, Done())
-    await store.settle(dead, Dead("refused", NOW))
+    await store.settle(done, Delivered())
+    await store.settle(dead, DeadLettered("refused", NOW))
     await say(store, "next", ALI)
     for opening in (None, reopen):
         store = await opening() if opening else store
@@ -248,30 +248,30 @@ async def test_totals_tell_of_each_tenant_what_there_is_and_was(reopen: Reopen) 
 # a person's own
 
 
-async def test_the_history_tells_what_was_decided_and_why_a_link_was_not(store: Store) -> None:
+async def test_the_history_shows_what_was_decided_and_why_a_link_was_not(store: Store) -> None:
     await say(store, "start_realty_2", bare_id="A")
     await say(store, "I saw start_realty_9", sent=NOW + 1, bare_id="B")
     await say(store, "start_realty_3", sent=NOW + 2, raised=NOW + 2, bare_id="C")
     await say(store, "start_realty_4", sent=NOW - 9, raised=NOW - 9, bare_id="D")
     await store.unlock(user(ALI))
     await say(store, "start_realty_8", SARA)
-    told = await store.history(user(ALI), limit=10)
-    assert [(one.kind, one.from_tenant, one.to_tenant, one.message_id) for one in told] == [
+    reported = await store.history(user(ALI), limit=10)
+    assert [(one.kind, one.from_tenant, one.to_tenant, one.message_id) for one in reported] == [
         ("unlocked", 3, None, None),
         ("stale", 3, 4, "D"),
         ("moved", 2, 3, "C"),
         ("quoted", 2, 9, "B"),
         ("locked", None, 2, "A"),
     ]
-    older = await store.history(user(ALI), limit=2, before=told[2].id)
-    assert older == told[3:]
+    older = await store.history(user(ALI), limit=2, before=reported[2].id)
+    assert older == reported[3:]
 
 
 async def fill(store: Store) -> None:
     """ALI, known by both ids, has one of each; SARA has a lock and a message."""
     await say(store, "start_realty_2 dead", LID, other_id=ALI)
     (one,) = await store.claim(10, wait=0)
-    await store.settle(one, Dead("refused", NOW))
+    await store.settle(one, DeadLettered("refused", NOW))
     await say(store, "waits", ALI)
     await say(store, "start_realty_3", SARA)
 
@@ -281,24 +281,24 @@ async def test_what_is_held_of_a_person_can_be_read(store: Store) -> None:
     for who in (ALI, LID):
         export = await store.export(user(who))
         assert (export.ids, export.tenant) == ((ALI, LID), 2)
-        kept = [(one.where, one.tenant, json.loads(one.body)["payload"]["body"])
+        stored = [(one.where, one.tenant, json.loads(one.body)["payload"]["body"])
                 for one in export.messages]  # fmt: skip
-        assert kept == [("waiting", 2, "waits"), ("dead_letter", 2, "start_realty_2 dead")]
+        assert stored == [("waiting", 2, "waits"), ("dead_letter", 2, "start_realty_2 dead")]
         assert [one.kind for one in export.history] == ["locked"]
 
 
-async def test_some_of_what_is_kept_of_a_person_and_how_much_there_is(store: Store) -> None:
+async def test_some_of_what_is_stored_of_a_person_and_how_much_there_is(store: Store) -> None:
     await fill(store)
     await say(store, "waits too", ALI)
     for who in (ALI, LID):
-        some = await store.outline(user(who), limit=1)
+        some = await store.summary(user(who), limit=1)
         assert (some.waiting, some.held, some.dead_letters) == (2, 0, 1)
         assert [json.loads(one.body)["payload"]["body"] for one in some.messages] == ["waits"]
-        every = await store.outline(user(who), limit=9)
+        every = await store.summary(user(who), limit=9)
         assert [one.where for one in every.messages] == ["waiting", "waiting", "dead_letter"]
         assert every.ids == (ALI, LID)
     nobody = user("971509999999")
-    assert await store.outline(nobody, limit=9) == Outline((nobody,), (), 0, 0, 0)
+    assert await store.summary(nobody, limit=9) == PersonSummary((nobody,), (), 0, 0, 0)
 
 
 async def test_after_an_erase_nothing_is_held_but_a_line_without_a_name(reopen: Reopen) -> None:
@@ -322,10 +322,10 @@ async def test_after_an_erase_nothing_is_held_but_a_line_without_a_name(reopen: 
 
 async def test_an_erase_wins_over_a_settle_that_comes_later(store: Store) -> None:
     await say(store, "start_realty_2")
-    (flying,) = await store.claim(10, wait=0)
+    (in_flight,) = await store.claim(10, wait=0)
     await say(store, "next")
     await store.erase(user(ALI))
-    await store.settle(flying, Dead("refused", NOW))
+    await store.settle(in_flight, DeadLettered("refused", NOW))
     assert await store.dead_letters(Selection(), limit=10) == []
     assert await claimed(store) == []
     assert (await store.backlog()).waiting == 0
@@ -336,11 +336,11 @@ async def test_what_an_erased_person_writes_meanwhile_goes_when_the_old_message_
 ) -> None:
     """It waited for ever: its line was busy when it was looked for."""
     await say(store, "start_realty_2 old")
-    (flying,) = await store.claim(10, wait=0)
+    (in_flight,) = await store.claim(10, wait=0)
     await store.erase(user(ALI))
     await say(store, "start_realty_2 new", sent=NOW + 5, raised=NOW + 5)
     assert await claimed(store) == [], "one at a time"
-    await store.settle(flying, Done())
+    await store.settle(in_flight, Delivered())
     assert await drained(store) == [(2, ALI, "start_realty_2 new")]
 
 
@@ -350,8 +350,8 @@ async def test_an_erase_finds_what_was_said_under_a_former_number(store: Store) 
     await say(store, "hello", LID, other_id=other, sent=NOW + 9, raised=NOW + 9)
     await say(store, "start_realty_3", ALI, sent=NOW + 20, raised=NOW + 20)  # whose it is now
     await store.erase(user(other))
-    told = await store.history(user(ALI), limit=10)
-    assert [(one.kind, one.to_tenant) for one in told] == [("locked", 3)]
+    reported = await store.history(user(ALI), limit=10)
+    assert [(one.kind, one.to_tenant) for one in reported] == [("locked", 3)]
 
 
 async def test_who_was_erased_may_come_again(store: Store) -> None:
@@ -378,17 +378,17 @@ async def test_another_person_keeps_what_is_theirs_when_one_is_erased(store: Sto
 async def test_only_the_tenants_asked_for_are_served(store: Store) -> None:
     for number, who in ((2, ALI), (3, SARA), (4, OMAR)):
         await say(store, f"start_realty_{number}", who)
-    others = Among(frozenset({tenant(3)}), others=True)
-    only = Among(frozenset({tenant(3)}), others=False)
-    nobody = Among(frozenset(), others=False)
-    store.serve(nobody, None)
+    others = TenantFilter(frozenset({tenant(3)}), others=True)
+    only = TenantFilter(frozenset({tenant(3)}), others=False)
+    nobody = TenantFilter(frozenset(), others=False)
+    store.set_claimable(nobody, None)
     assert await claimed(store) == []
-    store.serve(others, None)
+    store.set_claimable(others, None)
     assert sorted(one[0] for one in await claimed(store)) == [2, 4]
     assert await claimed(store, probe=others) == []
     assert [one[0] for one in await claimed(store, probe=only)] == [3]
     await say(store, "start_realty_3", "971501234999")
-    store.serve(only, None)
+    store.set_claimable(only, None)
     assert [one[0] for one in await claimed(store)] == [3]
 
 
@@ -396,10 +396,10 @@ async def test_only_the_backoffs_of_the_tenants_asked_for_end(store: Store) -> N
     for number, who in ((2, ALI), (3, SARA)):
         await say(store, f"start_realty_{number}", who)
     for one in await store.claim(10, wait=0):
-        await store.settle(one, Again(wait=9e9, reason="x", own_fault=False, tried_at=NOW, age=0.0))
-    await store.all_due(Among(frozenset({tenant(3)}), others=False))
+        await store.settle(one, Retry(wait=9e9, reason="x", poison=False, tried_at=NOW, age=0.0))
+    await store.make_due(TenantFilter(frozenset({tenant(3)}), others=False))
     assert [one[0] for one in await claimed(store)] == [3]
-    await store.all_due(Among(frozenset({tenant(3)})))
+    await store.make_due(TenantFilter(frozenset({tenant(3)})))
     assert [one[0] for one in await claimed(store)] == [2]
 
 
@@ -414,13 +414,13 @@ async def test_up_to_when_a_session_was_heard_only_grows_and_outlives_a_restart(
     assert await again.heard() == {"default": 100.5, "sales": 7.0, "rent": 1.0}
 
 
-async def test_what_nobody_can_read_is_kept_for_a_person_to_see(store: Store) -> None:
+async def test_what_nobody_can_read_is_stored_for_a_person_to_see(store: Store) -> None:
     now = time.time()
     odd = parse(webhook("hello", "971501234567@new", sent=now), now=now)
     placeholder = parse(webhook(None, ALI, bare_id="3EB0A", sent=now, _data={}), now=now - 90)
     for inbound in (odd, placeholder, placeholder):  # a copy changes nothing
         assert inbound.unreadable
-        await store.keep_unreadable(inbound, inbound.unreadable)
+        await store.add_unreadable(inbound, inbound.unreadable)
     newest, oldest = await store.unreadable(limit=10)
     assert (oldest.reason, oldest.user, oldest.body) == (
         UnreadableReason.NO_CHAT, None, odd.body,
@@ -437,7 +437,7 @@ async def test_what_nobody_can_read_is_kept_for_a_person_to_see(store: Store) ->
 
 async def test_what_may_be_decrypted_in_a_moment_is_no_news(store: Store) -> None:
     inbound = parse(webhook(None, ALI, sent=time.time(), _data={}), now=time.time())
-    await store.keep_unreadable(inbound, UnreadableReason.NOT_DECRYPTED)
+    await store.add_unreadable(inbound, UnreadableReason.NOT_DECRYPTED)
     assert (await store.backlog()).unreadable == 0
     assert len(await store.unreadable(limit=10)) == 1
 
@@ -446,7 +446,7 @@ async def test_what_was_decrypted_or_is_too_old_is_no_longer_unreadable(store: S
     now = time.time()
     for bare_id, age in (("3EB0A", 90.0), ("3EB0B", 90.0), ("3EB0C", 48 * 3600 + 1.0)):
         body = webhook(None, ALI, bare_id=bare_id, sent=now, _data={})
-        await store.keep_unreadable(parse(body, now=now - age), UnreadableReason.NOT_DECRYPTED)
+        await store.add_unreadable(parse(body, now=now - age), UnreadableReason.NOT_DECRYPTED)
     assert (await store.backlog()).unreadable == 3
     await say(store, "start_realty_2", LID, bare_id="3EB0A", sent=now, now=now)  # by its LID
     async with asyncio.timeout(20):
@@ -456,7 +456,7 @@ async def test_what_was_decrypted_or_is_too_old_is_no_longer_unreadable(store: S
     assert left.message_id == "3EB0B"
 
 
-async def test_of_a_session_that_nobody_knows_yet_nothing_is_told_and_nothing_fails(
+async def test_of_a_session_that_nobody_knows_yet_nothing_is_reported_and_nothing_fails(
     store: Store,
 ) -> None:
     """An operator may mistype its name: that must not count as trouble of the store."""
@@ -467,17 +467,17 @@ async def test_of_a_session_that_nobody_knows_yet_nothing_is_told_and_nothing_fa
         assert (await store.unlock(who, drop_waiting=True))[1:] == (None, 0)
         assert await store.history(who, limit=9) == []
         assert (await store.export(who)).messages == ()
-        assert (await store.outline(who, limit=9)).waiting == 0
+        assert (await store.summary(who, limit=9)).waiting == 0
         assert (await store.erase(who))[1].locks == 0
         assert await store.dead_letters(of_them, limit=9) == []
         assert await store.replay(of_them) == 0
-        assert await store.delete_letters(of_them) == 0
+        assert await store.delete_dead_letters(of_them) == 0
         assert await store.are_known([hello]) == [False]
-        assert (await store.rehearse(hello, by_the_rules(hello))).refused is None
+        assert (await store.dry_run(hello, by_the_rules(hello))).refused is None
         assert await store.begin_help(who) is None
-        await store.undo_help(who, again=False)
+        await store.undo_help(who, retry=False)
         assert store.health().refusing is None
-    await store.keep_unreadable(parse(webhook(None, ALI, session="sales")), NOT_YET)
+    await store.add_unreadable(parse(webhook(None, ALI, session="sales")), NOT_YET)
     assert [one.user for one in await store.unreadable(limit=9)] == [who]
     await store.lock(user(f"office/{ALI}"), tenant(2))
     assert (await store.lock_of(user(f"office/{ALI}")))[1].tenant == 2
@@ -488,14 +488,14 @@ async def test_whom_claims_are_for_may_change_one_by_one(store: Store) -> None:
     for number, who in ((2, ALI), (3, SARA), (4, OMAR)):
         await say(store, f"start_realty_{number}", who)
     named = {tenant(2), tenant(3)}
-    all_but = Among(named)
-    store.serve(all_but, None)
+    all_but = TenantFilter(named)
+    store.set_claimable(all_but, None)
     assert [one[0] for one in await claimed(store)] == [4]
     named.discard(tenant(3))
-    store.serve(all_but, [tenant(3)])
+    store.set_claimable(all_but, [tenant(3)])
     assert [one[0] for one in await claimed(store)] == [3]
     named.clear()
-    store.serve(all_but, [tenant(2)])
+    store.set_claimable(all_but, [tenant(2)])
     assert [one[0] for one in await claimed(store)] == [2]
 
 
@@ -505,21 +505,21 @@ async def test_backoffs_of_own_faults_are_not_ended_by_others(store: Store) -> N
         await say(store, "start_realty_2", who)
     for one in await store.claim(10, wait=0):
         own = one.user == SARA
-        failed = Again(wait=3000.0, reason="x", own_fault=own, tried_at=store.now(), age=0.0)
+        failed = Retry(wait=3000.0, reason="x", poison=own, tried_at=store.now(), age=0.0)
         await store.settle(one, failed)
-    two = Among(frozenset({tenant(2)}), others=False)
-    await store.all_due(two, without_own_faults=True)
+    two = TenantFilter(frozenset({tenant(2)}), others=False)
+    await store.make_due(two, without_poison=True)
     assert sorted(one[1] for one in await claimed(store)) == [ALI, OMAR]
-    await store.all_due(two)
+    await store.make_due(two)
     assert [one[1] for one in await claimed(store)] == [SARA]
 
 
-async def test_whether_anything_waits_is_told_of_some_tenants(store: Store) -> None:
-    two, others = (Among(frozenset({tenant(2)}), others=others) for others in (False, True))
+async def test_whether_anything_waits_is_reported_of_some_tenants(store: Store) -> None:
+    two, others = (TenantFilter(frozenset({tenant(2)}), others=others) for others in (False, True))
     assert not await store.waits(two)
     await say(store, "start_realty_2", ALI)
     assert (await store.waits(two), await store.waits(others)) == (True, False)
     (one,) = await store.claim(1, wait=0)
     assert await store.waits(two), "what is in flight, too"
-    await store.settle(one, Done())
+    await store.settle(one, Delivered())
     assert not await store.waits(two)

@@ -17,7 +17,7 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.domain.model import Bind, Done, Forward, Sighting
+from gateway.domain.model import Bind, Delivered, Forward, IdentityLink
 from gateway.store import Store, open_store
 from tests.conftest import LIMITS
 from tests.messages import NOW, by_the_rules, message, user
@@ -44,7 +44,7 @@ async def play(store: Store, steps: list[tuple[str, int, int | None, int]]) -> N
                 text = json.loads(delivery.body)["payload"]["body"]
                 assert delivery.tenant == expected[text][1], text
                 delivered.append(text)
-                await store.settle(delivery, Done())
+                await store.settle(delivery, Delivered())
 
     for number, (what, who, phone, detail) in zip(itertools.count(1), steps):
         now = NOW + number
@@ -64,8 +64,10 @@ async def play(store: Store, steps: list[tuple[str, int, int | None, int]]) -> N
             case "is looked up":
                 assert phone is not None
                 asked_at = now - detail  # the answer may come late
-                sighting = Sighting(user(LIDS[who]), user(PHONES[phone]), asked_at, asked=True)
-                await store.learn(sighting)
+                identity_link = IdentityLink(
+                    user(LIDS[who]), user(PHONES[phone]), asked_at, asked=True
+                )
+                await store.link_identity(identity_link)
             case _:
                 await deliver()
         for one, locked_to in locks.items():

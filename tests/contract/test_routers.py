@@ -14,13 +14,13 @@ import redis
 
 from gateway.domain.model import (
     Accepted,
-    Dead,
+    DeadLettered,
+    Delivered,
     Delivery,
-    Done,
     Forward,
-    PutBack,
+    IdentityLink,
+    Requeue,
     Selection,
-    Sighting,
 )
 from gateway.errors import StoreUnavailable
 from gateway.store import Limits, Store, open_store
@@ -91,10 +91,10 @@ async def test_a_line_is_in_flight_once_over_all_routers(router: Router) -> None
         await say(one, text)
     (first,) = await claim(one)
     assert await claim(two) == []
-    await one.settle(first, Done())
+    await one.settle(first, Delivered())
     (second,) = await claim(two)
     assert await claim(one) == []
-    await two.settle(second, Done())
+    await two.settle(second, Delivered())
     (third,) = await claim(one)
     assert texts([first, second, third]) == ["start_realty_2 a", "b", "c"]
 
@@ -160,11 +160,11 @@ async def test_who_lost_the_lease_may_not_send_and_is_not_heard(
     (again,) = await claim(two)
     await one._renew_all()  # a new lease, which is not that of the claim
     assert not one.may_send(taken)
-    await one.settle(taken, Dead("refused", NOW))
+    await one.settle(taken, DeadLettered("refused", NOW))
     assert await one.dead_letters(Selection(), limit=10) == []
     assert two.may_send(again)
     assert await claim(one) == [], "the line is the other one's"
-    await two.settle(again, Done())
+    await two.settle(again, Delivered())
     assert texts(await claim(one)) == ["b"]
 
 
@@ -194,7 +194,7 @@ async def test_two_sessions_have_locks_and_letters_of_their_own(router: Router) 
     await say(two, "start_realty_3", session="sales")
     await one._renew_all()
     for delivery in await claim(one):
-        await one.settle(delivery, Dead("refused", NOW))
+        await one.settle(delivery, DeadLettered("refused", NOW))
     letters = await one.dead_letters(Selection(), limit=10)
     assert sorted(one.tenant for one in letters) == [2, 3]
     assert len({one.id for one in letters}) == 2
@@ -228,7 +228,7 @@ async def test_what_is_put_back_by_one_goes_to_another(router: Router) -> None:
     one, two = await router(), await router()
     await say(one, "start_realty_2")
     (taken,) = await claim(one)
-    await one.settle(taken, PutBack())
+    await one.settle(taken, Requeue())
     assert texts(await claim(two)) == ["start_realty_2"]
 
 
@@ -259,7 +259,7 @@ async def test_of_sessions_that_are_full_one_keeps_health_red_until_there_is_roo
     assert store.health().refusing
     for delivery in await claim(store):
         if delivery.user.startswith("sales/"):
-            await store.settle(delivery, Done())
+            await store.settle(delivery, Delivered())
     assert store.health().refusing is None
     assert (await say(store, "start_realty_2", OMAR, session="sales")).decision
 
@@ -283,7 +283,7 @@ async def test_what_is_in_flight_does_not_settle_what_got_its_id_after_a_take_ov
     store = await open_store(server.url, LIMITS)
     await say(store, "start_realty_2", OMAR)
     for delivery in await claim(store):
-        await store.settle(delivery, Done())
+        await store.settle(delivery, Delivered())
     server.save_log(tmp_path / "earlier")
     await say(store, "start_realty_2", ALI)
     (old,) = await claim(store)
@@ -297,10 +297,10 @@ async def test_what_is_in_flight_does_not_settle_what_got_its_id_after_a_take_ov
     (new,) = await claim(store)
     assert old.id == new.id
     assert not store.may_send(old)
-    await store.settle(old, Done())
+    await store.settle(old, Delivered())
     assert (await store.backlog()).waiting == 1, "it was not the new one that was done"
     assert store.may_send(new)
-    await store.settle(new, Done())
+    await store.settle(new, Delivered())
     assert (await store.backlog()).waiting == 0
     await store.close()
     server.stop()
@@ -325,7 +325,7 @@ async def test_a_redis_without_memory_refuses_webhooks_and_delivers_all_the_same
     assert isinstance(claimed, list)
     while claimed:
         for delivery in claimed:
-            await store.settle(delivery, Done())
+            await store.settle(delivery, Delivered())
         claimed = await claim(store)
     assert (await store.backlog()).waiting == 0
     another = await open_store(server.url, LIMITS)  # which needs a lease
@@ -358,7 +358,7 @@ async def test_a_text_by_phone_does_not_overtake_a_link_by_lid(router: Router) -
     store = await router()
     for number in range(10):
         phone, lid = f"97150000{number:04}", f"15876432100{number:04}@lid"
-        await store.learn(Sighting(user(lid), user(phone), NOW - 100, None))
+        await store.link_identity(IdentityLink(user(lid), user(phone), NOW - 100, None))
         await say(store, "start_realty_2", phone, sent=NOW - 50)
         await say(store, "known", phone, sent=NOW - 40)
         link = asyncio.create_task(say(store, "start_realty_3", lid, sent=NOW - 20))
@@ -392,7 +392,7 @@ async def test_connections_that_are_cut_are_made_again(router: Router, server: r
 @pytest.mark.parametrize(
     "text", ["hello", "start_realty_3", "start_realty_2", "quotes start_realty_9"]
 )
-async def test_a_rehearsal_leaves_every_key_as_it_was(
+async def test_a_dry_run_leaves_every_key_as_it_was(
     router: Router, server: redis.Redis, text: str
 ) -> None:
     store = await router()
@@ -402,7 +402,7 @@ async def test_a_rehearsal_leaves_every_key_as_it_was(
     for who, other in ((ALI, None), (SARA, None), (ALI, "158764321000005@lid")):
         inbound = message(text, who, other_id=other, sent=NOW + 9, raised=NOW + 9)
         before = everything(server)
-        await store.rehearse(inbound, by_the_rules(inbound, may_help=True))
+        await store.dry_run(inbound, by_the_rules(inbound, may_help=True))
         assert everything(server) == before
 
 

@@ -8,24 +8,24 @@ from typing import Any
 import pytest
 
 from gateway.domain.model import (
-    EVERYBODY,
+    ALL_TENANTS,
     Accepted,
-    Again,
-    Among,
     AskForLink,
     Bind,
-    Dead,
     DeadLetter,
+    DeadLettered,
     Decision,
+    Delivered,
     Delivery,
-    Done,
     Forward,
+    IdentityLink,
     InboundMessage,
     Lock,
     LockPolicy,
-    PutBack,
+    Requeue,
+    Retry,
     Selection,
-    Sighting,
+    TenantFilter,
 )
 from gateway.errors import StoreUnavailable
 from gateway.store import Limits, Store
@@ -44,7 +44,7 @@ async def say(store: Store, text: str, *, user: str = ALI, **how: Any) -> Accept
 
 
 async def claim(
-    store: Store, limit: int = 100, *, wait: float = 0.0, probe: Among | None = None
+    store: Store, limit: int = 100, *, wait: float = 0.0, probe: TenantFilter | None = None
 ) -> list[Delivery]:
     return await store.claim(limit, wait=wait, probe=probe)
 
@@ -59,7 +59,7 @@ async def drain(store: Store) -> list[Delivery]:
     done: list[Delivery] = []
     while claimed := await claim(store):
         for delivery in claimed:
-            await store.settle(delivery, Done())
+            await store.settle(delivery, Delivered())
         done += claimed
     return done
 
@@ -359,7 +359,7 @@ async def test_a_number_that_changes_hands_takes_no_lock_along(store: Store) -> 
     assert (await say(store, "still me", user=LID)) == Accepted(user(LID), Forward(tenant(2)))
 
 
-async def test_a_late_sighting_does_not_give_a_lid_that_lost_its_phone_anothers(
+async def test_a_late_identity_link_does_not_give_a_lid_that_lost_its_phone_anothers(
     store: Store,
 ) -> None:
     """It took over the lock of the person whose phone it showed."""
@@ -376,7 +376,7 @@ async def test_a_late_sighting_does_not_give_a_lid_that_lost_its_phone_anothers(
 
 
 async def test_learn_keeps_ids_and_nothing_else(store: Store) -> None:
-    await store.learn(Sighting(user(LID), user(ALI), NOW))
+    await store.link_identity(IdentityLink(user(LID), user(ALI), NOW))
     assert (await store.lock_of(user(LID)))[0] == ALI
     assert await claim(store) == []
 
@@ -387,7 +387,7 @@ async def test_lines_of_one_person_become_one_and_keep_their_order(store: Store)
     first = await claim_one(store)
     await say(store, "third", user=ALI, other_id=LID, raised=NOW - 8)
     assert await claim(store) == [], "the first is in flight, under its old name"
-    await store.settle(first, Done())
+    await store.settle(first, Delivered())
     rest = await drain(store)
     assert texts(rest) == ["second", "third"]
     assert {(d.user, d.alias) for d in rest} == {(user(ALI), user(LID))}
@@ -398,9 +398,9 @@ async def test_two_in_flight_of_lines_that_become_one_hold_back_the_rest(store: 
     await say(store, "start_realty_2", user=ALI, raised=NOW - 9)
     by_lid, by_phone = await claim(store)
     await say(store, "third", user=ALI, other_id=LID, raised=NOW - 8)
-    await store.settle(by_lid, Done())
+    await store.settle(by_lid, Delivered())
     assert await claim(store) == []
-    await store.settle(by_phone, Done())
+    await store.settle(by_phone, Delivered())
     assert texts(await drain(store)) == ["third"]
 
 
@@ -481,7 +481,7 @@ async def test_wahas_answer_releases_what_an_unknown_lid_said(store: Store) -> N
     await hold(store, "start_realty_2", 9)
     await hold(store, "by lid", 5, user=LID)
     assert await store.held_lids() == [LID]
-    await store.learn(Sighting(user(LID), user(ALI), time.time(), asked=True))
+    await store.link_identity(IdentityLink(user(LID), user(ALI), time.time(), asked=True))
     delivered = await drain(store)
     assert texts(delivered) == ["start_realty_2", "by lid"]
     assert {(one.user, one.alias) for one in delivered[1:]} == {(ALI, LID)}
@@ -497,7 +497,7 @@ async def test_what_an_unknown_id_said_goes_to_the_tenant_of_that_time(
     await hold(store, "start_realty_2", 9, user=locked)
     await hold(store, "meanwhile", 5, user=unknown)
     await hold(store, f"start_realty_{second}", 2, user=locked)
-    await store.learn(Sighting(user(LID), user(ALI), time.time(), asked=True))
+    await store.link_identity(IdentityLink(user(LID), user(ALI), time.time(), asked=True))
     delivered = {text: one.tenant for one in await drain(store) for text in texts([one])}
     assert delivered == {"start_realty_2": 2, "meanwhile": 2, f"start_realty_{second}": second}
 
@@ -515,7 +515,7 @@ async def waiting(store: Store) -> list[str]:
     return [who for who, _ in await store.help_waits()]
 
 
-async def test_help_is_kept_once_per_person_and_cool_down(reopen: Reopen) -> None:
+async def test_help_is_stored_once_per_person_and_cool_down(reopen: Reopen) -> None:
     store = await reopen()
     assert (await ask(store)).help_waits
     assert not (await ask(store)).help_waits, "one waits already"
@@ -529,7 +529,7 @@ async def test_help_is_kept_once_per_person_and_cool_down(reopen: Reopen) -> Non
     assert await waiting(store) == [SARA]
 
 
-async def test_help_is_kept_again_after_the_cool_down(reopen: Reopen) -> None:
+async def test_help_is_stored_again_after_the_cool_down(reopen: Reopen) -> None:
     store = await reopen(Limits(help_cooldown=0.05, min_free_disk_bytes=0))
     await ask(store)
     await store.begin_help(user(ALI))
@@ -549,7 +549,7 @@ async def test_a_copy_and_an_event_of_another_kind_ask_for_no_help(store: Store)
     inbound = message("hello")
     assert (await store.accept(inbound, by_the_rules(inbound, may_help=True))).help_waits
     await store.begin_help(user(ALI))
-    await store.undo_help(user(ALI), again=False)
+    await store.undo_help(user(ALI), retry=False)
     assert not (await store.accept(inbound, by_the_rules(inbound, may_help=True))).help_waits
     assert not (await say(store, "hello", user=SARA)).help_waits
 
@@ -557,10 +557,10 @@ async def test_a_copy_and_an_event_of_another_kind_ask_for_no_help(store: Store)
 async def test_what_was_not_sent_waits_again_or_is_forgotten(store: Store) -> None:
     await ask(store)
     await store.begin_help(user(ALI))
-    await store.undo_help(user(ALI), again=True)
+    await store.undo_help(user(ALI), retry=True)
     assert await waiting(store) == [ALI]
     assert await store.begin_help(user(ALI)) == ALI
-    await store.undo_help(user(ALI), again=False)
+    await store.undo_help(user(ALI), retry=False)
     assert await waiting(store) == []
     assert (await ask(store)).help_waits
 
@@ -570,7 +570,7 @@ async def test_help_follows_the_person_to_another_id(store: Store, helped_as: st
     await ask(store, helped_as)
     await store.begin_help(user(helped_as))
     await ask(store, LID if helped_as == ALI else ALI)
-    await store.learn(Sighting(user(LID), user(ALI), time.time()))
+    await store.link_identity(IdentityLink(user(LID), user(ALI), time.time()))
     assert await waiting(store) == [], "the person was helped"
     assert await store.begin_help(user(LID)) is None
 
@@ -583,23 +583,23 @@ async def test_undoing_a_help_message_leaves_the_one_that_was_sent_to_the_same_p
     await store.begin_help(user(ALI))
     await ask(store, LID)
     await store.begin_help(user(LID))
-    await store.learn(Sighting(user(LID), user(ALI), time.time()))
+    await store.link_identity(IdentityLink(user(LID), user(ALI), time.time()))
     for again in (True, False):
-        await store.undo_help(user(LID), again=again)
+        await store.undo_help(user(LID), retry=again)
         assert await waiting(store) == []
         assert not (await ask(store)).help_waits
 
 
 async def test_help_that_waits_goes_to_the_phone_once_it_is_known(store: Store) -> None:
     await ask(store, LID)
-    await store.learn(Sighting(user(LID), user(ALI), time.time()))
+    await store.link_identity(IdentityLink(user(LID), user(ALI), time.time()))
     assert await store.begin_help(user(LID)) == ALI
 
 
 # rehearsing
 
 
-async def test_a_rehearsal_says_what_accept_will_do_and_keeps_nothing(store: Store) -> None:
+async def test_a_dry_run_says_what_accept_will_do_and_keeps_nothing(store: Store) -> None:
     await say(store, "start_realty_2", sent=NOW - 9)
     await say(store, "start_realty_3", user=SARA, sent=NOW - 9)
     await drain(store)
@@ -612,8 +612,8 @@ async def test_a_rehearsal_says_what_accept_will_do_and_keeps_nothing(store: Sto
         inbound = message(text, who, other_id=both)
         decide = by_the_rules(inbound, may_help=True)
         before = (await store.locks(10, None), store.totals())
-        rehearsed = await store.rehearse(inbound, decide)
-        assert await store.rehearse(inbound, decide) == rehearsed
+        rehearsed = await store.dry_run(inbound, decide)
+        assert await store.dry_run(inbound, decide) == rehearsed
         assert (await store.locks(10, None), store.totals()) == before
         assert await claim(store) == []
         assert (await store.backlog()).waiting == 0
@@ -621,37 +621,37 @@ async def test_a_rehearsal_says_what_accept_will_do_and_keeps_nothing(store: Sto
         assert (await store.lock_of(user(LID)))[0] == LID or who != ALI
         assert rehearsed.lock == (await store.lock_of(user(who)))[1]
         assert await store.accept(inbound, decide) == rehearsed.accepted
-        again = await store.rehearse(inbound, decide)
+        again = await store.dry_run(inbound, decide)
         assert again.accepted.decision is None, "it was seen"
         for who_waits in await waiting(store):
             await store.begin_help(user(who_waits))
         await drain(store)
 
 
-async def test_a_rehearsal_shows_its_lock_to_nobody_in_the_same_commit(store: Store) -> None:
+async def test_a_dry_run_shows_its_lock_to_nobody_in_the_same_commit(store: Store) -> None:
     link, text = message("start_realty_2"), message("hello")
     _, accepted, _ = await asyncio.gather(
-        store.rehearse(link, by_the_rules(link)),
+        store.dry_run(link, by_the_rules(link)),
         accept(store, text),
-        store.rehearse(link, by_the_rules(link)),
+        store.dry_run(link, by_the_rules(link)),
     )
     assert accepted.decision == AskForLink(hold=True)
 
 
-async def test_a_rehearsal_counts_what_was_held(store: Store) -> None:
+async def test_a_dry_run_counts_what_was_held(store: Store) -> None:
     await hold(store, "second", 1)
     await hold(store, "third", 0)
     inbound = message("start_realty_2", sent=time.time() - 5, now=time.time())
-    assert (await store.rehearse(inbound, by_the_rules(inbound))).released == 2
+    assert (await store.dry_run(inbound, by_the_rules(inbound))).released == 2
     await accept(store, inbound)
     assert texts(await drain(store)) == ["start_realty_2", "second", "third"]
 
 
-async def test_a_rehearsal_tells_of_a_full_backlog(reopen: Reopen) -> None:
+async def test_a_dry_run_shows_of_a_full_backlog(reopen: Reopen) -> None:
     store = await reopen(Limits(max_backlog=1, min_free_disk_bytes=0))
     await say(store, "start_realty_2")
     inbound = message("hello")
-    assert "MAX_BACKLOG=1" in str((await store.rehearse(inbound, by_the_rules(inbound))).refused)
+    assert "MAX_BACKLOG=1" in str((await store.dry_run(inbound, by_the_rules(inbound))).refused)
 
 
 # lines
@@ -663,12 +663,12 @@ async def test_a_line_goes_one_at_a_time_in_order_of_events(store: Store) -> Non
     for text, raised in [("b", NOW - 4), ("c", NOW - 3), ("a", NOW - 5), ("d", NOW - 3)]:
         await say(store, text, raised=raised)
     assert await claim(store) == []
-    await store.settle(link, Done())
+    await store.settle(link, Delivered())
     order = []
     while claimed := await claim(store):
         assert len(claimed) == 1
         order += texts(claimed)
-        await store.settle(claimed[0], Done())
+        await store.settle(claimed[0], Delivered())
     assert order == ["a", "b", "c", "d"]
 
 
@@ -690,45 +690,45 @@ async def test_a_failing_delivery_holds_back_its_own_user_and_nobody_else(store:
         await say(store, "next", user=who)
     alis, saras = sorted(await claim(store), key=lambda delivery: delivery.user)
     await store.settle(alis, again(wait=3600))
-    await store.settle(saras, Done())
+    await store.settle(saras, Delivered())
     assert [d.user for d in await drain(store)] == [SARA]
 
 
-def again(*, wait: float, own_fault: bool = False, age: float = 0.0) -> Again:
-    return Again(wait, "no answer", own_fault=own_fault, tried_at=time.time(), age=age)
+def again(*, wait: float, poison: bool = False, age: float = 0.0) -> Retry:
+    return Retry(wait, "no answer", poison=poison, tried_at=time.time(), age=age)
 
 
 async def test_what_failed_comes_again_with_the_same_key_and_the_next_number(store: Store) -> None:
     await say(store, "start_realty_2")
     first = await claim_one(store)
-    await store.settle(first, again(wait=0.05, own_fault=True, age=7.0))
+    await store.settle(first, again(wait=0.05, poison=True, age=7.0))
     second = await claim_one(store)
     assert second.idempotency_key == first.idempotency_key
-    assert (second.attempt, second.own_faults, second.age) == (2, 1, 7.0)
+    assert (second.attempt, second.poison_attempts, second.age) == (2, 1, 7.0)
     assert second.tried_at == pytest.approx(time.time(), abs=60)
 
 
 async def test_due_times_and_counts_outlive_a_restart(reopen: Reopen) -> None:
     store = await reopen()
     await say(store, "start_realty_2")
-    await store.settle(await claim_one(store), again(wait=3600, own_fault=True))
+    await store.settle(await claim_one(store), again(wait=3600, poison=True))
     store = await reopen()
     assert await claim(store) == []
-    await store.all_due()
+    await store.make_due()
     delivery = await claim_one(store)
-    assert (delivery.attempt, delivery.own_faults) == (2, 1)
+    assert (delivery.attempt, delivery.poison_attempts) == (2, 1)
 
 
 async def test_what_was_put_back_is_due_at_once_and_not_counted(store: Store) -> None:
     await say(store, "start_realty_2")
-    await store.settle(await claim_one(store), PutBack())
+    await store.settle(await claim_one(store), Requeue())
     assert (await claim_one(store)).attempt == 1
 
 
 async def test_a_dead_letter_lets_its_line_go_on(store: Store) -> None:
     await say(store, "start_realty_2")
     await say(store, "next")
-    await store.settle(await claim_one(store), Dead("refused", time.time(), 422, b"no"))
+    await store.settle(await claim_one(store), DeadLettered("refused", time.time(), 422, b"no"))
     assert texts(await drain(store)) == ["next"]
     assert (await store.backlog()).waiting == 0
 
@@ -736,17 +736,17 @@ async def test_a_dead_letter_lets_its_line_go_on(store: Store) -> None:
 # dead letters
 
 
-async def bury_first(store: Store, reason: str = "refused") -> Delivery:
+async def give_up_first(store: Store, reason: str = "refused") -> Delivery:
     delivery = await claim_one(store)
-    await store.settle(delivery, Dead(reason, NOW + 5, 422, b"no such flat"))
+    await store.settle(delivery, DeadLettered(reason, NOW + 5, 422, b"no such flat"))
     return delivery
 
 
-async def test_a_dead_letter_is_kept_whole(reopen: Reopen) -> None:
+async def test_a_dead_letter_is_stored_whole(reopen: Reopen) -> None:
     store = await reopen()
     inbound = message("start_realty_2", bare_id="3EB0A")
     await accept(store, inbound)
-    delivery = await bury_first(store)
+    delivery = await give_up_first(store)
     store = await reopen()
     (listed,) = await store.dead_letters(Selection(), limit=10)
     assert listed.body is None
@@ -771,7 +771,7 @@ async def test_a_dead_letter_is_kept_whole(reopen: Reopen) -> None:
 async def test_dead_letters_come_newest_first_by_tenant_and_user(store: Store) -> None:
     for who, link in ((ALI, 2), (SARA, 3), (OMAR, 2)):
         await say(store, f"start_realty_{link}", user=who)
-        await bury_first(store)
+        await give_up_first(store)
 
     async def users(which: Selection, **page: int) -> list[str]:
         return [one.user for one in await store.dead_letters(which, **{"limit": 10} | page)]
@@ -786,7 +786,7 @@ async def test_dead_letters_come_newest_first_by_tenant_and_user(store: Store) -
 
 async def test_a_replayed_letter_goes_behind_what_waits_with_its_key(store: Store) -> None:
     await say(store, "start_realty_2")
-    before = await bury_first(store)
+    before = await give_up_first(store)
     await say(store, "second")
     await say(store, "third")
     assert await store.replay(Selection(tenant=tenant(2))) == 1
@@ -795,17 +795,17 @@ async def test_a_replayed_letter_goes_behind_what_waits_with_its_key(store: Stor
     delivered = await drain(store)
     assert texts(delivered) == ["second", "third", "start_realty_2"]
     assert delivered[-1].idempotency_key == before.idempotency_key
-    assert (delivered[-1].own_faults, delivered[-1].age) == (0, 0.0)
+    assert (delivered[-1].poison_attempts, delivered[-1].age) == (0, 0.0)
     assert delivered[-1].attempt == 2
 
 
 async def test_only_what_was_chosen_is_replayed_or_deleted(store: Store) -> None:
     for who, link in ((ALI, 2), (SARA, 3), (OMAR, 4)):
         await say(store, f"start_realty_{link}", user=who)
-        await bury_first(store)
+        await give_up_first(store)
     (alis,) = await store.dead_letters(Selection(user=user(ALI)), limit=1)
     assert await store.replay(Selection(id=alis.id)) == 1
-    assert await store.delete_letters(Selection(user=user(SARA))) == 1
+    assert await store.delete_dead_letters(Selection(user=user(SARA))) == 1
     assert [one.user for one in await store.dead_letters(Selection(), limit=10)] == [OMAR]
     assert [one.user for one in await drain(store)] == [ALI]
 
@@ -817,7 +817,7 @@ async def test_very_many_letters_are_replayed(reopen: Reopen) -> None:
         calls = (say(store, f"start_realty_2 {round_}", user=who) for who in people)
         await asyncio.gather(*calls)
         while claimed := await claim(store):
-            await asyncio.gather(*(store.settle(one, Dead("no", NOW)) for one in claimed))
+            await asyncio.gather(*(store.settle(one, DeadLettered("no", NOW)) for one in claimed))
     assert await store.replay(Selection()) == 1200
     order: dict[str, list[str]] = {}
     for delivery in await drain(store):
@@ -827,7 +827,7 @@ async def test_very_many_letters_are_replayed(reopen: Reopen) -> None:
 
 async def test_a_letter_follows_its_person_to_another_id(store: Store) -> None:
     await say(store, "start_realty_2", user=LID)
-    await bury_first(store)
+    await give_up_first(store)
     await say(store, "hello", user=ALI, other_id=LID)
     assert len(await store.dead_letters(Selection(user=user(ALI)), limit=10)) == 1
     assert len(await store.dead_letters(Selection(user=user(LID)), limit=10)) == 1
@@ -837,7 +837,7 @@ async def test_a_letter_follows_its_person_to_another_id(store: Store) -> None:
 
 async def test_unlock_can_drop_what_waits_but_not_what_is_in_flight(store: Store) -> None:
     await say(store, "start_realty_2")
-    flying = await claim_one(store)
+    in_flight = await claim_one(store)
     await say(store, "second")
     await say(store, "third")
     await say(store, "start_realty_2", user=SARA)
@@ -845,7 +845,7 @@ async def test_unlock_can_drop_what_waits_but_not_what_is_in_flight(store: Store
     assert [one.reason for one in await store.dead_letters(Selection(), limit=10)] == [
         "dropped by an operator's unlock"
     ] * 2
-    await store.settle(flying, Done())
+    await store.settle(in_flight, Delivered())
     assert [one.user for one in await drain(store)] == [SARA]
     assert await store.unlock(user(ALI), drop_waiting=True) == (ALI, None, 0)
 
@@ -925,7 +925,7 @@ async def test_of_equals_the_one_served_longest_ago_is_next(store: Store) -> Non
     for _ in range(4):
         delivery = await claim_one(store)
         served.append(delivery.tenant)
-        await store.settle(delivery, Done())
+        await store.settle(delivery, Delivered())
     assert served == [1, 2, 1, 2]
 
 
@@ -944,9 +944,9 @@ async def test_a_probe_is_of_the_tenant_probed_longest_ago(store: Store) -> None
         await say(store, f"start_realty_{link}", user=f"9715000000{link}")
     probed = []
     for _ in range(6):
-        (probe,) = await claim(store, probe=EVERYBODY)
+        (probe,) = await claim(store, probe=ALL_TENANTS)
         probed.append(probe.tenant)
-        await store.settle(probe, PutBack())
+        await store.settle(probe, Requeue())
     assert sorted(probed[:3]) == [1, 2, 3]
     assert probed[3:] == probed[:3]
 
@@ -975,7 +975,7 @@ async def test_a_full_backlog_of_one_tenant_refuses_only_its_own(reopen: Reopen)
     assert store.health().refusing is None
 
 
-async def test_the_backlog_tells_how_many_wait_and_since_when(store: Store) -> None:
+async def test_the_backlog_shows_how_many_wait_and_since_when(store: Store) -> None:
     assert (await store.backlog()).oldest is None
     await say(store, "start_realty_2", now=NOW + 1)
     await say(store, "more", now=NOW + 2)
@@ -983,7 +983,7 @@ async def test_the_backlog_tells_how_many_wait_and_since_when(store: Store) -> N
     assert (backlog.waiting, backlog.oldest) == (2, NOW + 1)
 
 
-async def test_what_is_known_is_told_without_a_write(store: Store) -> None:
+async def test_what_is_known_is_reported_without_a_write(store: Store) -> None:
     """By either id, as accept() would find it."""
     await say(store, "start_realty_2", user=LID, other_id=ALI, bare_id="A1")
     await say(store, "nobody's yet", user=SARA, bare_id="A2")

@@ -2,7 +2,7 @@
 
 from gateway.delivery import attempts as attempts_module
 from gateway.delivery.attempts import Attempts
-from gateway.domain.model import EVERYBODY, Among
+from gateway.domain.model import ALL_TENANTS, TenantFilter
 from tests.messages import tenant
 
 TWO, THREE = tenant(2), tenant(3)
@@ -44,7 +44,7 @@ def test_a_retry_after_holds_whatever_gets_through() -> None:
     assert attempts.succeeded(TWO, 602.5)
 
 
-def test_many_failures_in_a_row_are_told_the_worst_first() -> None:
+def test_many_failures_in_a_row_are_reported_the_worst_first() -> None:
     attempts = Attempts()
     for number in range(5):
         fail(attempts, number)
@@ -63,13 +63,13 @@ def test_no_end_of_tenants_is_remembered() -> None:
     assert not attempts.any_got_through(tenant(1), 0.0)
 
 
-def test_who_was_asked_to_wait_waits_though_the_gate_opens() -> None:
+def test_who_was_asked_to_wait_waits_though_the_breaker_closes() -> None:
     attempts = Attempts()
     attempts.failed(TWO, 1.0, "429", retry_after=600.0, was_there=True)
     attempts.failed(THREE, 1.0, "503", retry_after=600.0)
     assert attempts.asked_to_wait(2.0) == {2}
-    assert EVERYBODY.without(attempts.asked_to_wait(2.0)) == Among(frozenset({TWO}))
-    assert Among(frozenset({TWO, THREE}), others=False).without({TWO}) == Among(
+    assert ALL_TENANTS.without(attempts.asked_to_wait(2.0)) == TenantFilter(frozenset({TWO}))
+    assert TenantFilter(frozenset({TWO, THREE}), others=False).without({TWO}) == TenantFilter(
         frozenset({THREE}), others=False
     )
     assert attempts.asked_to_wait(601.5) == frozenset()

@@ -41,7 +41,7 @@ def delivery(**changes: Any) -> Delivery:
         "headers": (("content-type", "application/json"), ("x-webhook-request-id", "3b2o")),
         "body": '{"body":"مرحبا \\ud83d"}'.encode(),
         "attempt": 1,
-        "own_faults": 0,
+        "poison_attempts": 0,
         "tried_at": None,
         "age": 0.0,
     }
@@ -349,7 +349,7 @@ async def test_a_connection_that_the_backend_closed_silently_is_not_used_again()
     server.close()
 
 
-async def test_cookies_of_the_backend_are_not_kept(
+async def test_cookies_of_the_backend_are_dropped(
     backend: FakeBackend, to: Callable[..., Backend]
 ) -> None:
     backend.answer = lambda _: web.Response(headers={"Set-Cookie": "tenant=2; Path=/"})

@@ -1,105 +1,103 @@
-"""When the gate closes, probes and opens. Times are handed in."""
+"""When the circuit breaker opens, probes and closes. Times are handed in."""
 
 import pytest
 
-from gateway.delivery.circuit_breaker import Gate, Sign
+from gateway.delivery.circuit_breaker import CircuitBreaker, Signal
 from tests.messages import tenant, user
 
 
-class Told:
+class Recorded:
     def __init__(self) -> None:
         self.changes: list[bool] = []
-        self.gate = Gate(self.changes.append)
+        self.breaker = CircuitBreaker(self.changes.append)
 
-    def tell(self, *signs: Sign, now: float = 0.0) -> None:
-        """Each sign comes from another user and another tenant."""
-        for number, sign in enumerate(signs):
-            self.gate.tell(sign, user(f"97150{number:07}"), tenant(number % 5 + 1), now)
+    def record(self, *signals: Signal, now: float = 0.0) -> None:
+        """Each signal comes from another user and another tenant."""
+        for number, signal in enumerate(signals):
+            self.breaker.record(signal, user(f"97150{number:07}"), tenant(number % 5 + 1), now)
 
 
 @pytest.mark.parametrize(
-    ("signs", "closes"),
+    ("signals", "opens"),
     [
-        ([Sign.NO_CONNECTION] * 3, True),
-        ([Sign.NO_CONNECTION] * 2, False),
-        ([Sign.NO_CONNECTION] * 2 + [Sign.SUCCESS] + [Sign.NO_CONNECTION] * 2, False),
-        ([Sign.NO_CONNECTION] * 2 + [Sign.FAILURE] + [Sign.NO_CONNECTION] * 2, False),
-        ([Sign.NO_CONNECTION] * 2 + [Sign.ANSWER] + [Sign.NO_CONNECTION] * 2, False),
-        ([Sign.FAILURE] * 10, True),
-        ([Sign.FAILURE] * 9 + [Sign.ANSWER] + [Sign.FAILURE], True),
-        ([Sign.FAILURE] * 9, False),
-        ([Sign.FAILURE] * 9 + [Sign.SUCCESS] + [Sign.FAILURE] * 9, False),
-        ([Sign.ANSWER] * 50, False),
+        ([Signal.NO_CONNECTION] * 3, True),
+        ([Signal.NO_CONNECTION] * 2, False),
+        ([Signal.NO_CONNECTION] * 2 + [Signal.SUCCESS] + [Signal.NO_CONNECTION] * 2, False),
+        ([Signal.NO_CONNECTION] * 2 + [Signal.FAILURE] + [Signal.NO_CONNECTION] * 2, False),
+        ([Signal.NO_CONNECTION] * 2 + [Signal.ANSWER] + [Signal.NO_CONNECTION] * 2, False),
+        ([Signal.FAILURE] * 10, True),
+        ([Signal.FAILURE] * 9 + [Signal.ANSWER] + [Signal.FAILURE], True),
+        ([Signal.FAILURE] * 9, False),
+        ([Signal.FAILURE] * 9 + [Signal.SUCCESS] + [Signal.FAILURE] * 9, False),
+        ([Signal.ANSWER] * 50, False),
     ],
 )
-def test_what_closes_it(signs: list[Sign], closes: bool) -> None:
-    told = Told()
-    told.tell(*signs)
-    assert told.gate.closed is closes
-    assert told.changes == ([True] if closes else [])
+def test_what_opens_it(signals: list[Signal], opens: bool) -> None:
+    recorded = Recorded()
+    recorded.record(*signals)
+    assert recorded.breaker.is_open is opens
+    assert recorded.changes == ([True] if opens else [])
 
 
 @pytest.mark.parametrize(
-    ("users", "tenants", "closes"), [(3, 2, True), (2, 2, False), (9, 1, False)]
+    ("users", "tenants", "opens"), [(3, 2, True), (2, 2, False), (9, 1, False)]
 )
-def test_one_tenants_failures_close_nobody_elses_way(
-    users: int, tenants: int, closes: bool
-) -> None:
-    told = Told()
+def test_one_tenants_failures_stop_nobody_else(users: int, tenants: int, opens: bool) -> None:
+    recorded = Recorded()
     for number in range(40):
-        told.gate.tell(
-            Sign.FAILURE, user(f"97150{number % users:07}"), tenant(number % tenants + 1), 0.0
+        recorded.breaker.record(
+            Signal.FAILURE, user(f"97150{number % users:07}"), tenant(number % tenants + 1), 0.0
         )
-    assert told.gate.closed is closes
+    assert recorded.breaker.is_open is opens
 
 
 @pytest.mark.parametrize(
-    ("sign", "opens"),
+    ("signal", "closes"),
     [
-        (Sign.SUCCESS, True),
-        (Sign.ANSWER, True),
-        (Sign.FAILURE, False),
-        (Sign.NO_CONNECTION, False),
+        (Signal.SUCCESS, True),
+        (Signal.ANSWER, True),
+        (Signal.FAILURE, False),
+        (Signal.NO_CONNECTION, False),
     ],
 )
-def test_what_opens_it(sign: Sign, opens: bool) -> None:
-    told = Told()
-    told.tell(*[Sign.NO_CONNECTION] * 3)
-    told.tell(sign, now=5.0)
-    assert told.gate.closed is not opens
-    assert told.changes == ([True, False] if opens else [True])
+def test_what_opensit(signal: Signal, closes: bool) -> None:
+    recorded = Recorded()
+    recorded.record(*[Signal.NO_CONNECTION] * 3)
+    recorded.record(signal, now=5.0)
+    assert recorded.breaker.is_open is not closes
+    assert recorded.changes == ([True, False] if closes else [True])
 
 
 def test_probes_come_after_1_2_4_up_to_30_seconds() -> None:
-    told = Told()
-    told.tell(*[Sign.NO_CONNECTION] * 3, now=100.0)
+    recorded = Recorded()
+    recorded.record(*[Signal.NO_CONNECTION] * 3, now=100.0)
     now, waits = 100.0, []
     for _ in range(7):
-        waits.append(told.gate.probe_in(now))
+        waits.append(recorded.breaker.seconds_to_probe(now))
         now += waits[-1]
-        told.gate.probing(now)
+        recorded.breaker.start_probe(now)
     assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
 
-def test_after_an_opening_it_starts_from_nothing() -> None:
-    told = Told()
-    told.tell(*[Sign.NO_CONNECTION] * 3)
-    told.gate.probing(1.0)
-    told.tell(Sign.SUCCESS, now=2.0)
-    told.tell(*[Sign.NO_CONNECTION] * 2, now=3.0)
-    assert not told.gate.closed
-    told.tell(Sign.NO_CONNECTION, now=4.0)
-    assert told.gate.closed
-    assert told.gate.probe_in(4.0) == 1.0
+def test_after_closing_it_starts_from_nothing() -> None:
+    recorded = Recorded()
+    recorded.record(*[Signal.NO_CONNECTION] * 3)
+    recorded.breaker.start_probe(1.0)
+    recorded.record(Signal.SUCCESS, now=2.0)
+    recorded.record(*[Signal.NO_CONNECTION] * 2, now=3.0)
+    assert not recorded.breaker.is_open
+    recorded.record(Signal.NO_CONNECTION, now=4.0)
+    assert recorded.breaker.is_open
+    assert recorded.breaker.seconds_to_probe(4.0) == 1.0
 
 
-def test_it_knows_how_long_it_was_closed() -> None:
-    told = Told()
-    told.tell(*[Sign.NO_CONNECTION] * 3, now=10.0)
-    told.tell(Sign.SUCCESS, now=20.0)
-    told.tell(*[Sign.NO_CONNECTION] * 3, now=30.0)
-    assert told.gate.seconds_closed(0.0, 35.0) == 15.0
-    assert told.gate.seconds_closed(15.0, 35.0) == 10.0
-    assert told.gate.seconds_closed(33.0, 35.0) == 2.0
-    told.tell(Sign.SUCCESS, now=40.0)
-    assert told.gate.seconds_closed(0.0, 100.0) == 20.0
+def test_it_knows_how_long_it_was_open() -> None:
+    recorded = Recorded()
+    recorded.record(*[Signal.NO_CONNECTION] * 3, now=10.0)
+    recorded.record(Signal.SUCCESS, now=20.0)
+    recorded.record(*[Signal.NO_CONNECTION] * 3, now=30.0)
+    assert recorded.breaker.seconds_open(0.0, 35.0) == 15.0
+    assert recorded.breaker.seconds_open(15.0, 35.0) == 10.0
+    assert recorded.breaker.seconds_open(33.0, 35.0) == 2.0
+    recorded.record(Signal.SUCCESS, now=40.0)
+    assert recorded.breaker.seconds_open(0.0, 100.0) == 20.0

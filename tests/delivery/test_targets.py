@@ -1,4 +1,4 @@
-"""Tenants with a backend of their own: another address, another gate, another secret."""
+"""Tenants with a backend of their own: another address, another circuit breaker, another secret."""
 
 import asyncio
 import json
@@ -13,16 +13,16 @@ import standardwebhooks
 from aiohttp import web
 from aiohttp.resolver import AsyncResolver, DefaultResolver
 
-from gateway.delivery import circuit_breaker as gate_module
-from gateway.delivery.circuit_breaker import Sign
+from gateway.delivery import circuit_breaker as breaker_module
+from gateway.delivery.circuit_breaker import Signal
 from gateway.delivery.targets import Target, Targets
-from gateway.delivery.worker import Courier
-from gateway.domain.model import EVERYBODY, Among, Delivery
+from gateway.delivery.worker import DeliveryWorker
+from gateway.domain.model import ALL_TENANTS, Delivery, TenantFilter
 from gateway.metrics import Metrics
 from gateway.store import Store
 from gateway.tenants import registry as tenants_module
 from gateway.tenants.registry import Tenants
-from gateway.waha.lid_lookup import Lids
+from gateway.waha.lid_lookup import LidLookup
 from gateway.waha.media import Media
 from tests.conftest import FakeBackend, no_media, wait_until
 from tests.delivery.test_worker import emptied, say, targets
@@ -47,13 +47,13 @@ def tenants_at(tmp_path: Path, content: dict[str, dict[str, str]]) -> Tenants:
     return Tenants(file)
 
 
-def courier_of(
-    store: Store, lids: Lids, shared: str, tenants: Tenants, *, max_in_flight: int = 10
-) -> Courier:
-    made = Courier(
+def worker_of(
+    store: Store, lid_lookup: LidLookup, shared: str, tenants: Tenants, *, max_in_flight: int = 10
+) -> DeliveryWorker:
+    made = DeliveryWorker(
         store,
         targets(shared, tenants=tenants, max_in_flight=max_in_flight, timeout=60),
-        lids,
+        lid_lookup,
         no_media(),
         Metrics(),
         max_in_flight=max_in_flight,
@@ -70,7 +70,7 @@ def target_of(made: Targets, number: int) -> Target:
 
 
 async def test_a_tenants_messages_go_to_its_own_backend_signed_with_its_own_secret(
-    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path
+    store: Store, backend: FakeBackend, lid_lookup: LidLookup, tmp_path: Path
 ) -> None:
     own, bare = FakeBackend(), FakeBackend()
     runners = [await listening(own), await listening(bare)]
@@ -82,11 +82,11 @@ async def test_a_tenants_messages_go_to_its_own_backend_signed_with_its_own_secr
             "4": {},
         },
     )
-    courier = courier_of(store, lids, backend.url, tenants)
+    worker = worker_of(store, lid_lookup, backend.url, tenants)
     for number, who in ((2, ALI), (3, SARA), (4, OMAR)):
         await say(store, f"start_realty_{number}", who)
     await emptied(store)
-    await courier.stop(grace=1)
+    await worker.stop(grace=1)
     assert [(one.tenant, one.path) for one in own.received] == [(2, "/hook/two")]
     assert [(one.tenant, one.path) for one in bare.received] == [(3, "/hook/three")]
     assert [one.tenant for one in backend.received] == [4]
@@ -98,18 +98,18 @@ async def test_a_tenants_messages_go_to_its_own_backend_signed_with_its_own_secr
         await runner.cleanup()
 
 
-async def test_a_backend_that_is_away_closes_its_own_gate_only(
-    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path
+async def test_a_backend_that_is_away_opens_its_own_breaker_only(
+    store: Store, backend: FakeBackend, lid_lookup: LidLookup, tmp_path: Path
 ) -> None:
     own = FakeBackend()
     runner = await listening(own)
     tenants = tenants_at(tmp_path, {"2": {"backend_url": own.url}, "3": {}})
-    courier = courier_of(store, lids, backend.url, tenants)
+    worker = worker_of(store, lid_lookup, backend.url, tenants)
     await runner.cleanup()
     for number in range(5):
         await say(store, "start_realty_2", f"97150000000{number}")
-    await wait_until(courier.targets.closed)
-    assert [target.url for target in courier.targets.closed()] == [own.url]
+    await wait_until(worker.targets.open_targets)
+    assert [target.url for target in worker.targets.open_targets()] == [own.url]
     for number in range(20):
         await say(store, "start_realty_3", f"97150000010{number:02}")
     await wait_until(lambda: len(backend.received) == 20)
@@ -122,138 +122,138 @@ async def test_a_backend_that_is_away_closes_its_own_gate_only(
     await web.TCPSite(again, "127.0.0.1", int(site)).start()
     await emptied(store)
     assert len({one.user for one in own.received}) == 5
-    assert not courier.targets.closed()
-    await courier.stop(grace=1)
+    assert not worker.targets.open_targets()
+    await worker.stop(grace=1)
     await again.cleanup()
 
 
 async def test_the_shared_backends_outage_does_not_stop_who_has_another(
-    store: Store, lids: Lids, tmp_path: Path
+    store: Store, lid_lookup: LidLookup, tmp_path: Path
 ) -> None:
     own, shared = FakeBackend(), FakeBackend()
     runner, gone = await listening(own), await listening(shared)
     await gone.cleanup()
     tenants = tenants_at(tmp_path, {"2": {"backend_url": own.url}, "3": {}})
-    courier = courier_of(store, lids, shared.url, tenants)
+    worker = worker_of(store, lid_lookup, shared.url, tenants)
     for number in range(5):
         await say(store, "start_realty_3", f"97150000000{number}")
-    await wait_until(lambda: courier.targets.shared.gate.closed)
-    assert courier.targets.serving == Among({tenant(2)}, others=False)
+    await wait_until(lambda: worker.targets.shared.breaker.is_open)
+    assert worker.targets.claimable == TenantFilter({tenant(2)}, others=False)
     for number in range(20):
         await say(store, "start_realty_2", f"97150000010{number:02}")
     await wait_until(lambda: len(own.received) == 20)
     assert (await store.backlog()).by_tenant == {3: 5}
-    await courier.stop(grace=1)
+    await worker.stop(grace=1)
     await runner.cleanup()
 
 
 async def test_own_backends_that_hang_leave_room_for_the_common_one(
-    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path
+    store: Store, backend: FakeBackend, lid_lookup: LidLookup, tmp_path: Path
 ) -> None:
     own = FakeBackend()
     runner = await listening(own)
-    own.open_gate.clear()
+    own.may_answer.clear()
     hanging = {str(number): {"backend_url": f"{own.url}/{number}"} for number in range(10, 20)}
     tenants = tenants_at(tmp_path, {"3": {}} | hanging)
-    courier = courier_of(store, lids, backend.url, tenants)
+    worker = worker_of(store, lid_lookup, backend.url, tenants)
     for number in range(20):
         await say(store, f"start_realty_{10 + number % 10}", f"97150000000{number:02}")
     await wait_until(lambda: len(own.received) == 5)  # half of MAX_IN_FLIGHT, which is 10
     await say(store, "start_realty_3", ALI)
     await wait_until(lambda: backend.received)
-    own.open_gate.set()
+    own.may_answer.set()
     await emptied(store)
-    await courier.stop(grace=1)
+    await worker.stop(grace=1)
     await runner.cleanup()
 
 
-async def test_a_gate_behind_which_nothing_waits_any_more_opens(
-    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path
+async def test_a_breaker_behind_which_nothing_waits_any_more_closes(
+    store: Store, backend: FakeBackend, lid_lookup: LidLookup, tmp_path: Path
 ) -> None:
     """It stayed closed for good when its users had been erased."""
     tenants = tenants_at(tmp_path, {"2": {"backend_url": "http://127.0.0.1:9"}, "3": {}})
-    courier = courier_of(store, lids, backend.url, tenants)
+    worker = worker_of(store, lid_lookup, backend.url, tenants)
     people = [f"97150000000{number}" for number in range(5)]
     for who in people:
         await say(store, "start_realty_2", who)
-    await wait_until(courier.targets.closed)
-    probers = list(courier._probing.values())
+    await wait_until(worker.targets.open_targets)
+    probers = list(worker._probing.values())
     for who in people:
         await store.erase(user(who))
-    await wait_until(lambda: not courier.targets.closed())
+    await wait_until(lambda: not worker.targets.open_targets())
     await asyncio.wait(probers)
     assert [one for one in probers if not one.cancelled() and one.exception()] == []
-    assert courier._probing == {}
-    await courier.stop(grace=1)
+    assert worker._probing == {}
+    await worker.stop(grace=1)
 
 
-async def test_waiting_behind_a_closed_gate_does_not_age_a_message_at_another_address(
+async def test_waiting_behind_an_open_breaker_does_not_age_a_message_at_another_address(
     store: Store,
     backend: FakeBackend,
-    lids: Lids,
+    lid_lookup: LidLookup,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(tenants_module, "_CHECK_SECONDS", 0.01)
     tenants = tenants_at(tmp_path, {"2": {"backend_url": "http://127.0.0.1:9"}})
     made = targets(backend.url, tenants=tenants)
     old = target_of(made, 2)
     for _ in range(3):
-        old.gate.tell(Sign.NO_CONNECTION, user(ALI), tenant(2), 20.0)
+        old.breaker.record(Signal.NO_CONNECTION, user(ALI), tenant(2), 20.0)
     tenants.start()
     (tmp_path / "tenants.json").write_text(json.dumps({"2": {"backend_url": "http://mended"}}))
     await wait_until(lambda: target_of(made, 2).url == "http://mended")
-    assert made.seconds_closed(tenant(2), target_of(made, 2), 10.0, 100.0) == 80.0
+    assert made.seconds_open(tenant(2), target_of(made, 2), 10.0, 100.0) == 80.0
     tenants.stop()
     await made.close()
 
 
 async def test_one_tenants_own_backend_closes_after_ten_failures_of_three_users(
-    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path
+    store: Store, backend: FakeBackend, lid_lookup: LidLookup, tmp_path: Path
 ) -> None:
     """Behind the shared one, failures of a single tenant prove nothing."""
     own = FakeBackend()
     runner = await listening(own)
     own.answer = lambda _: 500
     tenants = tenants_at(tmp_path, {"2": {"backend_url": own.url}, "3": {}})
-    courier = courier_of(store, lids, backend.url, tenants)
+    worker = worker_of(store, lid_lookup, backend.url, tenants)
     for number in range(12):
         await say(store, "start_realty_2", f"97150000000{number:02}")
-    await wait_until(courier.targets.closed)
+    await wait_until(worker.targets.open_targets)
     own.answer = lambda _: 200
     await emptied(store)
-    await courier.stop(grace=1)
+    await worker.stop(grace=1)
     await runner.cleanup()
 
 
 async def test_a_tenant_that_is_given_another_address_is_delivered_there(
     store: Store,
     backend: FakeBackend,
-    lids: Lids,
+    lid_lookup: LidLookup,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What waits behind a closed gate goes at once when its address is mended."""
-    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    """What waits behind an open breaker goes at once when its address is mended."""
+    monkeypatch.setattr(tenants_module, "_CHECK_SECONDS", 0.01)
     own = FakeBackend()
     runner = await listening(own)
     tenants = tenants_at(tmp_path, {"2": {"backend_url": "http://127.0.0.1:9"}})
     tenants.start()
-    courier = courier_of(store, lids, backend.url, tenants)
+    worker = worker_of(store, lid_lookup, backend.url, tenants)
     for number in range(5):
         await say(store, "start_realty_2", f"97150000000{number}")
-    await wait_until(courier.targets.closed)
+    await wait_until(worker.targets.open_targets)
     (tmp_path / "tenants.json").write_text(json.dumps({"2": {"backend_url": own.url}, "3": {}}))
     await emptied(store)
     assert {one.user for one in own.received} == {f"97150000000{number}" for number in range(5)}
-    assert courier.targets.closed() == []
-    await courier.stop(grace=1)
+    assert worker.targets.open_targets() == []
+    await worker.stop(grace=1)
     tenants.stop()
     await runner.cleanup()
 
 
 async def test_slow_backends_of_some_tenants_stop_no_others(
-    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path
+    store: Store, backend: FakeBackend, lid_lookup: LidLookup, tmp_path: Path
 ) -> None:
     """One took all the slots that are meant for tenants' own: 24 s for everybody else's."""
     own = FakeBackend()
@@ -261,8 +261,8 @@ async def test_slow_backends_of_some_tenants_stop_no_others(
     own.answer = lambda one: slow(own) if one.tenant < 15 else 200
     listed = {str(number): {"backend_url": f"{own.url}/{number}"} for number in range(10, 20)}
     tenants = tenants_at(tmp_path, listed)
-    courier = courier_of(store, lids, backend.url, tenants, max_in_flight=128)
-    own.open_gate.set()
+    worker = worker_of(store, lid_lookup, backend.url, tenants, max_in_flight=128)
+    own.may_answer.set()
     held = asyncio.Event()
 
     async def slow(_: FakeBackend) -> int:
@@ -280,30 +280,30 @@ async def test_slow_backends_of_some_tenants_stop_no_others(
     assert sum(by_tenant[one] for one in range(10, 15)) <= 64, "half stays for the common one"
     held.set()
     await emptied(store)
-    assert courier.targets.shared.in_flight == 0
-    assert courier.targets.serving == EVERYBODY
-    await courier.stop(grace=1)
+    assert worker.targets.shared.in_flight == 0
+    assert worker.targets.claimable == ALL_TENANTS
+    await worker.stop(grace=1)
     await runner.cleanup()
 
 
-def test_room_is_shared_among_targets_and_given_back(tmp_path: Path) -> None:
+def test_room_is_shared_tenants_targets_and_given_back(tmp_path: Path) -> None:
     listed = {str(n): {"backend_url": f"http://own/{n}"} for n in range(1, 1001)}
     made = targets("http://common", tenants=tenants_at(tmp_path, listed), max_in_flight=256)
     begun = []
     for number in range(1, 1001):  # each takes as much as it gets
         while target := made.admit(tenant(number)):
-            made.begins(target)
+            made.start_attempt(target)
             begun.append(target)
     taken = Counter(target.url.rpartition("/")[2] for target in begun)
     assert sum(taken.values()) == 128
     assert max(taken.values()) == 32
     assert len(taken) > 8, "the next one always found room"
-    assert len(made.serving.named) == 1000, "nothing more is claimed for them"
+    assert len(made.claimable.named) == 1000, "nothing more is claimed for them"
     for target in begun:
-        made.ends(target)
+        made.end_attempt(target)
     for _ in range(100):
-        made.make_room()
-    assert made.serving == Among(set())
+        made.admit_waiting()
+    assert made.claimable == TenantFilter(set())
     assert made.has_room(begun[0])
 
 
@@ -322,13 +322,13 @@ class Changed:
 async def test_the_address_is_looked_up_right_before_the_sending(
     store: Store,
     backend: FakeBackend,
-    lids: Lids,
+    lid_lookup: LidLookup,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     to: dict[str, dict[str, str]],
 ) -> None:
     """A message went to the common backend after its tenant was taken out of tenants.json."""
-    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(tenants_module, "_CHECK_SECONDS", 0.01)
     own, old = FakeBackend(), FakeBackend()
     runners = [await listening(own), await listening(old)]
     text = json.dumps(to).replace("OWN", own.url)
@@ -341,36 +341,42 @@ async def test_the_address_is_looked_up_right_before_the_sending(
 
     made = targets(backend.url, tenants=tenants)
     media = cast(Media, Changed(change))
-    courier = Courier(store, made, lids, media, Metrics(), max_in_flight=10, max_age=86_400)
-    courier.start()
+    worker = DeliveryWorker(
+        store, made, lid_lookup, media, Metrics(), max_in_flight=10, max_age=86_400
+    )
+    worker.start()
     await say(store, "start_realty_2")
     if "2" in to:
         await wait_until(lambda: own.received)
     else:
-        await wait_until(lambda: made.serving == Among({tenant(2)}))
+        await wait_until(lambda: made.claimable == TenantFilter({tenant(2)}))
         assert (await store.backlog()).by_tenant == {2: 1}
     assert backend.received == old.received == []
-    await courier.stop(grace=1)
+    await worker.stop(grace=1)
     tenants.stop()
     for runner in runners:
         await runner.cleanup()
 
 
 async def test_a_probe_does_not_go_where_its_tenant_no_longer_is(
-    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    backend: FakeBackend,
+    lid_lookup: LidLookup,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It fell back to the common backend."""
-    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(gate_module, "_FIRST_PROBE", 0.05)
+    monkeypatch.setattr(tenants_module, "_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(breaker_module, "_FIRST_PROBE_SECONDS", 0.05)
     tenants = tenants_at(tmp_path, {"2": {"backend_url": "http://127.0.0.1:9"}, "3": {}})
     tenants.start()
-    courier = courier_of(store, lids, backend.url, tenants)
+    worker = worker_of(store, lid_lookup, backend.url, tenants)
     for number in range(5):
         await say(store, "start_realty_2", f"97150000000{number}")
-    await wait_until(courier.targets.closed)
+    await wait_until(worker.targets.open_targets)
     claim = store.claim
 
-    async def slow(limit: int, *, wait: float, probe: Among | None = None) -> list[Delivery]:
+    async def slow(limit: int, *, wait: float, probe: TenantFilter | None = None) -> list[Delivery]:
         found = await claim(limit, wait=wait, probe=probe)
         if found:
             (tmp_path / "tenants.json").write_text("{}")
@@ -379,17 +385,21 @@ async def test_a_probe_does_not_go_where_its_tenant_no_longer_is(
 
     monkeypatch.setattr(store, "claim", slow)
     await wait_until(lambda: tenants.listed == {})
-    await wait_until(lambda: courier.in_flight == 0 and not courier._probing)
+    await wait_until(lambda: worker.in_flight == 0 and not worker._probing)
     await say(store, "more", "971500000000")
-    await wait_until(lambda: courier.in_flight == 0)
+    await wait_until(lambda: worker.in_flight == 0)
     assert backend.received == []
     assert (await store.backlog()).by_tenant == {2: 6}
-    await courier.stop(grace=1)
+    await worker.stop(grace=1)
     tenants.stop()
 
 
 async def test_names_that_hang_stop_nobody_else(
-    store: Store, backend: FakeBackend, lids: Lids, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    backend: FakeBackend,
+    lid_lookup: LidLookup,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """65 of them took all threads that resolve names, and the common backend got nothing."""
     silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # a name server that never answers
@@ -406,11 +416,11 @@ async def test_names_that_hang_stop_nobody_else(
     }
     tenants = tenants_at(tmp_path, {"3": {}} | listed)
     common = backend.url.replace("127.0.0.1", "localhost")
-    courier = courier_of(store, lids, common, tenants, max_in_flight=256)
+    worker = worker_of(store, lid_lookup, common, tenants, max_in_flight=256)
     for number in range(3 * 65):
         await say(store, f"start_realty_{10 + number % 65}", f"97150000{number:04}")
-    await wait_until(lambda: courier.in_flight >= 100)
+    await wait_until(lambda: worker.in_flight >= 100)
     await say(store, "start_realty_3", ALI)
     await wait_until(lambda: backend.received, seconds=3)
-    await courier.stop(grace=0)
+    await worker.stop(grace=0)
     silent.close()

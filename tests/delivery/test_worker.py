@@ -11,13 +11,13 @@ from aiohttp import web
 
 from examples.waha import StandIn
 from gateway.delivery import attempts as attempts_module
-from gateway.delivery import circuit_breaker as gate_module
+from gateway.delivery import circuit_breaker as breaker_module
 from gateway.delivery import worker as delivery_module
 from gateway.delivery.backend import Backend, transport
-from gateway.delivery.circuit_breaker import Gate, Sign
+from gateway.delivery.circuit_breaker import CircuitBreaker, Signal
 from gateway.delivery.targets import Targets
-from gateway.delivery.worker import Courier
-from gateway.domain.model import EVERYBODY, Address, Delivery, Outcome, Selection
+from gateway.delivery.worker import DeliveryWorker
+from gateway.domain.model import ALL_TENANTS, Address, Delivery, Outcome, Selection
 from gateway.errors import (
     BackendError,
     BackendRefused,
@@ -30,12 +30,12 @@ from gateway.store import Store
 from gateway.tenants.registry import Tenants
 from gateway.waha import lid_lookup as lids_module
 from gateway.waha.client import Waha
-from gateway.waha.lid_lookup import Lids
+from gateway.waha.lid_lookup import LidLookup
 from gateway.waha.sessions import Sessions
 from tests.conftest import Answer, FakeBackend, Received, no_media, wait_until
 from tests.messages import ALI, LID, OMAR, SARA, by_the_rules, message, tenant, user
 
-Start = Callable[..., Courier]
+Start = Callable[..., DeliveryWorker]
 
 
 def targets(
@@ -59,26 +59,26 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def start(store: Store, backend: FakeBackend, lids: Lids) -> AsyncIterator[Start]:
-    started: list[Courier] = []
+async def start(store: Store, backend: FakeBackend, lid_lookup: LidLookup) -> AsyncIterator[Start]:
+    started: list[DeliveryWorker] = []
 
-    def make(*, url: str | None = None, timeout: float = 5, **how: Any) -> Courier:
+    def make(*, url: str | None = None, timeout: float = 5, **how: Any) -> DeliveryWorker:
         to = targets(url or backend.url, timeout=timeout)
-        courier = Courier(
+        worker = DeliveryWorker(
             store,
             to,
-            lids,
+            lid_lookup,
             no_media(),
             Metrics(),
             **{"max_in_flight": 256, "max_age": 86_400.0} | how,
         )
-        courier.start()
-        started.append(courier)
-        return courier
+        worker.start()
+        started.append(worker)
+        return worker
 
     yield make
-    for courier in started:
-        await courier.stop(grace=0)
+    for worker in started:
+        await worker.stop(grace=0)
 
 
 async def say(store: Store, text: str, user: str = ALI, **how: Any) -> None:
@@ -99,18 +99,18 @@ async def emptied(store: Store) -> None:
 async def test_once_a_backend_takes_something_again_nobody_waits_for_a_backoff(
     store: Store, backend: FakeBackend, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It answered 401 to everything, so no gate was closed, and some wait for minutes by now."""
+    """It answered 401 to everything, so no breaker opened, and some wait for minutes by now."""
     monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 3600.0)
     backend.answer = lambda _: 401
-    courier = start()
+    worker = start()
     others = [f"97150000000{n}" for n in range(6)]
     for who in others:
         await say(store, "start_realty_2", who)
-    await wait_until(lambda: courier.attempts.failing())
+    await wait_until(lambda: worker.attempts.failing())
     backend.answer = lambda _: 200
     await say(store, "start_realty_2", ALI)
     await emptied(store)
-    assert courier.attempts.failing() == []
+    assert worker.attempts.failing() == []
 
 
 async def test_messages_arrive_in_order_one_at_a_time(
@@ -127,14 +127,14 @@ async def test_messages_arrive_in_order_one_at_a_time(
 
 
 async def test_lines_go_in_parallel(store: Store, backend: FakeBackend, start: Start) -> None:
-    backend.open_gate.clear()
+    backend.may_answer.clear()
     start()
     for who in (ALI, SARA, OMAR):
         await say(store, "start_realty_2", who)
         await say(store, "next", who)
     await wait_until(lambda: len(backend.received) == 3)
     assert {one.user for one in backend.received} == {ALI, SARA, OMAR}
-    backend.open_gate.set()
+    backend.may_answer.set()
     await wait_until(lambda: len(backend.received) == 6)
 
 
@@ -199,31 +199,31 @@ async def test_a_backend_that_fails_everybody_makes_no_dead_letters(
     store: Store, backend: FakeBackend, start: Start
 ) -> None:
     backend.answer = lambda one: 500
-    courier = start()
+    worker = start()
     for number in range(12):
         await say(store, f"start_realty_{number % 3 + 1}", f"97150000{number:04}")
-    await wait_until(lambda: courier.targets.shared.gate.closed)
+    await wait_until(lambda: worker.targets.shared.breaker.is_open)
     backend.answer = lambda one: 200
     await asyncio.wait_for(emptied(store), 10)
-    assert not courier.targets.shared.gate.closed
+    assert not worker.targets.shared.breaker.is_open
     assert len({one.user for one in backend.received}) == 12
 
 
 async def test_an_outage_is_nobodys_fault_and_burns_no_attempts(
     store: Store, backend: FakeBackend, start: Start, unused_port: int
 ) -> None:
-    courier = start(url=f"http://127.0.0.1:{unused_port}")
+    worker = start(url=f"http://127.0.0.1:{unused_port}")
     for who in (ALI, SARA, OMAR):
         await say(store, "start_realty_2", who)
-    await wait_until(lambda: courier.targets.shared.gate.closed)
-    courier.stop_claiming()
-    await wait_until(lambda: courier.in_flight == 0)
-    store.serve(EVERYBODY, None)
+    await wait_until(lambda: worker.targets.shared.breaker.is_open)
+    worker.stop_claiming()
+    await wait_until(lambda: worker.in_flight == 0)
+    store.set_claimable(ALL_TENANTS, None)
     claimed = await store.claim(10, wait=5)
     assert {one.user for one in claimed} == {ALI, SARA, OMAR}
     # Two failures came before it was clear that the backend is away.
     assert sum(one.attempt - 1 for one in claimed) == 2
-    assert sum(one.own_faults for one in claimed) == 0
+    assert sum(one.poison_attempts for one in claimed) == 0
 
 
 @pytest.fixture
@@ -264,9 +264,9 @@ async def test_retry_after_of_nothing_is_no_shorter_than_the_backoff(
 ) -> None:
     monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 3600.0)
     backend.answer = lambda _: web.Response(status=503, headers={"Retry-After": "0"})
-    courier = start()
+    worker = start()
     await say(store, "start_realty_2")
-    await wait_until(lambda: backend.received and not courier.in_flight)
+    await wait_until(lambda: backend.received and not worker.in_flight)
     assert await store.claim(10, wait=0) == []
 
 
@@ -305,30 +305,30 @@ class Flaky:
         await self.store.settle(delivery, outcome)
 
 
-async def test_an_outcome_is_told_until_the_store_takes_it(
-    store: Store, backend: FakeBackend, lids: Lids
+async def test_an_outcome_is_settled_until_the_store_takes_it(
+    store: Store, backend: FakeBackend, lid_lookup: LidLookup
 ) -> None:
     to = targets(backend.url)
-    courier = Courier(
-        Flaky(store), to, lids, no_media(), Metrics(), max_in_flight=10, max_age=86_400
+    worker = DeliveryWorker(
+        Flaky(store), to, lid_lookup, no_media(), Metrics(), max_in_flight=10, max_age=86_400
     )
-    courier.start()
+    worker.start()
     await say(store, "start_realty_2")
     await asyncio.wait_for(emptied(store), 10)
     assert len(backend.received) == 1
-    await courier.stop(grace=1)
+    await worker.stop(grace=1)
 
 
 async def test_an_unforeseen_error_settles_its_delivery_and_the_worker_goes_on(
     store: Store, backend: FakeBackend, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stumbles = 2
+    fails = 2
     post = Backend.post
 
     async def stumbling(self: Backend, delivery: Delivery) -> None:
-        nonlocal stumbles
-        if stumbles:
-            stumbles -= 1
+        nonlocal fails
+        if fails:
+            fails -= 1
             raise ZeroDivisionError
         await post(self, delivery)
 
@@ -342,14 +342,14 @@ async def test_an_unforeseen_error_settles_its_delivery_and_the_worker_goes_on(
 async def test_stop_lets_what_is_in_flight_finish_and_begins_nothing(
     store: Store, backend: FakeBackend, start: Start
 ) -> None:
-    backend.open_gate.clear()
-    courier = start()
+    backend.may_answer.clear()
+    worker = start()
     await say(store, "start_realty_2")
     await say(store, "next")
     await wait_until(lambda: backend.received)
-    stopping = asyncio.create_task(courier.stop(grace=10))
+    stopping = asyncio.create_task(worker.stop(grace=10))
     await asyncio.sleep(0)
-    backend.open_gate.set()
+    backend.may_answer.set()
     await stopping
     assert texts(backend.received, ALI) == ["start_realty_2"]
     assert (await store.backlog()).waiting == 1
@@ -358,18 +358,18 @@ async def test_stop_lets_what_is_in_flight_finish_and_begins_nothing(
 async def test_what_does_not_finish_in_time_stays_in_the_store(
     store: Store, backend: FakeBackend, start: Start
 ) -> None:
-    backend.open_gate.clear()
-    courier = start()
+    backend.may_answer.clear()
+    worker = start()
     await say(store, "start_realty_2")
     await wait_until(lambda: backend.received)
-    await courier.stop(grace=0.05)
+    await worker.stop(grace=0.05)
     assert (await store.backlog()).waiting == 1
 
 
 async def test_no_more_than_max_in_flight_are_at_the_backend(
     store: Store, backend: FakeBackend, start: Start
 ) -> None:
-    backend.open_gate.clear()
+    backend.may_answer.clear()
     start(max_in_flight=2)
     for number in range(5):
         await say(store, "start_realty_2", f"97150000000{number}")
@@ -377,41 +377,41 @@ async def test_no_more_than_max_in_flight_are_at_the_backend(
     await say(store, "start_realty_2", SARA)
     await asyncio.sleep(0.05)  # time enough for a third one to come by mistake
     assert len(backend.received) == 2
-    backend.open_gate.set()
+    backend.may_answer.set()
     await wait_until(lambda: len(backend.received) == 6)
 
 
-async def test_a_closed_gate_lets_one_probe_through_and_opens_for_all(
+async def test_an_open_breaker_lets_one_probe_through_and_closes_for_all(
     store: Store, backend: FakeBackend, start: Start
 ) -> None:
     backend.answer = lambda _: 500
-    courier = start()
+    worker = start()
     people = [f"97150000{number:04}" for number in range(12)]
     for number, who in enumerate(people):
         await say(store, f"start_realty_{number % 3 + 1}", who)
-    await wait_until(lambda: courier.targets.shared.gate.closed and courier.in_flight == 0)
+    await wait_until(lambda: worker.targets.shared.breaker.is_open and worker.in_flight == 0)
     before = len(backend.received)
-    backend.open_gate.clear()
+    backend.may_answer.clear()
     await wait_until(lambda: len(backend.received) == before + 1)
     await asyncio.sleep(0.05)  # time enough for a second one to come by mistake
     assert len(backend.received) == before + 1
     backend.answer = lambda _: 200
-    backend.open_gate.set()
+    backend.may_answer.set()
     await asyncio.wait_for(emptied(store), 10)
 
 
-async def test_when_the_gate_opens_all_backoffs_end(
+async def test_when_the_breaker_closes_all_backoffs_end(
     store: Store, backend: FakeBackend, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 3600.0)
     backend.answer = lambda _: 500
-    courier = start()
+    worker = start()
     for number in range(9):
         await say(store, f"start_realty_{number % 3 + 1}", f"97150000{number:04}")
-    await wait_until(lambda: len(backend.received) == 9 and courier.in_flight == 0)
-    assert not courier.targets.shared.gate.closed
+    await wait_until(lambda: len(backend.received) == 9 and worker.in_flight == 0)
+    assert not worker.targets.shared.breaker.is_open
     await say(store, "start_realty_1", SARA)  # the tenth failure closes it
-    await wait_until(lambda: courier.targets.shared.gate.closed)
+    await wait_until(lambda: worker.targets.shared.breaker.is_open)
     backend.answer = lambda _: 200
     await asyncio.wait_for(emptied(store), 10)
 
@@ -419,33 +419,33 @@ async def test_when_the_gate_opens_all_backoffs_end(
 @pytest.mark.parametrize(
     ("error", "sign"),
     [
-        (NotConnected("no"), Sign.NO_CONNECTION),
-        (BackendUnavailable("no answer"), Sign.FAILURE),
-        (BackendUnavailable("x", status=404), Sign.FAILURE),
-        (BackendUnavailable("x", status=500), Sign.FAILURE),
-        (BackendUnavailable("x", status=599), Sign.FAILURE),
-        (BackendUnavailable("x", status=401), Sign.ANSWER),
-        (BackendUnavailable("x", status=429), Sign.ANSWER),
-        (BackendUnavailable("x", status=302), Sign.ANSWER),
-        (BackendRefused("x", status=422), Sign.ANSWER),
+        (NotConnected("no"), Signal.NO_CONNECTION),
+        (BackendUnavailable("no answer"), Signal.FAILURE),
+        (BackendUnavailable("x", status=404), Signal.FAILURE),
+        (BackendUnavailable("x", status=500), Signal.FAILURE),
+        (BackendUnavailable("x", status=599), Signal.FAILURE),
+        (BackendUnavailable("x", status=401), Signal.ANSWER),
+        (BackendUnavailable("x", status=429), Signal.ANSWER),
+        (BackendUnavailable("x", status=302), Signal.ANSWER),
+        (BackendRefused("x", status=422), Signal.ANSWER),
     ],
 )
-def test_what_a_failure_says_of_the_backend(error: BackendError, sign: Sign) -> None:
-    assert delivery_module._sign(error) is sign
+def test_what_a_failure_says_of_the_backend(error: BackendError, sign: Signal) -> None:
+    assert delivery_module._signal_of(error) is sign
 
 
-async def test_the_age_leaves_out_a_closed_gate_and_what_was_before_our_start(
+async def test_the_age_leaves_out_an_open_breaker_and_what_was_before_our_start(
     store: Store, backend: FakeBackend, start: Start
 ) -> None:
     wall, steady = 1_782_900_000.0, 0.0
-    courier = start(clock=lambda: wall, monotonic=lambda: steady)
+    worker = start(clock=lambda: wall, monotonic=lambda: steady)
     wall, steady = wall + 100, 100.0
     for _ in range(3):
-        courier.targets.shared.gate.tell(Sign.NO_CONNECTION, user(ALI), tenant(1), 20.0)
-    courier.targets.shared.gate.tell(Sign.SUCCESS, user(ALI), tenant(1), 50.0)
-    assert courier._open_seconds(tenant(2), courier.targets.shared, wall - 10, wall) == 10
-    assert courier._open_seconds(tenant(2), courier.targets.shared, wall - 90, wall) == 60
-    assert courier._open_seconds(tenant(2), courier.targets.shared, wall - 86_400, wall) == 70
+        worker.targets.shared.breaker.record(Signal.NO_CONNECTION, user(ALI), tenant(1), 20.0)
+    worker.targets.shared.breaker.record(Signal.SUCCESS, user(ALI), tenant(1), 50.0)
+    assert worker._seconds_closed(tenant(2), worker.targets.shared, wall - 10, wall) == 10
+    assert worker._seconds_closed(tenant(2), worker.targets.shared, wall - 90, wall) == 60
+    assert worker._seconds_closed(tenant(2), worker.targets.shared, wall - 86_400, wall) == 70
 
 
 async def test_the_first_delivery_of_a_lid_waits_for_its_phone(
@@ -467,7 +467,7 @@ async def test_the_first_delivery_of_a_lid_waits_for_its_phone(
 
 
 @pytest.mark.parametrize("waha_is", ["slow", "ignorant", "away"])
-async def test_a_lid_that_waha_does_not_tell_is_delivered_under_the_lid(
+async def test_a_lid_that_waha_does_not_report_is_delivered_under_the_lid(
     store: Store,
     backend: FakeBackend,
     start: Start,
@@ -475,11 +475,11 @@ async def test_a_lid_that_waha_does_not_tell_is_delivered_under_the_lid(
     monkeypatch: pytest.MonkeyPatch,
     waha_is: str,
 ) -> None:
-    monkeypatch.setattr(lids_module, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(lids_module, "MAX_WAIT_SECONDS", 0.2)
     if waha_is == "slow":
         waha.delay = 30
     if waha_is == "away":
-        waha.patience, waha.statuses["default"] = 0.0, "STOPPED"
+        waha.retry_after, waha.statuses["default"] = 0.0, "STOPPED"
     start()
     await say(store, "start_realty_2", LID)
     await say(store, "next", LID)
@@ -493,7 +493,7 @@ async def test_a_lid_is_delivered_though_waha_fails_and_nothing_is_held(
 ) -> None:
     """With HOLD_SECONDS=0 it was put back for ever, as fast as the processor could."""
     waha.odd_answer = lambda: web.Response(status=503)
-    lids = Lids(
+    lid_lookup = LidLookup(
         client,
         store,
         sessions,
@@ -503,13 +503,15 @@ async def test_a_lid_is_delivered_though_waha_fails_and_nothing_is_held(
         keep_asking=0,
     )
     to = targets(backend.url)
-    courier = Courier(store, to, lids, no_media(), Metrics(), max_in_flight=10, max_age=86_400)
-    courier.start()
+    worker = DeliveryWorker(
+        store, to, lid_lookup, no_media(), Metrics(), max_in_flight=10, max_age=86_400
+    )
+    worker.start()
     await say(store, "start_realty_2", LID)
     await wait_until(lambda: backend.received)
     assert len(waha.asked) <= 2
-    await courier.stop(grace=1)
-    await lids.stop()
+    await worker.stop(grace=1)
+    await lid_lookup.stop()
 
 
 async def test_waiting_for_a_phone_is_no_probe(
@@ -520,26 +522,26 @@ async def test_waiting_for_a_phone_is_no_probe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It doubled the time to the next probe, and with twelve LIDs none came through for minutes."""
-    monkeypatch.setattr(gate_module, "_FIRST_PROBE", 0.05)
+    monkeypatch.setattr(breaker_module, "_FIRST_PROBE_SECONDS", 0.05)
     probes = []
-    probing = Gate.probing
+    start_probe = CircuitBreaker.start_probe
 
-    def counted(self: Gate, now: float) -> None:
+    def counted(self: CircuitBreaker, now: float) -> None:
         probes.append(now)
-        probing(self, now)
+        start_probe(self, now)
 
-    monkeypatch.setattr(Gate, "probing", counted)
+    monkeypatch.setattr(CircuitBreaker, "start_probe", counted)
     waha.phones["158764321000005"], waha.delay = ALI, 0.3
-    courier = start()
+    worker = start()
     for _ in range(3):
-        courier.targets.shared.gate.tell(
-            Sign.NO_CONNECTION, user(SARA), tenant(3), time.monotonic()
+        worker.targets.shared.breaker.record(
+            Signal.NO_CONNECTION, user(SARA), tenant(3), time.monotonic()
         )
-    assert courier.targets.shared.gate.closed
+    assert worker.targets.shared.breaker.is_open
     await say(store, "start_realty_2", LID)
     await wait_until(lambda: backend.received)
     assert (len(probes), backend.received[0].user) == (1, ALI)
-    await wait_until(lambda: not courier.targets.shared.gate.closed)
+    await wait_until(lambda: not worker.targets.shared.breaker.is_open)
 
 
 async def test_what_is_no_longer_ours_is_not_sent(
@@ -581,7 +583,7 @@ async def test_a_fault_of_one_tenant_is_not_judged_by_what_others_get_through(
     """30 of 30 messages were dead letters within 3 s, each after a dozen attempts."""
     monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 3600.0)
     backend.answer = lambda one: FAULTS[fault]() if one.tenant == 2 else 200
-    courier = start()
+    worker = start()
     people = [f"9715000000{number:02}" for number in range(users)]
     for number in range(max(users, 6)):
         await say(store, "start_realty_2", people[number % users])
@@ -592,7 +594,7 @@ async def test_a_fault_of_one_tenant_is_not_judged_by_what_others_get_through(
     assert sorted(tried) == people, "each waits for its own backoff, whatever tenant 1 does"
     assert await store.dead_letters(Selection(), limit=1) == []
     if users > 1:
-        assert [one.tenant for one in courier.attempts.failing()] == [2]
+        assert [one.tenant for one in worker.attempts.failing()] == [2]
 
 
 async def test_attempts_of_a_tenant_whose_every_message_fails_are_nobodys_fault(
@@ -632,23 +634,23 @@ async def test_what_its_own_fault_holds_back_is_not_hurried_by_others(
     assert all(len(texts(backend.received, who)) == 2 for who in people)
 
 
-async def test_a_retry_after_outlasts_the_gate(
+async def test_a_retry_after_outlasts_the_breaker(
     store: Store, backend: FakeBackend, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its backend was there, and asked this tenant alone to wait; others waited for the gate."""
+    """Its backend was there, and asked this tenant alone to wait; others waited for the breaker."""
     monkeypatch.setattr(delivery_module, "_backoff", lambda attempt: 3600.0)
     asks = web.Response(status=429, headers={"Retry-After": "600"})
     backend.answer = lambda one: asks if one.tenant == 5 else 500
-    courier = start()
+    worker = start()
     for number, who in ((5, ALI), (2, SARA)):
         await say(store, f"start_realty_{number}", who)
-    await wait_until(lambda: len(backend.received) == 2 and not courier.in_flight)
+    await wait_until(lambda: len(backend.received) == 2 and not worker.in_flight)
     backend.answer = lambda _: 200
-    gate = courier.targets.shared.gate
+    breaker = worker.targets.shared.breaker
     for _ in range(3):
-        gate.tell(Sign.NO_CONNECTION, user(OMAR), tenant(3), time.monotonic())
-    assert gate.closed
-    gate.tell(Sign.SUCCESS, user(OMAR), tenant(3), time.monotonic())
+        breaker.record(Signal.NO_CONNECTION, user(OMAR), tenant(3), time.monotonic())
+    assert breaker.is_open
+    breaker.record(Signal.SUCCESS, user(OMAR), tenant(3), time.monotonic())
     await wait_until(lambda: len(backend.received) == 3)
     assert backend.received[2].user == SARA
     await asyncio.sleep(0.2)  # time enough for the other one to come by mistake

@@ -234,9 +234,9 @@ class Campaign:
             quiet = quiet + 1 if arrived == before else 0
             before = arrived
             await asyncio.sleep(0.1)
-        self.tell_of(self.missing())
+        self.report_of(self.missing())
 
-    def tell_of(self, missing: list[Message]) -> None:
+    def report_of(self, missing: list[Message]) -> None:
         """Where each is: it waits, or is gone."""
         if self.redis is None:
             return
@@ -245,8 +245,8 @@ class Campaign:
                 json.loads(client.hget(key, "body"))["payload"]["body"].split("#")[1]: key
                 for key in client.scan_iter("gw:*:d:*")
             }
-            flying = client.hgetall("gw:{~}:fly")
-        self.show(f"{len(waiting)} wait in Redis, in flight are {flying}")
+            in_flight = client.hgetall("gw:{~}:fly")
+        self.show(f"{len(waiting)} wait in Redis, in flight are {in_flight}")
         for one in missing:
             place = waiting.get(str(one.number), "nowhere")
             self.show(f"#{one.number} of user {one.user}, tenant {one.tenant}: {place!r}")
@@ -262,6 +262,7 @@ class Campaign:
         )
         counts |= {"kills": len(self.killed), "acked": self.acked, "doubles": 0}
         counts["lost"] = len(self.missing())
+        began = self.attempts()
         for number, arrivals in self.arrivals.items():
             first, expected = arrivals[0], self.sent[number].tenant
             counts["wrong tenant"] += any(
@@ -270,15 +271,16 @@ class Campaign:
             counts["other key"] += any(one.key != first.key for one in arrivals)
             for one, again in itertools.pairwise(arrivals):
                 counts["doubles"] += 1
-                place = bisect.bisect_right(self.killed, one.at)
+                # When it was sent: this process may come to read it after the kill.
+                sent = max((at for at in began[one.key] if at <= one.at), default=one.at)
+                place = bisect.bisect_right(self.killed, sent)
                 killed_between = place < len(self.killed) and self.killed[place] < again.at
                 counts["stray double"] += not killed_between
-        counts["inversions"] = self.inversions()
+        counts["inversions"] = self.inversions({key: min(times) for key, times in began.items()})
         return counts
 
-    def inversions(self) -> int:
+    def inversions(self, began: dict[str, float]) -> int:
         """y before x in spite of x being acknowledged before y's first attempt began."""
-        began = self.first_attempts()
         lines: dict[tuple[int, int], list[tuple[Message, Arrival]]] = defaultdict(list)
         for number, arrivals in self.arrivals.items():
             message = self.sent[number]
@@ -292,16 +294,15 @@ class Campaign:
                     found += earlier and x.acked is not None and x.acked < began[y_arrival.key]
         return found
 
-    def first_attempts(self) -> dict[str, float]:
-        """When the first attempt of each key began, as the router's log tells."""
-        began: dict[str, float] = {}
+    def attempts(self) -> dict[str, list[float]]:
+        """When the attempts of each key began, by the routers' logs."""
+        began: dict[str, list[float]] = defaultdict(list)
         for router in self.routers:
             with router.log.open("rb") as lines:
                 for line in lines:
                     if b'"delivery.attempt"' in line:
-                        told = json.loads(line)
-                        before = began.get(told["key"], told["time"])
-                        began[told["key"]] = min(before, told["time"])
+                        attempt = json.loads(line)
+                        began[attempt["key"]].append(attempt["time"])
         return began
 
 

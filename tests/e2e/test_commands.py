@@ -97,14 +97,14 @@ async def test_a_link_at_the_shell_and_its_card(router: Router) -> None:
     address = "https://wa.me/971557357753?text=start_realty_2%0A%D8%B3%D9%84%D8%A7%D9%85"
     assert (made.returncode, made.stdout.strip()) == (0, address)
     assert card.read_bytes() == qr.svg(address, size=512)
-    for arguments, status, told in (
+    for arguments, status, reported in (
         (("0",), 2, "0 is no tenant"),
         (("2", "--qr", "card.pdf"), 2, ".svg or .png"),
         (("2", "--qr", "x.svg", "--text", "ا" * 1000), 1, "more than a QR code holds"),
         (("2", "--qr", "nowhere/x.svg"), 1, "nowhere"),
     ):
         refused = await run(router, "link", *arguments)
-        assert (refused.returncode, told in refused.stderr) == (status, True), refused.stderr
+        assert (refused.returncode, reported in refused.stderr) == (status, True), refused.stderr
     assert not (router.folder / "x.svg").exists()
 
 
@@ -135,8 +135,8 @@ def test_a_move_that_is_killed_moved_all_or_none(tmp_path: Path, delay: float) -
             assert waiting == [{"tenant_id": tenant, "waiting": 1} for tenant in (2, 7)]
         else:
             assert waiting == [{"tenant_id": 2, "waiting": 2}]
-        told = client.get("/router/user/971500000007/history").json()["history"]
-        assert [one["what"] for one in told] == (["moved"] if home == 7 else []) + ["imported"]
+        reported = client.get("/router/user/971500000007/history").json()["history"]
+        assert [one["what"] for one in reported] == (["moved"] if home == 7 else []) + ["imported"]
         file = json.loads((tmp_path / "data" / "router_mappings.json").read_text())
         for _ in range(200):
             if set(file.values()) == {home}:

@@ -113,7 +113,7 @@ async def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
 
 
 @pytest.fixture
-def _told_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def _reported_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol.BoundedProtocol, "_refusals", Throttle())
 
 
@@ -121,9 +121,9 @@ GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 LAST = b"Connection: close\r\n\r\n"
 
 
-@pytest.mark.usefixtures("_told_anew")
+@pytest.mark.usefixtures("_reported_anew")
 @pytest.mark.parametrize(
-    ("parts", "status", "told"),
+    ("parts", "status", "reported"),
     [
         ([GET, LAST], b"200", ""),
         ([GET, b"X-Long: " + b"x" * 60_000 + b"\r\n", LAST], b"200", ""),
@@ -163,17 +163,17 @@ async def test_a_head_has_an_end(
     caplog: pytest.LogCaptureFixture,
     parts: list[bytes],
     status: bytes,
-    told: str,
+    reported: str,
 ) -> None:
     async with served(tmp_path) as port:
         assert (await talk(port, *parts, pause=0.01)).split()[1] == status
         await talk(port, *parts)
     lines = [r.getMessage() for r in caplog.records if r.name == "gateway.api.protocol"]
-    assert len(lines) == bool(told), "told once, not twice"
-    assert told in "".join(lines)
+    assert len(lines) == bool(reported), "told once, not twice"
+    assert reported in "".join(lines)
 
 
-@pytest.mark.usefixtures("_told_anew")
+@pytest.mark.usefixtures("_reported_anew")
 async def test_requests_sent_on_without_waiting_are_bounded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -185,7 +185,7 @@ async def test_requests_sent_on_without_waiting_are_bounded(
     assert "without waiting for answers" in caplog.text
 
 
-@pytest.mark.usefixtures("_told_anew")
+@pytest.mark.usefixtures("_reported_anew")
 @pytest.mark.parametrize(
     "parts",
     [
@@ -218,7 +218,7 @@ async def test_a_bare_line_end_does_not_keep_a_connection_for_good(tmp_path: Pat
         assert time.monotonic() - started < 4
 
 
-@pytest.mark.usefixtures("_told_anew")
+@pytest.mark.usefixtures("_reported_anew")
 async def test_who_does_not_read_his_answers_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -246,7 +246,7 @@ async def test_a_trailer_is_no_header(tmp_path: Path) -> None:
         assert (await talk(port, chunked + framed)).split()[1] == b"200"
 
 
-async def test_an_idle_connection_between_two_requests_is_kept(
+async def test_an_idle_connection_between_two_requests_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "REQUEST_SECONDS", 0.05)
@@ -458,7 +458,7 @@ async def test_who_hangs_up_before_the_answer_is_routed_all_the_same(
 
 
 @pytest.mark.parametrize("path", ["lock/971501234567", "tenants/1/move", "recover", "explain"])
-def test_a_body_without_end_is_not_kept(tmp_path: Path, path: str) -> None:
+def test_a_body_without_end_is_not_stored(tmp_path: Path, path: str) -> None:
     """Nobody's, and then that of somebody who may call."""
     key = "k" * 32
     with running(tmp_path, admin_api_key=key) as router:

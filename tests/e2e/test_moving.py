@@ -44,13 +44,13 @@ async def test_no_message_is_lost_and_order_stays_while_a_running_system_moves(
     await wait_until(lambda: len(backend.received) > 200)
     await asyncio.to_thread(router.stop)
     moved = await asyncio.to_thread(
-        router.run, "move", "--from", "file:data", "--to", server.url
+        router.run, "migrate", "--from", "file:data", "--to", server.url
     )  # fmt: skip
     assert moved.returncode == 0, moved.stderr
     assert f"{USERS} locks" in moved.stdout
     refused = await asyncio.to_thread(router.run)
     assert refused.returncode != 0
-    assert "has moved to unix:" in refused.stderr + refused.stdout
+    assert "has been migrated to unix:" in refused.stderr + refused.stdout
     router.env["STORE_URL"] = server.url
     backend.answer = lambda _: 200
     await asyncio.to_thread(router.start)
@@ -70,12 +70,12 @@ async def test_no_message_is_lost_and_order_stays_while_a_running_system_moves(
 
 async def test_a_move_says_what_is_wrong(tmp_path: Path) -> None:
     router = Router(tmp_path)
-    for ends, told in (
+    for ends, reported in (
         (("file:data", "redis://127.0.0.1:9"), "there is nothing to move"),
         (("redis://127.0.0.1:9", "file:data"), "Redis does not answer"),
         (("nonsense", "file:data"), "must begin with file:"),
     ):
-        done = await asyncio.to_thread(router.run, "move", "--from", ends[0], "--to", ends[1])
+        done = await asyncio.to_thread(router.run, "migrate", "--from", ends[0], "--to", ends[1])
         assert (done.returncode, done.stdout) == (1, "")
-        assert told in done.stderr
+        assert reported in done.stderr
         assert "Traceback" not in done.stderr

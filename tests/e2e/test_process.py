@@ -51,13 +51,13 @@ async def start(router: Router) -> None:
 async def test_killed_after_the_answer_it_delivers_and_the_lock_is_there(
     router: Router, backend: FakeBackend
 ) -> None:
-    backend.open_gate.clear()  # the backend takes its time over every answer
+    backend.may_answer.clear()  # the backend takes its time over every answer
     await start(router)
     assert (await post(router, "start_realty_2"))["action"] == "new_session_locked"
     assert (await post(router, "second"))["action"] == "existing_session"
     router.kill()
     before = len(backend.received)
-    backend.open_gate.set()
+    backend.may_answer.set()
 
     await start(router)
     await wait_until(lambda: "second" in texts(backend)[before:])
@@ -95,14 +95,14 @@ async def test_killed_again_and_again_nothing_acknowledged_is_lost(
 async def test_a_signal_ends_it_cleanly_after_what_is_in_flight(
     router: Router, backend: FakeBackend, number: int
 ) -> None:
-    backend.open_gate.clear()
+    backend.may_answer.clear()
     await start(router)
     await post(router, "start_realty_2")
     await post(router, "second")
     await wait_until(lambda: len(backend.received) == 1)
     router.signal(number)
     await asyncio.sleep(0.3)  # it must still be there, waiting for the backend
-    backend.open_gate.set()
+    backend.may_answer.set()
     assert await asyncio.to_thread(router.wait) == 0
     log = router.log.read_text("utf-8")
     assert "✅ Forwarded to Tenant 2 backend" in log
@@ -123,7 +123,7 @@ async def test_while_the_backend_is_away_messages_are_accepted_and_wait(tmp_path
         await wait_until(lambda: "The backend is away" in log.read_text("utf-8"))
         ready = (await asyncio.to_thread(httpx.get, f"{router.url}/ready")).json()
         assert ready["status"] == "degraded"
-        assert ready["backend_gate"].startswith("degraded: closed")
+        assert ready["circuit_breakers"].startswith("degraded: open")
         assert (await asyncio.to_thread(httpx.get, f"{router.url}/health")).status_code == 200
         assert log.read_text("utf-8").count("The backend is away") == 1
 

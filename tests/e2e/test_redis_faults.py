@@ -158,7 +158,7 @@ class Wire:
         for writer in list(self._open):
             writer.transport.abort()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         self._cut = False
         self._alive.set()
 
@@ -220,7 +220,7 @@ async def test_a_network_that_fails_between_router_and_redis_loses_and_turns_not
         for number in range(1, 4):
             await say(two, number)
         await wait_until(lambda: set(acked) <= set(backend.bodies), seconds=40)
-        wire.mend()
+        wire.repair()
         for number in range(4, 7):
             await say(one, number)
         await wait_until(lambda: set(acked) <= set(backend.bodies), seconds=40)
@@ -270,8 +270,8 @@ async def test_a_replica_that_was_behind_takes_over_and_nobody_is_served_wrongly
         await wait_until(
             lambda: httpx.get(f"{router.url}/router/pending").json()["waiting"] == 0, seconds=60
         )
-        told = backend.received[before:]
+        reported = backend.received[before:]
         for place, body in enumerate(later):
-            tenants = {one.tenant for one in told if one.body == body}
+            tenants = {one.tenant for one in reported if one.body == body}
             assert tenants == ({5} if place < 4 else {2})
-        assert all(b"never seen again" not in one.body for one in told)
+        assert all(b"never seen again" not in one.body for one in reported)

@@ -92,13 +92,13 @@ async def test_what_a_killed_router_had_in_flight_is_sent_by_the_other(
     """Once the lease has ended, under the same key."""
     one, two = routers
     two.signal(signal.SIGSTOP)
-    backend.open_gate.clear()
+    backend.may_answer.clear()
     assert (await post(one, "start_realty_2")).status_code == 200
     await wait_until(lambda: len(backend.received) == 1)
     one.kill()
     two.signal(signal.SIGCONT)
     await wait_until(lambda: len(backend.received) == 2, seconds=40)
-    backend.open_gate.set()
+    backend.may_answer.set()
     assert len({(r.key, r.body) for r in backend.received}) == 1
     assert (await post(two, "next")).status_code == 200
     await wait_until(lambda: len({r.key for r in backend.received}) == 2)
@@ -110,11 +110,11 @@ async def test_a_router_that_ends_in_order_leaves_its_claims_at_once(
     one, two = routers
     two.signal(signal.SIGSTOP)
     backend.answer = lambda _: 500 if len(backend.received) == 1 else 200
-    backend.open_gate.clear()
+    backend.may_answer.clear()
     assert (await post(one, "start_realty_2", SARA)).status_code == 200
     await wait_until(lambda: len(backend.received) == 1)
     one.signal(signal.SIGTERM)
-    backend.open_gate.set()
+    backend.may_answer.set()
     await asyncio.to_thread(one.wait)
     began = time.monotonic()
     two.signal(signal.SIGCONT)

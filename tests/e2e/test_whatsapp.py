@@ -37,7 +37,7 @@ async def post(router: Router, text: str, user: str, session: str = "default", *
     return (await asyncio.to_thread(router.post, body)).json()
 
 
-async def tell_status(router: Router, session: str, status: str) -> Any:
+async def report_status(router: Router, session: str, status: str) -> Any:
     body = {
         "event": "session.status",
         "session": session,
@@ -70,7 +70,7 @@ async def test_two_numbers_on_one_router(
     await post(router, "start_realty_3", LID, "sales")
     assert (await post(router, "hello", OMAR))["status"] == "unknown_user"
     await wait_until(lambda: len(backend.received) == 5)
-    told = {
+    reported = {
         (
             json.loads(one.body)["session"],
             one.user,
@@ -79,7 +79,7 @@ async def test_two_numbers_on_one_router(
         )
         for one in backend.received
     }
-    assert told == {
+    assert reported == {
         ("default", ALI, 2, "start_realty_2"),
         ("default", ALI, 2, "to the first"),
         ("sales", ALI, 7, "start_realty_7"),
@@ -93,8 +93,8 @@ async def test_two_numbers_on_one_router(
     assert (await get(router, f"/router/user/{ALI}?session=sales"))["locked_to_tenant"] == 7
 
     # Help goes out by the number that was written to, and not by one that is down.
-    await tell_status(router, "default", "SCAN_QR_CODE")
-    await tell_status(router, "sales", "WORKING")
+    await report_status(router, "default", "SCAN_QR_CODE")
+    await report_status(router, "sales", "WORKING")
     await post(router, "hello", SARA, "sales")
     await wait_until(lambda: waha.sent)
     assert [(one["session"], one["chatId"]) for one in waha.sent] == [("sales", f"{SARA}@c.us")]
@@ -102,7 +102,7 @@ async def test_two_numbers_on_one_router(
     assert ready["waha_session default"].startswith("degraded: SCAN_QR_CODE, last event ")
     assert ready["waha_session sales"].startswith("ok: WORKING, last event ")
     assert ready["status"] == "degraded"
-    await tell_status(router, "default", "WORKING")
+    await report_status(router, "default", "WORKING")
     await wait_until(lambda: len(waha.sent) == 2)
     assert waha.sent[1]["session"] == "default"
     assert len(backend.received) == 5, "no status went to a tenant"
@@ -130,7 +130,7 @@ async def test_what_a_lid_said_goes_to_the_tenant_once_waha_knows_it_also_over_a
     """Nobody writes again: the look-up alone must bring it out, and WAHA is down at first."""
     await start(router)
     await post(router, "start_realty_2", ALI)
-    waha.statuses["default"], waha.patience = "STARTING", 0.0
+    waha.statuses["default"], waha.retry_after = "STARTING", 0.0
     assert (await post(router, "by lid", LID))["status"] == "unknown_user"
     await wait_until(lambda: waha.asked)
     router.kill()

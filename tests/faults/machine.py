@@ -81,8 +81,8 @@ def _after_a_power_cut(file: File, dice: random.Random | None) -> bytes:
         assert dice
         if dice.random() < 0.5:
             whole = dice.random() < 0.5
-            kept = len(call.data) if whole else dice.randrange(0, len(call.data) + 1, SECTOR)
-            _change(content, call._replace(data=call.data[:kept]))
+            stored = len(call.data) if whole else dice.randrange(0, len(call.data) + 1, SECTOR)
+            _change(content, call._replace(data=call.data[:stored]))
     return bytes(content)
 
 

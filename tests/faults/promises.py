@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gateway.domain.model import Done
+from gateway.domain.model import Delivered
 from gateway.store import open_store
 from tests.conftest import LIMITS
 from tests.e2e.router import ROOT, environment
@@ -43,7 +43,7 @@ async def check(folder: Path, promises: Promises) -> None:
             text = json.loads(delivery.body)["payload"]["body"]
             assert (delivery.user, text) not in waiting, "twice in the store"
             waiting[delivery.user, text] = delivery.tenant
-            await store.settle(delivery, Done())
+            await store.settle(delivery, Delivered())
     await store.close()
 
     settled = {(one["by"], one["done"]) for one in promises if "done" in one}

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from gateway.domain.model import Done
+from gateway.domain.model import Delivered
 from gateway.errors import StartRefused, StoreUnavailable
 from gateway.store import Store, open_store
 from tests.conftest import LIMITS
@@ -55,7 +55,7 @@ async def main(folder: str) -> None:
     for delivery in await again(lambda: store.claim(2, wait=0)):
         text = json.loads(delivery.body)["payload"]["body"]
         promise(claimed=text, by=delivery.user)
-        await again(functools.partial(store.settle, delivery, Done()))
+        await again(functools.partial(store.settle, delivery, Delivered()))
         promise(done=text, by=delivery.user)
     await again(lambda: store.unlock(user("971500000002")))
     promise(unlocked="971500000002")

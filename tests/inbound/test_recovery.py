@@ -98,13 +98,13 @@ async def test_what_came_while_a_session_did_not_work_is_fetched_once_it_does(
     router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
     await start(router)
     assert await post(router, webhook("start_realty_2", sent=NOW - 100)) == "routed"
-    await tell_status(router, "FAILED")
+    await report_status(router, "FAILED")
     waha.messages = [payload("missed", sent=NOW - 50)]
     assert await post(router, webhook("after it", sent=time.time() + 1)) == "routed"
     await wait_until(lambda: "missed" in texts(backend.received), seconds=20)
     waha.messages.append(payload("missed too", sent=time.time()))
-    await tell_status(router, "FAILED")
-    await tell_status(router, "WORKING")
+    await report_status(router, "FAILED")
+    await report_status(router, "WORKING")
     await wait_until(lambda: "missed too" in texts(backend.received), seconds=20)
     assert len(backend.received) == 4
     await stop(router)
@@ -134,7 +134,7 @@ async def test_on_demand_hundreds_come_oldest_first(
     await stop(router)
 
 
-async def tell_status(router: Router, name: str) -> None:
+async def report_status(router: Router, name: str) -> None:
     body = json.loads(webhook(None, sent=time.time(), event="session.status"))
     body["payload"] = {"name": "default", "status": name}
     assert await post(router, json.dumps(body).encode()) == "ignored"
@@ -155,12 +155,12 @@ async def test_a_session_that_breaks_off_while_its_gap_is_asked_for_is_asked_onc
     waha.delay = 1.5
     await start(router)
     await wait_until(lambda: waha.listed == 1)
-    await tell_status(router, "FAILED")
+    await report_status(router, "FAILED")
     assert await post(router, webhook("live", sent=time.time() + 1)) == "routed"
     waha.delay = 0.0
     await wait_until(lambda: "🩹" in router.log.read_text("utf-8"))
     waha.messages = [payload("missed", sent=NOW - 200)]
-    await tell_status(router, "WORKING")
+    await report_status(router, "WORKING")
     await wait_until(lambda: "missed" in texts(backend.received), seconds=20)
     await stop(router)
 
@@ -224,7 +224,7 @@ async def recovery_of(
     since: list[int] = []
 
     class Asking:
-        async def look_at(self, _: str) -> SessionInfo:
+        async def session_info(self, _: str) -> SessionInfo:
             return SessionInfo("WORKING", frozenset(), {})
 
         async def messages(self, _: str, *, since: int, **__: int | None) -> list[Any]:
@@ -280,17 +280,17 @@ async def test_a_waha_that_was_away_is_asked_when_it_is_back(store: Store) -> No
         assert len(asked.since) == before + 2
 
 
-async def test_a_message_that_was_not_kept_is_asked_for_once_waha_gives_up_on_it(
+async def test_a_message_that_was_not_stored_is_asked_for_once_waha_gives_up_on_it(
     store: Store,
 ) -> None:
     now = 1000.0
     async with recovery_of(store, lambda _: [], monotonic=lambda: now) as asked:
-        asked.sessions.refused("default", NOW - 50)
-        asked.sessions.refused("default", NOW - 90)
+        asked.recovery.message_refused("default", NOW - 50)
+        asked.recovery.message_refused("default", NOW - 90)
         assert asked.recovery.gaps_since() == {}, "WAHA repeats it: nothing is missing yet"
         now += 3601
         assert asked.recovery.gaps_since() == {"default": NOW - 90}
-        asked.sessions.told("default", "WORKING")
+        asked.recovery.session_status_changed("default", "WORKING")
         await wait_until(lambda: not asked.recovery.gaps_since())
         assert set(asked.since) == {int(NOW - 150)}
 
@@ -369,14 +369,14 @@ async def test_one_tenant_that_is_full_holds_up_its_own_messages_only(
     await stop(router)
 
 
-async def test_where_waha_cannot_tell_nothing_else_is_harmed(
+async def test_where_waha_cannot_report_nothing_else_is_harmed(
     tmp_path: Path, waha: StandIn, backend: FakeBackend
 ) -> None:
     router = Router(tmp_path, waha_api_url=waha.url, backend_api_url=backend.url)
     await start(router)
     assert await post(router, webhook("start_realty_2", sent=NOW)) == "routed"
     await stop(router)
-    waha.can_tell = False
+    waha.can_report = False
     await start(router)
     await wait_until(lambda: waha.listed >= 1)
     refused = await recover(router, hours=1)
@@ -390,7 +390,7 @@ async def test_where_waha_cannot_tell_nothing_else_is_harmed(
 
 
 @pytest.mark.parametrize("status", [401, 503])
-async def test_a_gap_that_waha_did_not_tell_of_outlives_a_restart(
+async def test_a_gap_that_waha_did_not_report_of_outlives_a_restart(
     tmp_path: Path, waha: StandIn, backend: FakeBackend, status: int
 ) -> None:
     """What came behind it must not hide it."""
@@ -446,19 +446,19 @@ async def test_one_message_that_makes_us_stumble_hides_no_other(
     async with recovery_of(store, lambda n: page if n == 1 else []) as asked:
         take = asked.recovery._ingest.recover
 
-        async def stumbles(body: bytes) -> Any:
+        async def fails(body: bytes) -> Any:
             if json.loads(body)["payload"]["body"] == "1":
                 raise TypeError("unforeseen")
             return await take(body)
 
-        asked.recovery._ingest.recover = stumbles  # type: ignore[method-assign]
+        asked.recovery._ingest.recover = fails  # type: ignore[method-assign]
         outcomes = await asked.recovery.recover("default", NOW - 1000)
     assert asked.taken == ["0", "2"]
     assert outcomes["ignored"] == 3
     assert "a message failed unexpectedly" in caplog.text
 
 
-async def test_the_own_number_is_asked_for_before_any_event_told_it(
+async def test_the_own_number_is_asked_for_before_any_event_reported_it(
     tmp_path: Path, waha: StandIn, backend: FakeBackend
 ) -> None:
     how = {
@@ -482,7 +482,7 @@ async def test_switched_off_it_asks_for_nothing(
         await start(router)
         assert await post(router, webhook("start_realty_2", sent=NOW)) == "routed"
         assert (await recover(router, hours=1)).status_code == 409
-        await tell_status(router, "FAILED")
+        await report_status(router, "FAILED")
         assert "gateway_recovery_gap_seconds{" not in await metrics_of(router)
         await stop(router)
     assert waha.listed == 0
@@ -567,7 +567,7 @@ async def test_what_waha_has_from_before_the_first_message_is_none_of_ours(
     assert await store.heard() == {"default": NOW - 30, "default/first": NOW - 30}
 
 
-async def test_a_waha_that_cannot_tell_is_not_asked_every_quarter(
+async def test_a_waha_that_cannot_report_is_not_asked_every_quarter(
     store: Store, clocks: Clocks
 ) -> None:
     def cannot(_: int) -> list[Any]:
@@ -576,7 +576,7 @@ async def test_a_waha_that_cannot_tell_is_not_asked_every_quarter(
     how: Any = {"clock": lambda: clocks.now, "monotonic": lambda: clocks.monotonic}
     async with recovery_of(store, cannot, **how) as asked:
         asked.sessions.heard_before("default", NOW - 30)
-        await wait_until(lambda: asked.recovery.cannot_tell)
+        await wait_until(lambda: asked.recovery.unsupported)
         clocks.forward(1000)
         await asyncio.sleep(0.1)  # that nothing happens can only be waited for
         assert len(asked.since) == 1

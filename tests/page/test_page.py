@@ -19,7 +19,7 @@ from gateway.domain import phone_numbers
 from gateway.domain.model import Note
 from gateway.metrics import Metrics
 from gateway.operations import status
-from gateway.operations.traffic import Hour
+from gateway.operations.traffic import Traffic
 from gateway.page import views
 from gateway.page.login import COOKIE
 from gateway.page.words import LANGUAGES, wanted, words_of
@@ -30,7 +30,7 @@ from tests.messages import ALI, OMAR, SARA, webhook
 
 KEY = "k" * 32
 HOME, PATH = "/router/", "/router/page/"
-VIEWS = ["/router/", f"{PATH}tenants", f"{PATH}user", f"{PATH}letters", f"{PATH}card"]
+VIEWS = ["/router/", f"{PATH}tenants", f"{PATH}user", f"{PATH}dead-letters", f"{PATH}card"]
 
 
 def log_in(client: TestClient, key: str = KEY, **more: str) -> Any:
@@ -59,7 +59,7 @@ def locked(client: TestClient, who: str) -> int | None:
 
 
 @pytest.mark.parametrize("path", [*VIEWS, f"{PATH}card/2.svg"])
-def test_with_a_key_nothing_is_shown_without_a_visit(tmp_path: Path, path: str) -> None:
+def test_with_a_key_nothing_is_shown_without_a_login(tmp_path: Path, path: str) -> None:
     with client_of(tmp_path, admin_api_key=KEY) as client:
         for cookie in (None, "", "x", "a.b.c"):
             client.cookies.clear()
@@ -78,11 +78,11 @@ def test_the_key_opens_every_view_and_comes_back_to_where_one_was(tmp_path: Path
         assert "set-cookie" not in wrong.headers
         right = log_in(client, next=f"{PATH}user?user=%2B971")
         assert (right.status_code, right.headers["location"]) == (303, f"{PATH}user?user=%2B971")
-        told = right.headers["set-cookie"].lower()
+        reported = right.headers["set-cookie"].lower()
         for part in ("httponly", "samesite=strict", "path=/router/", "max-age=43200"):
-            assert part in told
-        assert "secure" not in told
-        assert KEY not in told
+            assert part in reported
+        assert "secure" not in reported
+        assert KEY not in reported
         for path in VIEWS:
             assert client.get(path).status_code == 200, path
     with client_of(tmp_path / "other", admin_api_key="o" * 32) as other:
@@ -103,17 +103,17 @@ async def test_many_wrong_keys_are_not_even_compared(tmp_path: Path) -> None:
                 answer = await client.post(f"{PATH}login", data={"key": key})
                 return answer.status_code
 
-            told = await asyncio.gather(*(guess("wrong") for _ in range(30)))
-            assert (told.count(401), told.count(429)) == (10, 20)
+            reported = await asyncio.gather(*(guess("wrong") for _ in range(30)))
+            assert (reported.count(401), reported.count(429)) == (10, 20)
             assert await guess(KEY) == 303
 
 
-def test_a_page_of_a_visit_goes_on_while_the_key_is_changed(tmp_path: Path) -> None:
+def test_a_page_of_a_login_goes_on_while_the_key_is_changed(tmp_path: Path) -> None:
     with client_of(tmp_path, admin_api_key=KEY) as client:
         log_in(client)
-        visit, token = client.cookies[COOKIE], token_of(client.get(HOME))
+        login, token = client.cookies[COOKIE], token_of(client.get(HOME))
     with client_of(tmp_path, admin_api_key=f"new-{KEY},{KEY}") as client:
-        client.cookies.set(COOKIE, visit)
+        client.cookies.set(COOKIE, login)
         order = {"user": ALI, "do": "lock", "from": "", "to": "2", "token": token}
         assert client.post(f"{PATH}user", data=order).status_code == 303
         assert locked(client, ALI) == 2
@@ -124,18 +124,18 @@ def test_who_leaves_is_out_and_a_wrong_key_costs_no_way(tmp_path: Path) -> None:
         wrong = log_in(client, "wrong", next=f"{PATH}tenants")
         assert f'name="next" value="{PATH}tenants"' in wrong.text
         log_in(client)
-        visit, token = client.cookies[COOKIE], token_of(client.get(HOME))
+        login, token = client.cookies[COOKIE], token_of(client.get(HOME))
         client.cookies.clear()
-        client.cookies.set(COOKIE, visit)
+        client.cookies.set(COOKIE, login)
         assert client.get(HOME).status_code == 200
-        left = client.post(f"{PATH}leave", data={"token": token})
+        left = client.post(f"{PATH}log-out", data={"token": token})
         assert left.headers["location"] == HOME
-        other_end = visit[:-1] + chr(ord(visit[-1]) + 1)  # base64: the same signature, perhaps
-        for cookie in (visit, f"{visit}=", other_end):
+        other_end = login[:-1] + chr(ord(login[-1]) + 1)  # base64: the same signature, perhaps
+        for cookie in (login, f"{login}=", other_end):
             client.cookies.clear()
             client.cookies.set(COOKIE, cookie)
             assert client.get(HOME).status_code == 401, "the cookie is of no use any more"
-        again = client.post(f"{PATH}leave", data={"token": token})
+        again = client.post(f"{PATH}log-out", data={"token": token})
         assert (again.status_code, again.headers["location"]) == (303, HOME)
 
 
@@ -157,17 +157,17 @@ def test_a_client_of_another_session_stays_one(tmp_path: Path) -> None:
         client.post(HOOK, content=webhook("start_realty_2", bare_id="1"))
         client.post(HOOK, content=webhook("start_realty_7", session="sales", bare_id="2"))
         letters(client, 2)
-        page = client.get(f"{PATH}letters", params={"tenant": "7"}).text
+        page = client.get(f"{PATH}dead-letters", params={"tenant": "7"}).text
         (link,) = re.findall(rf'href="({PATH}user\?[^"]*)"', page)
         shown = client.get(unescape(link))
         assert "Belongs to office 7" in text_of(shown)
         assert "(sales)" in text_of(shown)
         number = re.findall(r"letters\?id=(\d+)", page)[0]
-        one = client.get(f"{PATH}letters", params={"id": number}).text
+        one = client.get(f"{PATH}dead-letters", params={"id": number}).text
         assert unescape(re.findall(rf'href="({PATH}user\?[^"]*)"', one)[0]) == unescape(link)
         asked = {"user": ALI, "session": "sales", "ask": "replay"}
         done = client.post(
-            f"{PATH}letters", data=form_of(client.get(f"{PATH}letters", params=asked))
+            f"{PATH}dead-letters", data=form_of(client.get(f"{PATH}dead-letters", params=asked))
         )
         assert "session=sales" in done.headers["location"]
         assert "count=1" in done.headers["location"]
@@ -180,7 +180,7 @@ def test_a_client_of_another_session_stays_one(tmp_path: Path) -> None:
     "path",
     [
         f"{PATH}login",
-        f"{PATH}leave",
+        f"{PATH}log-out",
         f"{PATH}static/page.css",
         "https://evil.example",
         "//evil.example",
@@ -203,14 +203,14 @@ def test_behind_a_proxy_that_ends_tls_the_cookie_is_secure(tmp_path: Path) -> No
         assert "secure" in answer.headers["set-cookie"].lower()
 
 
-def test_a_visit_ends_after_twelve_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_ends_after_twelve_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with client_of(tmp_path, admin_api_key=KEY) as client:
         log_in(client)
         monkeypatch.setattr("gateway.page.login.SECONDS", -1)
         assert client.get(HOME).status_code == 401
 
 
-def test_an_order_needs_the_token_of_its_own_visit(tmp_path: Path) -> None:
+def test_an_order_needs_the_token_of_its_own_login(tmp_path: Path) -> None:
     with client_of(tmp_path, admin_api_key=KEY) as client:
         client.post(HOOK, content=webhook("start_realty_2"))
         log_in(client)
@@ -251,7 +251,7 @@ def test_every_answer_forbids_what_the_page_does_not_need(tmp_path: Path) -> Non
         answers = [client.get(HOME), log_in(client, "no")]
         log_in(client)
         answers += [client.get(path) for path in VIEWS]
-        answers.append(client.get(f"{PATH}letters?id=1"))
+        answers.append(client.get(f"{PATH}dead-letters?id=1"))
     for answer in answers:
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; ")
@@ -292,7 +292,7 @@ def test_a_client_is_found_in_any_spelling_moved_and_unlocked(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("who", "to", "told"),
+    ("who", "to", "reported"),
     [
         (ALI, "9", "Office 9 is not in tenants.json"),
         (ALI, "3", "Office 3 is inactive"),
@@ -302,14 +302,14 @@ def test_a_client_is_found_in_any_spelling_moved_and_unlocked(tmp_path: Path) ->
     ],
 )
 def test_nobody_is_moved_to_where_there_is_no_office(
-    tmp_path: Path, who: str, to: str, told: str
+    tmp_path: Path, who: str, to: str, reported: str
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tenants.json").write_text('{"2": {}, "3": {"active": false}}')
     with client_of(tmp_path) as client:
         order = {"user": who, "do": "lock", "to": to, "token": token_of(asking(client))}
         page = client.get(client.post(f"{PATH}user", data=order).headers["location"])
-        assert told in text_of(page)
+        assert reported in text_of(page)
         assert "alertdialog" not in page.text, "there is nothing to say yes to"
         assert locked(client, who) is None
 
@@ -334,21 +334,21 @@ def test_dead_letters_are_shown_replayed_and_deleted(tmp_path: Path) -> None:
         client.post(HOOK, content=webhook("start_realty_3", SARA, bare_id="2"))
         client.post(HOOK, content=webhook("start_realty_3", OMAR, bare_id="3"))
         found = letters(client, 3)
-        page = client.get(f"{PATH}letters", params={"tenant": "2"})
+        page = client.get(f"{PATH}dead-letters", params={"tenant": "2"})
         assert ALI in page.text
         assert SARA not in page.text
         one = next(letter for letter in found if letter["tenant_id"] == 2)
-        shown = text_of(client.get(f"{PATH}letters", params={"id": one["id"]}))
+        shown = text_of(client.get(f"{PATH}dead-letters", params={"id": one["id"]}))
         assert "start_realty_2 <b>Hello</b>" in shown
         assert "no <such> listing" in shown
         token = token_of(page)
         order = {"do": "delete", "id": one["id"], "token": token}
-        gone = client.post(f"{PATH}letters", data=order)
+        gone = client.post(f"{PATH}dead-letters", data=order)
         assert "Done: deleted" in text_of(client.get(gone.headers["location"]))
-        assert client.get(f"{PATH}letters", params={"id": one["id"]}).status_code == 404
+        assert client.get(f"{PATH}dead-letters", params={"id": one["id"]}).status_code == 404
         order = {"do": "replay_all", "tenant": "3", "user": "", "token": token}
-        again = client.post(f"{PATH}letters", data=order)
-        assert again.headers["location"] == f"{PATH}letters?tenant=3&done=replayed&count=2"
+        again = client.post(f"{PATH}dead-letters", data=order)
+        assert again.headers["location"] == f"{PATH}dead-letters?tenant=3&done=replayed&count=2"
         assert "Done: 2 on their way again" in text_of(client.get(again.headers["location"]))
         for odd in (
             {"do": "replay_all", "tenant": "x"},
@@ -359,9 +359,13 @@ def test_dead_letters_are_shown_replayed_and_deleted(tmp_path: Path) -> None:
             {"do": ""},
             {},
         ):
-            assert client.post(f"{PATH}letters", data=odd | {"token": token}).status_code == 400
+            assert (
+                client.post(f"{PATH}dead-letters", data=odd | {"token": token}).status_code == 400
+            )
         letters(client, 2)  # refused once more
-        assert text_of(client.get(f"{PATH}letters", params={"tenant": "9"})).endswith("its turn.")
+        assert text_of(client.get(f"{PATH}dead-letters", params={"tenant": "9"})).endswith(
+            "its turn."
+        )
 
 
 def test_offices_are_sorted_found_and_paged(tmp_path: Path) -> None:
@@ -446,7 +450,7 @@ def test_every_language_has_every_word() -> None:
         for name, text in words.items():
             fields = sorted(re.findall(r"\{(\w+)\}", text))
             assert fields == sorted(re.findall(r"\{(\w+)\}", english[name])), (language, name)
-    said = {*status.SENTENCES, *(f"state.{level.name.lower()}" for level in status.Level)}
+    said = {*status.SENTENCES, *(f"status.{level.name.lower()}" for level in status.Level)}
     said |= {f"history.{one.value}" for one in (*Kind, *Note)}
     said |= {"history.merged_none"}
     said |= {f"message.{where}" for where in ("waiting", "held", "dead_letter", "unreadable")}
@@ -482,8 +486,8 @@ def test_how_long_something_lasts(seconds: float, shown: str) -> None:
 
 
 def test_values_are_escaped_in_every_sentence() -> None:
-    told = words_of("ar")("store.refusing", why="<script>")
-    assert "<bdi>&lt;script&gt;</bdi>" in told
+    reported = words_of("ar")("store.refusing", why="<script>")
+    assert "<bdi>&lt;script&gt;</bdi>" in reported
 
 
 @pytest.mark.parametrize(
@@ -502,7 +506,7 @@ def test_a_name_is_found_however_it_is_typed(name: str, typed: str) -> None:
 
 def test_an_hour_of_minutes() -> None:
     metrics = Metrics()
-    hour = Hour(metrics)
+    hour = Traffic(metrics)
     assert len(hour.minutes()) == 60
     for outcome in ("locked", "moved", "routed", "duplicate", "ignored", "unknown_user"):
         metrics.webhook(outcome, 0.1)
@@ -522,7 +526,7 @@ def test_an_hour_of_minutes() -> None:
 
 async def test_each_minute_of_the_hour_ends() -> None:
     metrics = Metrics()
-    hour = Hour(metrics, clock=lambda: 59.99)  # each is almost over
+    hour = Traffic(metrics, clock=lambda: 59.99)  # each is almost over
     metrics.webhook("routed", 0.1)
     hour.start()
     await wait_until(lambda: hour.minutes()[-3].came == 1)

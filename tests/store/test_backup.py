@@ -114,7 +114,7 @@ def break_one(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "reported"),
     [
         (break_one, "damaged: router.db: take another one"),
         (lambda place: (place / "router.db").unlink(), "is no back-up, or not whole"),
@@ -122,15 +122,17 @@ def break_one(place: Path) -> None:
         (lambda place: (place / "SHA256SUMS").write_text(""), "SHA256SUMS names other files"),
     ],
 )
-async def test_a_damaged_back_up_changes_nothing(tmp_path: Path, harm: object, told: str) -> None:
+async def test_a_damaged_back_up_changes_nothing(
+    tmp_path: Path, harm: object, reported: str
+) -> None:
     data = tmp_path / "data"
     store = await filled(data)
-    kept = shutil.move(await store.back_up(), tmp_path / "kept")
+    stored = shutil.move(await store.back_up(), tmp_path / "kept")
     await say(store, "start_realty_9", OMAR)
     await store.close()
-    harm(Path(kept))  # type: ignore[operator]
-    with pytest.raises(StartRefused, match=told):
-        backup.restore(Path(kept), data)
+    harm(Path(stored))  # type: ignore[operator]
+    with pytest.raises(StartRefused, match=reported):
+        backup.restore(Path(stored), data)
     again = await open_store(f"file:{data}", LIMITS)
     assert again.totals() == (3, 3)
     await again.close()
@@ -200,15 +202,15 @@ async def test_a_damaged_page_or_a_lost_mappings_file_is_no_back_up(tmp_path: Pa
     store = await filled(tmp_path / "data")
     for number in range(200):
         await say(store, "start_realty_2 " + "x" * 300, f"97150{number:07}")
-    kept = Path(shutil.move(await store.back_up(), tmp_path / "kept"))
+    stored = Path(shutil.move(await store.back_up(), tmp_path / "kept"))
     await store.close()
-    backup.prove(kept)
-    with (kept / "router.db").open("r+b") as file:
-        for page in range(3, (kept / "router.db").stat().st_size // 4096):
+    backup.prove(stored)
+    with (stored / "router.db").open("r+b") as file:
+        for page in range(3, (stored / "router.db").stat().st_size // 4096):
             file.seek(page * 4096)
             file.write(b"\x77" * 16)
     with pytest.raises(StartRefused, match=r"router\.db: SQLite"):
-        backup.prove(kept)
+        backup.prove(stored)
     (tmp_path / "data" / "tenants.json").write_text("{")  # a start would be refused for it
     slip = Path(shutil.move(backup.write_alone(tmp_path / "data"), tmp_path / "slip"))
     with pytest.raises(StartRefused, match=r"tenants\.json: not JSON"):

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from gateway.domain.model import Accepted, Again, AskForLink, Bind, Delivery, Done, PutBack
+from gateway.domain.model import Accepted, AskForLink, Bind, Delivered, Delivery, Requeue, Retry
 from gateway.errors import StoreUnavailable
 from gateway.store import Limits, Store, retry_after
 from gateway.store.files import dedup, deliveries, journal, mappings
 from gateway.store.files import store as store_module
-from gateway.store.files.dedup import SeenKeys
+from gateway.store.files.dedup import DedupKeys
 from gateway.store.files.scheduler import Head
 from gateway.store.files.store import FileStore
 from tests.conftest import LIMITS, wait_until
@@ -221,7 +221,7 @@ async def test_a_transaction_that_cannot_be_undone_ends_the_trust(
     open_files: Open, disk: Disk
 ) -> None:
     reasons: list[str] = []
-    store = await open_files(leave=reasons.append)
+    store = await open_files(on_corruption=reasons.append)
     disk.fails_commit = disk.fails_rollback = True
     with pytest.raises(StoreUnavailable):
         await say(store, "start_realty_2")
@@ -263,17 +263,17 @@ async def test_a_copy_of_a_message_whose_commit_failed_is_the_first(
     assert (await store.accept(inbound, by_the_rules(inbound))).decision is not None
 
 
-async def test_a_settle_that_fails_can_be_told_again(open_files: Open, disk: Disk) -> None:
+async def test_a_settle_that_fails_can_be_repeated(open_files: Open, disk: Disk) -> None:
     store = await open_files()
     await say(store, "start_realty_2")
     await say(store, "next")
     (first,) = await store.claim(10, wait=0)
     disk.fails_commit = True
     with pytest.raises(StoreUnavailable):
-        await store.settle(first, Done())
+        await store.settle(first, Delivered())
     assert await store.claim(10, wait=0) == [], "its line is still held"
     disk.fails_commit = False
-    await store.settle(first, Done())
+    await store.settle(first, Delivered())
     assert len(await store.claim(10, wait=0)) == 1
 
 
@@ -290,7 +290,7 @@ async def test_a_full_disk_refuses_before_anything_is_written(
     assert refused.value.retry_after == 20
 
 
-async def test_history_tells_every_change_and_every_link_that_changed_none(
+async def test_history_shows_every_change_and_every_link_that_changed_none(
     open_files: Open, tmp_path: Path
 ) -> None:
     store = await open_files()
@@ -332,7 +332,7 @@ async def test_seen_keys_last_48_hours_and_are_then_emptied_little_by_little(
         return sum(connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables)
 
     assert rows() == 2
-    keys = SeenKeys(connection)
+    keys = DedupKeys(connection)
     for days in range(0, 14, 2):
         keys.purge(connection, NOW + 97 * hour + days * 24 * hour)
     connection.commit()
@@ -344,7 +344,7 @@ async def test_many_old_keys_go_faster_than_the_watch_looks(
     open_files: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dedup, "CHUNK", 10)
-    monkeypatch.setattr(store_module, "_WATCH_SECONDS", 1.0)
+    monkeypatch.setattr(store_module, "_MAINTENANCE_SECONDS", 1.0)
     monkeypatch.setattr(store_module, "_SWEEP_SECONDS", 0.001)
     now = NOW
     store = await open_files(clock=lambda: now)
@@ -360,14 +360,14 @@ async def test_many_old_keys_go_faster_than_the_watch_looks(
 async def test_a_start_with_a_clock_that_went_back_forgets_no_key(
     open_files: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(store_module, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(store_module, "_MAINTENANCE_SECONDS", 0.01)
     store = await open_files(clock=lambda: NOW)
     await say(store, "start_realty_2", bare_id="A1", now=NOW)
     connection = sqlite3.connect(tmp_path / "router.db")
     period = "SELECT value FROM meta WHERE name = 'seen_period'"
     await wait_until(lambda: connection.execute(period).fetchone())
     connection.close()
-    earlier = NOW - SeenKeys.PERIOD_SECONDS
+    earlier = NOW - DedupKeys.PERIOD_SECONDS
     store = await open_files(clock=lambda: earlier)
     sweep, sweeps = store._sweep, 0
 
@@ -377,7 +377,7 @@ async def test_a_start_with_a_clock_that_went_back_forgets_no_key(
         sweeps += 1
         return more
 
-    monkeypatch.setattr(store_module, "_sweep", counted)
+    monkeypatch.setattr(store, "_sweep", counted)
     await wait_until(lambda: sweeps)
     assert (await say(store, "start_realty_2", bare_id="A1", now=earlier)).decision is None
 
@@ -390,17 +390,17 @@ async def test_very_many_backoffs_end_in_steps(
     for number in range(35):
         await say(store, "start_realty_2", f"97150{number:07}")
     for delivery in await store.claim(100, wait=0):
-        outcome = Again(3600.0, "503", own_fault=False, tried_at=time.time(), age=0.0)
+        outcome = Retry(3600.0, "503", poison=False, tried_at=time.time(), age=0.0)
         await store.settle(delivery, outcome)
     assert await store.claim(100, wait=0) == []
-    await store.all_due()
+    await store.make_due()
     assert len(await store.claim(100, wait=0)) == 35
 
 
 async def test_a_clock_that_goes_back_delays_nobody(
     open_files: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(store_module, "_MAINTENANCE_SECONDS", 0.01)
     monkeypatch.setattr(deliveries, "CHUNK", 30)  # it takes more than one step
     now = NOW
     store = await open_files(clock=lambda: now)
@@ -438,7 +438,7 @@ def test_play_on_a_bad_disk(tmp_path: Path) -> None:
 async def test_held_messages_are_deleted_when_their_time_is_over(
     open_files: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(store_module, "_MAINTENANCE_SECONDS", 0.01)
     now = NOW
     store = await open_files(clock=lambda: now)
     await say(store, "hello", now=NOW)
@@ -514,11 +514,11 @@ async def test_a_publish_that_fails_does_not_stop_the_others(
     store = await open_files()
     publish = store._publish
 
-    def stumbles(changes: Any) -> None:
-        monkeypatch.setattr(store_module, "_publish", publish)
+    def fails(changes: Any) -> None:
+        monkeypatch.setattr(store, "_publish", publish)
         raise RuntimeError("stumbled")
 
-    monkeypatch.setattr(store_module, "_publish", stumbles)
+    monkeypatch.setattr(store, "_publish", fails)
     with pytest.raises(RuntimeError):
         await say(store, "start_realty_2")
     await asyncio.wait_for(say(store, "start_realty_3", SARA), 5)
@@ -551,10 +551,10 @@ async def test_what_was_put_back_under_a_wrong_clock_is_due_when_it_is_right(
     store = await open_files(clock=lambda: now)
     await say(store, "start_realty_2")
     (first,) = await store.claim(1, wait=0)
-    await store.settle(first, Again(1.0, "503", own_fault=False, tried_at=now, age=0))
+    await store.settle(first, Retry(1.0, "503", poison=False, tried_at=now, age=0))
     now = NOW + 365 * 86_400
     (again,) = await store.claim(1, wait=5)
-    await store.settle(again, PutBack())
+    await store.settle(again, Requeue())
     now = NOW + 60
     store = await open_files(clock=lambda: now)
     assert len(await store.claim(1, wait=5)) == 1
@@ -565,7 +565,7 @@ async def test_a_failed_read_of_a_head_forgets_nothing_newer(
 ) -> None:
     store = await open_files()
     await say(store, "start_realty_2", raised=NOW - 5)
-    store._shares.forget_all()  # so that it must be read
+    store._scheduler.forget_all()  # so that it must be read
     with monkeypatch.context() as broken:
 
         def fails(*_: Any) -> None:
@@ -585,18 +585,18 @@ async def test_what_was_acknowledged_while_a_head_is_read_back_goes_before_it(
 ) -> None:
     store = await open_files()
     await say(store, "start_realty_2", raised=NOW - 5)
-    store._shares.forget_all()  # so that it must be read
+    store._scheduler.forget_all()  # so that it must be read
     read = store._read
 
     async def late(heads: list[Head]) -> list[Delivery]:
-        monkeypatch.setattr(store_module, "_read", read)
+        monkeypatch.setattr(store, "_read", read)
         await say(store, "older", raised=NOW - 9)
         return await read(heads)
 
-    monkeypatch.setattr(store_module, "_read", late)
+    monkeypatch.setattr(store, "_read", late)
     arrived: list[bytes] = []
     while len(arrived) < 2:
         for delivery in await store.claim(10, wait=0):
             arrived.append(delivery.body)
-            await store.settle(delivery, Done())
+            await store.settle(delivery, Delivered())
     assert b"older" in arrived[0]

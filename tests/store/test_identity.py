@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.domain.model import Accepted, Done
+from gateway.domain.model import Accepted, Delivered
 from gateway.errors import StartRefused, StoreUnavailable
 from gateway.store.files import backup, mappings, opening
 from gateway.store.files.mappings import Mappings
@@ -52,7 +52,7 @@ async def test_a_file_that_is_no_longer_ours_is_noticed_within_a_second(
 ) -> None:
     """200s went on, and after the restart 21 messages were gone."""
     reasons: list[str] = []
-    store = await FileStore.open(tmp_path, LIMITS, leave=reasons.append)
+    store = await FileStore.open(tmp_path, LIMITS, on_corruption=reasons.append)
     await say(store, "start_realty_2")
     await say(store, "start_realty_3", SARA)
     await wait_until(lambda: store.health().mappings_lag == 0)
@@ -73,7 +73,7 @@ async def test_a_file_that_is_no_longer_ours_is_noticed_within_a_second(
     assert (await again.backlog()).by_tenant == {2: 1, 3: 1}
     assert again.totals() == (2, 2)
     for delivery in await again.claim(10, wait=1):
-        await again.settle(delivery, Done())
+        await again.settle(delivery, Delivered())
     await again.close()
 
 
@@ -92,7 +92,7 @@ async def test_what_others_put_in_our_place_is_left_as_it_is(tmp_path: Path) -> 
 
 async def test_a_folder_that_is_replaced_gets_nothing_of_ours(tmp_path: Path) -> None:
     folder, reasons = tmp_path / "data", list[str]()
-    store = await FileStore.open(folder, LIMITS, leave=reasons.append)
+    store = await FileStore.open(folder, LIMITS, on_corruption=reasons.append)
     await say(store, "start_realty_2")
     folder.rename(tmp_path / "moved")
     folder.mkdir()
@@ -108,7 +108,7 @@ async def test_a_folder_that_is_removed_is_made_again_with_all_that_was_in_it(
     tmp_path: Path,
 ) -> None:
     folder, reasons = tmp_path / "data", list[str]()
-    store = await FileStore.open(folder, LIMITS, leave=reasons.append)
+    store = await FileStore.open(folder, LIMITS, on_corruption=reasons.append)
     await say(store, "start_realty_2")
     shutil.rmtree(folder)
     await wait_until(lambda: reasons, seconds=1.5)
@@ -137,7 +137,7 @@ async def test_nobody_else_gets_in_though_the_lock_file_is_removed(
 # whose eyes
 
 
-async def test_what_is_kept_is_nobody_elses_to_read(tmp_path: Path) -> None:
+async def test_what_is_stored_is_nobody_elses_to_read(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "data"
     before = os.umask(0)
     try:
@@ -285,7 +285,7 @@ async def test_what_a_clock_that_was_ahead_decided_no_longer_lies_in_the_future(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool
 ) -> None:
     """Every link was stale for as long as the clock had been ahead, a year say."""
-    monkeypatch.setattr("gateway.store.files.store._WATCH_SECONDS", 0.05)
+    monkeypatch.setattr("gateway.store.files.store._MAINTENANCE_SECONDS", 0.05)
     now, ahead = 1_782_900_000.0, 365 * 86_400.0
     clock = [now + ahead]
     store = await FileStore.open(tmp_path, LIMITS, clock=lambda: clock[0])
@@ -319,7 +319,7 @@ async def test_a_clock_that_is_behind_rewrites_no_decision(
 ) -> None:
     """A machine that starts without a clock of its own, before the network tells the time: else
     older links counted as newer once it does."""
-    monkeypatch.setattr("gateway.store.files.store._WATCH_SECONDS", 0.02)
+    monkeypatch.setattr("gateway.store.files.store._MAINTENANCE_SECONDS", 0.02)
     now = 1_782_900_000.0
     clock = [now]
     store = await FileStore.open(tmp_path, LIMITS, clock=lambda: clock[0])
@@ -340,7 +340,7 @@ async def test_a_clock_that_is_behind_rewrites_no_decision(
 async def test_a_slow_sweep_is_no_clock_that_has_gone_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("gateway.store.files.store._WATCH_SECONDS", 0.02)
+    monkeypatch.setattr("gateway.store.files.store._MAINTENANCE_SECONDS", 0.02)
     store = await FileStore.open(tmp_path, LIMITS)
     sweep, slow = store._sweep, [True]
 
@@ -371,7 +371,7 @@ async def test_a_rewrite_that_fails_after_its_rename_is_no_other_file(
             fails.pop()
             raise OSError(5, "Input/output error")
 
-    store = await FileStore.open(tmp_path, LIMITS, leave=reasons.append, write_file=write)
+    store = await FileStore.open(tmp_path, LIMITS, on_corruption=reasons.append, write_file=write)
     monkeypatch.setattr(mappings, "_RETRY_SECONDS", 0.1)
     await say(store, "start_realty_2")
     await asyncio.sleep(1.2)

@@ -50,18 +50,18 @@ async def test_a_crash_after_any_rewrite_loses_no_change(
         files.append((data, in_file, len(changes)))
         path.write_bytes(data)
 
-    kept = Mappings(tmp_path / "m.json", locks, written=written, write_file=write_file)
+    stored = Mappings(tmp_path / "m.json", locks, written=written, write_file=write_file)
     for number in range(1, 200):
         tenant = draw.choice([None, TenantId(number)])
         changes.append((draw.choice(users), tenant, number))
-        kept.change(*changes[-1])
+        stored.change(*changes[-1])
         for _ in range(draw.choice([0, 0, 1, 3])):
             await asyncio.sleep(0)
-    await kept.close()
+    await stored.close()
 
     final = applied(dict(before), changes)
     assert json.loads((tmp_path / "m.json").read_bytes()) == final
-    assert set(kept.users()) == set(final)
+    assert set(stored.users()) == set(final)
     assert len(files) > 1
     for place, (data, gone_before, count) in enumerate(files):
         so_far = changes[:count]
@@ -79,23 +79,23 @@ async def test_the_slices_make_what_encoding_at_once_makes(
     monkeypatch.setattr(mappings, "_SLICE", 4)
     for count in (0, 1, 2, 3, 4, 5, 8, 9):
         locks = {UserId(f"97150{n:07}"): TenantId(n + 1) for n in range(count)}
-        kept = Mappings(tmp_path / f"{count}.json", dict(locks), written=lambda _: None)
-        assert await kept._encoded() == mappings.encode(locks)
-        await kept.close()
+        stored = Mappings(tmp_path / f"{count}.json", dict(locks), written=lambda _: None)
+        assert await stored._encoded() == mappings.encode(locks)
+        await stored.close()
 
 
-async def test_who_waits_for_the_file_waits_no_longer_than_told_and_leaves_nothing(
+async def test_who_waits_for_the_file_waits_no_longer_than_asked_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     def failing(path: Path, data: bytes) -> None:
         raise OSError("no space")
 
-    kept = Mappings(tmp_path / "m.json", {}, written=lambda _: None, write_file=failing)
+    stored = Mappings(tmp_path / "m.json", {}, written=lambda _: None, write_file=failing)
     for number in range(1, 20):
-        kept.change(UserId(f"97150{number:07}"), TenantId(2), number)
+        stored.change(UserId(f"97150{number:07}"), TenantId(2), number)
     began = asyncio.get_running_loop().time()
-    await asyncio.gather(*(kept.in_file(number, 0.05) for number in range(1, 20)))
+    await asyncio.gather(*(stored.in_file(number, 0.05) for number in range(1, 20)))
     assert asyncio.get_running_loop().time() - began < 5
-    assert kept.trouble
-    assert kept._waiters == {}
-    await kept.close()
+    assert stored.trouble
+    assert stored._waiters == {}
+    await stored.close()

@@ -95,7 +95,7 @@ async def test_a_vanished_mappings_file_is_refused_and_rebuilt_from_the_history(
     await lock(folder, "start_realty_9", LID)
     await lock(folder, "hello", LID, other_id="971501234999")  # its lock follows to the phone
     await lock(folder, "start_realty_8", SARA)
-    kept = json.loads(mappings(folder).read_text())
+    stored = json.loads(mappings(folder).read_text())
     mappings(folder).unlink()
     with pytest.raises(StartRefused, match=r"missing.*rebuild"):
         await start(folder)
@@ -104,7 +104,7 @@ async def test_a_vanished_mappings_file_is_refused_and_rebuilt_from_the_history(
     assert rebuild(folder) == (mappings(folder), 3)
     assert (
         json.loads(mappings(folder).read_text())
-        == kept
+        == stored
         == {
             ALI: 2,
             SARA: 8,
@@ -185,7 +185,7 @@ async def test_a_wal_that_cannot_be_made_durable_is_not_built_on(
 
     before = files(killed)
     with monkeypatch.context() as broken:
-        broken.setattr("gateway.store.files.store.journal.os.fsync", fails)
+        broken.setattr("gateway.store.files.journal.os.fsync", fails)
         with pytest.raises(StartRefused, match=r"Input/output error.*check the disk"):
             await start(killed)
     assert files(killed) == before
@@ -204,7 +204,7 @@ async def test_a_database_behind_a_link_is_served(killed: Path, tmp_path: Path) 
     await store.close()
 
 
-async def test_after_an_end_for_distrust_the_whole_database_is_looked_at(
+async def test_after_suspected_damage_the_whole_database_is_checked(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
@@ -328,8 +328,8 @@ OPEN = """
 import os, sys, time
 from pathlib import Path
 from gateway.errors import StartRefused
-from gateway.store.journal import connect
-from gateway.store.opening import open_folder
+from gateway.store.files.journal import connect
+from gateway.store.files.opening import open_folder
 if user := int(sys.argv[2]):  # not before: another account may not read this Python
     os.setgid(user)
     os.setuid(user)

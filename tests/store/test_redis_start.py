@@ -11,7 +11,14 @@ from typing import Any, cast
 import pytest
 import redis.asyncio
 
-from gateway.domain.model import Accepted, Dead, Forward, Health, Selection, UnreadableReason
+from gateway.domain.model import (
+    Accepted,
+    DeadLettered,
+    Forward,
+    Health,
+    Selection,
+    UnreadableReason,
+)
 from gateway.errors import StartRefused, StoreUnavailable
 from gateway.store import Store, open_store
 from gateway.store.files.opening import share_folder, take_folder
@@ -22,7 +29,7 @@ from tests.e2e.redis import RedisServer
 from tests.messages import ALI, LID, SARA, by_the_rules, message, tenant, user
 
 Server = Callable[..., RedisServer]
-SCALING = Path(__file__).parent.parent / "docs" / "scaling.md"
+SCALING = Path(__file__).parents[2] / "docs" / "scaling.md"
 
 
 async def say(store: Store, text: str, who: str, **how: Any) -> Accepted:
@@ -100,7 +107,7 @@ async def test_a_url_that_is_none(url: str) -> None:
 @pytest.mark.parametrize(
     "url", ["redis://:s3/cret@one:1", "redis+sentinel://:s3/cret@one:1/realty"]
 )
-async def test_a_password_is_not_told_when_a_url_is_none(url: str) -> None:
+async def test_a_password_is_not_shown_when_a_url_is_none(url: str) -> None:
     with pytest.raises(StartRefused) as refused:
         await open_store(url, LIMITS)
     assert "s3" not in str(refused.value)
@@ -119,7 +126,7 @@ def test_on_one_folder_routers_on_files_and_on_redis_exclude_each_other(tmp_path
     assert share_folder(tmp_path / "nowhere") is None
 
 
-def told_by(exc: pytest.ExceptionInfo[StartRefused]) -> str:
+def reported_by(exc: pytest.ExceptionInfo[StartRefused]) -> str:
     return str(exc.value)
 
 
@@ -239,7 +246,7 @@ async def test_an_empty_redis_beside_a_full_folder_is_refused(
         await say(files, "start_realty_2" if state != "messages" else "hello", ALI)
     await files.close()
     if state == "moved":
-        await migrate.move(f"file:{folder}", redis_.url)
+        await migrate.migrate(f"file:{folder}", redis_.url)
     if state in ("moved", "nothing"):
         store = await open_store(redis_.url, LIMITS, beside=folder)
         await store.close()
@@ -247,7 +254,7 @@ async def test_an_empty_redis_beside_a_full_folder_is_refused(
     for _ in range(2):  # and nothing was noted there that would let the second start pass
         with pytest.raises(StartRefused) as refused:
             await open_store(redis_.url, LIMITS, beside=folder)
-        assert f"move --from file:{folder}" in told_by(refused)
+        assert f"migrate --from file:{folder}" in reported_by(refused)
     with redis_.client() as client:
         client.hset("gw:sessions", mapping={"#": "x", "~": "0"})
         client.hset("gw:{~}:lock", ALI, "2")
@@ -283,8 +290,8 @@ async def test_what_redis_refuses_is_said_with_its_cure(
         client.execute_command("ACL", "SETUSER", "default", "off")
     with pytest.raises(StartRefused) as refused:
         await open_store(redis_.url.replace("unix:", f"unix://{url}"), LIMITS)
-    assert said in told_by(refused)
-    assert "secret" not in told_by(refused)
+    assert said in reported_by(refused)
+    assert "secret" not in reported_by(refused)
 
 
 async def test_the_least_rights_suffice(server: Server, tmp_path: Path) -> None:
@@ -297,16 +304,16 @@ async def test_the_least_rights_suffice(server: Server, tmp_path: Path) -> None:
     await say(store, "start_realty_2", LID, other_id=ALI, sent=now, now=now)
     await say(store, "hello", SARA, sent=now, now=now)
     (delivery,) = await store.claim(1, wait=0)
-    await store.settle(delivery, Dead("refused", now))
+    await store.settle(delivery, DeadLettered("refused", now))
     assert await store.replay(Selection()) == 1
     await store.lock(user(SARA), tenant(3))
     await store.move(tenant(3), tenant(4))
     await store.unlock(user(SARA), drop_waiting=True)
-    await store.keep_unreadable(message(), UnreadableReason.NO_CHAT)
+    await store.add_unreadable(message(), UnreadableReason.NO_CHAT)
     await store.export(user(ALI))
     await store.erase(user(ALI))
     await store.backlog()
     assert store.health() == Health(None, None, has_file=False)
     await asyncio.sleep(0)
     await store.close()
-    await migrate.move(url, f"file:{tmp_path / 'data'}")
+    await migrate.migrate(url, f"file:{tmp_path / 'data'}")

@@ -1,7 +1,7 @@
 """Whose delivery is next. The contract suite shows the rules; here are the corners of memory."""
 
 from gateway.domain.model import Delivery
-from gateway.store.files.scheduler import WINDOW, Head, Shares
+from gateway.store.files.scheduler import WINDOW, FairScheduler, Head
 from tests.messages import tenant, user
 
 
@@ -13,8 +13,8 @@ def head(number: int, *, owner: int = 1, due: float = 0.0, body: bytes | None = 
     return Head(number, tenant(owner), who, due, delivery)
 
 
-def test_a_window_is_kept_and_the_rest_is_asked_for() -> None:
-    shares = Shares(1000, 1000)
+def test_a_window_is_stored_and_the_rest_is_asked_for() -> None:
+    shares = FairScheduler(1000, 1000)
     for number in range(WINDOW + 10):
         shares.offer(head(number), 0.0)
     assert shares.stale(0.0) == []
@@ -24,7 +24,7 @@ def test_a_window_is_kept_and_the_rest_is_asked_for() -> None:
 
 def test_more_heads_than_the_window_holds_are_not_forgotten() -> None:
     """Two lines in flight that became one make room for a head beyond the window."""
-    shares = Shares(1000, 1000)
+    shares = FairScheduler(1000, 1000)
     shares.forget([tenant(1)])
     heads = [head(number) for number in range(WINDOW + 1)]
     shares.fetched(tenant(1), heads, more=False, next_due=float("inf"), now=0.0)
@@ -33,7 +33,7 @@ def test_more_heads_than_the_window_holds_are_not_forgotten() -> None:
 
 
 def test_what_is_due_later_is_asked_for_then() -> None:
-    shares = Shares(10, 10)
+    shares = FairScheduler(10, 10)
     shares.offer(head(1, due=5.0), 0.0)
     shares.offer(head(2, due=7.0), 0.0)
     assert shares.pick(10) == []
@@ -44,19 +44,19 @@ def test_what_is_due_later_is_asked_for_then() -> None:
     assert (shares.stale(6.9), shares.stale(7.0)) == ([], [tenant(1)])
 
 
-def test_long_bodies_are_not_all_kept() -> None:
-    shares = Shares(1000, 1000)
+def test_long_bodies_are_not_all_stored() -> None:
+    shares = FairScheduler(1000, 1000)
     body = b"x" * (8 * 1024 * 1024)
     for number in range(10):
         shares.offer(head(number, body=body), 0.0)
-    kept = [one for one in shares.pick(10) if one.delivery]
-    assert len(kept) == 4, "32 MB"
+    stored = [one for one in shares.pick(10) if one.delivery]
+    assert len(stored) == 4, "32 MB"
     shares.offer(head(99, body=body), 0.0)
     assert shares.pick(1)[0].delivery, "what went has made room"
 
 
 def test_a_line_in_flight_is_not_picked_twice() -> None:
-    shares = Shares(10, 10)
+    shares = FairScheduler(10, 10)
     shares.offer(head(1), 0.0)
     (first,) = shares.pick(10)
     shares.offer(Head(2, tenant(1), first.user, 0.0), 0.0)
@@ -67,7 +67,7 @@ def test_a_line_in_flight_is_not_picked_twice() -> None:
 
 
 def test_the_heap_does_not_grow_with_the_messages() -> None:
-    shares = Shares(10, 10)
+    shares = FairScheduler(10, 10)
     for number in range(10_000):
         shares.offer(head(number, owner=number % 3 + 1), 0.0)
         for one in shares.pick(1):

@@ -140,7 +140,7 @@ def test_a_tenants_own_number_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "reported"),
     [
         ("0", "0"),
         ("2147483648", "2147483648"),
@@ -153,7 +153,7 @@ def test_a_tenants_own_number_is_used(tmp_path: Path) -> None:
         ("2/qr.svg?text=" + "%D8%A7" * 1000, "more than a QR code holds"),
     ],
 )
-def test_what_cannot_be_drawn_is_named(client: TestClient, path: str, told: str) -> None:
+def test_what_cannot_be_drawn_is_named(client: TestClient, path: str, reported: str) -> None:
     refused = client.get(f"/router/link/{path}")
     assert refused.status_code == 422
-    assert told in refused.text
+    assert reported in refused.text

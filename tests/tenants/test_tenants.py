@@ -61,7 +61,7 @@ def test_what_it_says(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         ("{", "not JSON, or cut off"),
         ("", "not JSON, or cut off"),
@@ -85,18 +85,20 @@ def test_what_it_says(file: Path) -> None:
         ({"2": {"signing_secret": SECRET}}, "tenant 2: signing_secret: signs what goes to"),
     ],
 )
-def test_what_is_wrong_stops_the_start_and_is_named(file: Path, content: Any, told: str) -> None:
+def test_what_is_wrong_stops_the_start_and_is_named(
+    file: Path, content: Any, reported: str
+) -> None:
     write(file, content)
     with pytest.raises(StartRefused) as refused:
         Tenants(file)
-    assert told in str(refused.value)
+    assert reported in str(refused.value)
     assert str(file) in str(refused.value)
     assert SECRET not in str(refused.value)
 
 
 @pytest.fixture
 async def watched(file: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tenants]:
-    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(tenants_module, "_CHECK_SECONDS", 0.01)
     write(file, {"2": {"name": "two"}})
     tenants = Tenants(file)
     tenants.start()
@@ -111,7 +113,7 @@ def name_of(tenants: Tenants, number: int) -> str | None:
 
 async def test_a_change_is_taken_up(watched: Tenants, file: Path) -> None:
     changes: list[int] = []
-    watched.changed = lambda: changes.append(1)
+    watched.on_change(lambda: changes.append(1))
     write(file, {"2": {"name": "other"}, "3": {}})
     await wait_until(lambda: name_of(watched, 2) == "other")
     assert watched.may_lock(tenant(3))
@@ -120,7 +122,7 @@ async def test_a_change_is_taken_up(watched: Tenants, file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["{", '{"2": {"active": 1}}', None])
-async def test_a_broken_or_missing_file_changes_nothing_and_is_told_of(
+async def test_a_broken_or_missing_file_changes_nothing_and_is_reported_of(
     watched: Tenants, file: Path, damage: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     if damage is None:
@@ -130,9 +132,9 @@ async def test_a_broken_or_missing_file_changes_nothing_and_is_told_of(
     await wait_until(lambda: watched.trouble)
     assert name_of(watched, 2) == "two"
     await asyncio.sleep(0.1)  # several looks
-    told = [one for one in caplog.records if "still holds" in one.getMessage()]
-    assert len(told) == 1, "told once, not at every look"
-    assert str(file) in told[0].getMessage()
+    reported = [one for one in caplog.records if "still holds" in one.getMessage()]
+    assert len(reported) == 1, "told once, not at every look"
+    assert str(file) in reported[0].getMessage()
     with caplog.at_level(logging.WARNING):
         write(file, {"2": {"name": "mended"}})
         await wait_until(lambda: name_of(watched, 2) == "mended")
@@ -142,7 +144,7 @@ async def test_a_broken_or_missing_file_changes_nothing_and_is_told_of(
 async def test_a_broken_file_that_goes_again_leaves_no_trouble(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(tenants_module, "_CHECK_SECONDS", 0.01)
     tenants = Tenants(file)
     tenants.start()
     write(file, "{")
@@ -154,7 +156,7 @@ async def test_a_broken_file_that_goes_again_leaves_no_trouble(
 
 
 async def test_a_file_that_comes_later_counts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(tenants_module, "_CHECK_SECONDS", 0.01)
     tenants = Tenants(file)
     tenants.start()
     assert tenants.may_lock(tenant(9))
@@ -183,8 +185,8 @@ def test_a_link_to_an_unknown_or_inactive_tenant_locks_nobody(tmp_path: Path, fi
         assert say(client, "start_realty_2")["tenant_id"] == 2
         for number in (3, 4):
             assert say(client, f"start_realty_{number}")["tenant_id"] == 2
-        told = client.get(f"/router/user/{ALI}/history").json()["history"]
-        assert [(one["what"], one["from_tenant"], one["to_tenant"]) for one in told] == [
+        reported = client.get(f"/router/user/{ALI}/history").json()["history"]
+        assert [(one["what"], one["from_tenant"], one["to_tenant"]) for one in reported] == [
             ("refused", 2, 4),
             ("refused", 2, 3),
             ("locked", None, 2),
@@ -210,7 +212,7 @@ def test_what_waits_for_a_tenant_that_the_file_lacks_goes_nowhere(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slip in a number sent a tenant's messages to the common backend."""
-    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(tenants_module, "_CHECK_SECONDS", 0.01)
     got: list[str] = []
 
     def note(request: httpx.Request) -> httpx.Response:
@@ -235,8 +237,8 @@ def test_what_waits_for_a_tenant_that_the_file_lacks_goes_nowhere(
                 break
             time.sleep(0.01)
         assert got == ["3"]
-        told = client.get("/ready").json()["backlog"]
-        assert told == "degraded: messages wait of tenants that tenants.json lacks: 2"
+        reported = client.get("/ready").json()["backlog"]
+        assert reported == "degraded: messages wait of tenants that tenants.json lacks: 2"
         write(file, {"2": {}, "3": {}})
         for _ in range(500):
             if len(got) > 1:
@@ -255,10 +257,10 @@ def test_users_of_a_tenant_that_became_inactive_go_on(tmp_path: Path, file: Path
         assert say(client, "start_realty_2", SARA)["action"] == "unknown_tenant"
 
 
-def test_ready_tells_of_the_file(
+def test_ready_shows_of_the_file(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tenants_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(tenants_module, "_CHECK_SECONDS", 0.01)
     with client_of(tmp_path) as client:
         assert client.get("/ready").json()["tenants_file"] == "ok: none, every number is a tenant"
     write(file, {"2": {}})

@@ -74,7 +74,7 @@ async def test_an_answer_of_any_shape_is_a_phone_or_none(
         (503, WahaUnavailable),
     ],
 )
-async def test_a_status_tells_whether_to_ask_again(
+async def test_a_status_shows_whether_to_ask_again(
     waha: StandIn, client: Waha, status: int, error: type[WahaError]
 ) -> None:
     waha.odd_answer = odd('{"message":"why\\n not"}', status)
@@ -86,7 +86,7 @@ async def test_a_status_tells_whether_to_ask_again(
 
 
 async def test_wahas_own_refusals(waha: StandIn, client: Waha) -> None:
-    waha.patience, waha.statuses["down"] = 0.0, "SCAN_QR_CODE"
+    waha.retry_after, waha.statuses["down"] = 0.0, "SCAN_QR_CODE"
     with pytest.raises(WahaUnavailable, match="422"):
         await client.phone_of("down", LID)
     waha.has_store = False
@@ -98,7 +98,7 @@ async def test_wahas_own_refusals(waha: StandIn, client: Waha) -> None:
     await stranger.close()
 
 
-async def test_who_is_away_was_told_nothing_and_who_is_silent_perhaps(
+async def test_who_is_away_was_reported_nothing_and_who_is_silent_perhaps(
     waha: StandIn, client: Waha, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = Waha(NO_WAHA, "")
@@ -140,7 +140,7 @@ def _note(seen: list[Any]) -> Any:
     return note
 
 
-async def test_who_never_takes_the_connection_was_told_nothing(
+async def test_who_never_takes_the_connection_was_reported_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It counted as silence, and a help message as perhaps sent, for a week."""

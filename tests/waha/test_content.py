@@ -84,7 +84,7 @@ def gows(message: Any) -> dict[str, Any]:
         ({"vCards": ["BEGIN:VCARD"]}, Content.SENT),
     ],
 )  # fmt: skip
-def test_without_a_text_the_raw_data_tell(
+def test_without_a_text_the_raw_data_report(
     payload: dict[str, Any], body: dict[str, Any], holds: Content
 ) -> None:
     assert content.content_of(payload | body) is holds
@@ -137,7 +137,7 @@ def test_a_placeholder_leaves_its_id_to_the_message_behind_it() -> None:
     assert reason_to_ignore(decrypted, frozenset({"message"})) is None
     unknown = parse(webhook("", ALI, bare_id="3EB0", _data={"type": "something_new"}))
     later = parse(webhook("hello", ALI, bare_id="3EB0"))
-    assert unknown.seen_key != later.seen_key
+    assert unknown.dedup_key != later.dedup_key
     assert unknown.idempotency_key != later.idempotency_key
 
 

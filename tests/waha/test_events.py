@@ -89,8 +89,8 @@ def test_every_example_gives_its_user_and_what_it_can_do(number: int) -> None:
 
 
 def test_twins_have_one_key_and_are_one_message() -> None:
-    assert parse(example(35)).seen_key == parse(example(36)).seen_key
-    assert parse(example(33)).seen_key == parse(example(34)).seen_key
+    assert parse(example(35)).dedup_key == parse(example(36)).dedup_key
+    assert parse(example(33)).dedup_key == parse(example(34)).dedup_key
     assert parse(example(33)).idempotency_key == parse(example(34)).idempotency_key
 
 
@@ -104,31 +104,31 @@ def test_twins_have_one_key_and_are_one_message() -> None:
     ],
 )
 def test_different_messages_have_different_keys(how: dict[str, Any]) -> None:
-    assert message(bare_id="3EB0").seen_key != message(**how).seen_key
+    assert message(bare_id="3EB0").dedup_key != message(**how).dedup_key
 
 
 def test_an_id_with_underscores_is_one_id_and_a_participant_is_none_of_it() -> None:
     first, second = (parse(webhook(bare_id=f"test_{number}")) for number in (1, 2))
     assert (first.message_id, second.message_id) == ("test_1", "test_2")
-    assert first.seen_key != second.seen_key
+    assert first.dedup_key != second.dedup_key
     in_status = parse(webhook(bare_id="3A77_971501234512@c.us"))
     assert in_status.message_id == "3A77"
 
 
-def test_events_that_are_no_messages_are_told_apart_by_envelope_and_name() -> None:
+def test_events_that_are_no_messages_are_distinguished_by_envelope_and_name() -> None:
     body = json.loads(webhook(event="message.ack"))
     again = parse(json.dumps(body).encode())
     body["event"] = "message.reaction"
-    assert parse(webhook(event="message.ack")).seen_key != again.seen_key
-    assert parse(json.dumps(body).encode()).seen_key != again.seen_key
+    assert parse(webhook(event="message.ack")).dedup_key != again.dedup_key
+    assert parse(json.dumps(body).encode()).dedup_key != again.dedup_key
 
 
-def test_without_ids_the_request_id_tells_copies_and_else_nothing_does() -> None:
+def test_without_ids_the_request_id_shows_copies_and_else_nothing_does() -> None:
     body = b'{"event":"message","payload":{"from":"971501234567@c.us","body":"hi"}}'
     first = parse(body, x_webhook_request_id="3b2ozlbljmwtg6fr5")
-    assert first.seen_key == parse(body, x_webhook_request_id="3b2ozlbljmwtg6fr5").seen_key
-    assert first.seen_key != parse(body, x_webhook_request_id="another").seen_key
-    assert parse(body).seen_key is None
+    assert first.dedup_key == parse(body, x_webhook_request_id="3b2ozlbljmwtg6fr5").dedup_key
+    assert first.dedup_key != parse(body, x_webhook_request_id="another").dedup_key
+    assert parse(body).dedup_key is None
     assert parse(body).idempotency_key != parse(body).idempotency_key
 
 
@@ -316,7 +316,7 @@ def test_half_an_emoji_is_routed_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"),
+    ("name", "stored"),
     [
         ("office_1", "office_1"),
         ("office.1", "office.1"),
@@ -331,9 +331,9 @@ def test_half_an_emoji_is_routed_all_the_same() -> None:
         ("\ud83d", "hash-"),
     ],
 )
-def test_a_session_is_kept_by_its_name_or_a_hash_of_it(name: str, kept: str) -> None:
+def test_a_session_is_stored_by_its_name_or_a_hash_of_it(name: str, stored: str) -> None:
     inbound = parse(json.dumps(json.loads(webhook()) | {"session": name}).encode())
-    assert inbound.session.startswith(kept)
+    assert inbound.session.startswith(stored)
     assert inbound.phone == f"{inbound.session}/{ALI}"
     assert re.fullmatch(SESSION_NAME, inbound.session)
 
@@ -380,15 +380,15 @@ def test_an_id_is_found_whatever_its_form(id_: object, data: dict[str, Any]) -> 
     for event in ("message", "message.any"):
         inbound = parse(webhook(id=id_, event=event, _data=data))
         assert (inbound.phone, inbound.message_id) == (ALI, "3EB0A")
-        assert inbound.seen_key == plain.seen_key
+        assert inbound.dedup_key == plain.dedup_key
 
 
 def test_twins_without_an_id_are_one_by_their_envelope() -> None:
     body = json.loads(webhook(id=None, _data={}))
     first = parse(json.dumps(body).encode())
     again = parse(json.dumps(body | {"event": "message.any"}).encode())
-    assert first.seen_key == again.seen_key is not None
-    assert parse(webhook(id=None, _data={})).seen_key != first.seen_key
+    assert first.dedup_key == again.dedup_key is not None
+    assert parse(webhook(id=None, _data={})).dedup_key != first.dedup_key
 
 
 def test_an_id_that_cannot_be_stored_is_hashed() -> None:

@@ -82,8 +82,8 @@ def test_what_concerns_no_person_goes_to_nobody_and_the_start_says_so(
             answer = client.post(HOOK, content=body_of(event, ALI)).json()
             assert answer["reason"] == ("group" if event.startswith("group.") else "no_user")
         assert client.get("/ready").json()["waha_session default"].startswith("ok: WORKING")
-    (told,) = [one for one in caplog.messages if "whatever FORWARD_EVENTS says" in one]
-    assert all(event in told for event in EVENTS_OF_NOBODY)
+    (reported,) = [one for one in caplog.messages if "whatever FORWARD_EVENTS says" in one]
+    assert all(event in reported for event in EVENTS_OF_NOBODY)
 
 
 @pytest.mark.parametrize("event", ["session.status", "state.change", "engine.event"])

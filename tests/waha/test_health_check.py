@@ -12,7 +12,7 @@ from examples.waha import StandIn
 from gateway.errors import WahaSilent, WahaUnavailable
 from gateway.metrics import Metrics
 from gateway.waha.client import SessionInfo, Waha
-from gateway.waha.health_check import Keys, Watch
+from gateway.waha.health_check import HealthCheck, Keys
 from gateway.waha.sessions import Sessions
 from tests.conftest import wait_until
 from tests.messages import parse, webhook
@@ -27,7 +27,7 @@ def metrics() -> Metrics:
 
 
 @dataclass
-class Told:
+class Reported:
     """Notes what the watch says."""
 
     said: list[str] = field(default_factory=list)
@@ -46,13 +46,13 @@ class Told:
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def reported() -> Reported:
+    return Reported()
 
 
 @pytest.fixture
-def watch(client: Waha, metrics: Metrics, told: Told) -> Iterator[Watch]:
-    made = Watch(client, Sessions(metrics), metrics, told, home_session="default")
+def watch(client: Waha, metrics: Metrics, reported: Reported) -> Iterator[HealthCheck]:
+    made = HealthCheck(client, Sessions(metrics), metrics, reported, home_session="default")
     yield made
     made.stop()
 
@@ -62,156 +62,163 @@ def up(metrics: Metrics, session: str = "default") -> float | None:
 
 
 async def test_a_session_that_waits_for_its_qr_code_is_known_without_an_event(
-    watch: Watch, waha: StandIn, metrics: Metrics
+    watch: HealthCheck, waha: StandIn, metrics: Metrics
 ) -> None:
     waha.statuses["default"] = "SCAN_QR_CODE"
-    await watch.look()
+    await watch.check()
     assert metrics.value("gateway_waha_up") == 1
     assert up(metrics) == 0
     waha.statuses["default"] = "WORKING"
-    await watch.look()
+    await watch.check()
     assert up(metrics) == 1
 
 
 async def test_a_waha_that_has_died_is_noticed(
-    watch: Watch, waha: StandIn, metrics: Metrics, caplog: pytest.LogCaptureFixture
+    watch: HealthCheck, waha: StandIn, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     waha.configs["default"] = HOOKED
-    await watch.look()
+    await watch.check()
     assert (watch.silent_since, watch.ever) == (None, True)
     there, watch._waha = watch._waha, Waha("http://127.0.0.1:9/api", "")
-    await watch.look()
-    await watch.look()
+    await watch.check()
+    await watch.check()
     assert watch.silent_since is not None
     assert abs(watch.silent_since - time.time()) < 60
     assert metrics.value("gateway_waha_up") == 0
     await watch._waha.close()
     watch._waha = there
-    await watch.look()
+    await watch.check()
     assert watch.silent_since is None
-    told = [
+    reported = [
         one.message.partition(":")[0]
         for one in caplog.records
         if one.name == "gateway.waha.health_check"
     ]
-    assert told == ["📵 WAHA does not answer", "📱 WAHA answers again"]
+    assert reported == ["📵 WAHA does not answer", "📱 WAHA answers again"]
 
 
-async def test_one_session_that_stumbles_hides_no_other(
-    client: Waha, waha: StandIn, metrics: Metrics, told: Told, monkeypatch: pytest.MonkeyPatch
+async def test_one_session_that_fails_hides_no_other(
+    client: Waha,
+    waha: StandIn,
+    metrics: Metrics,
+    reported: Reported,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sessions = Sessions(metrics)
-    watch = Watch(client, sessions, metrics, told, home_session="default")
+    watch = HealthCheck(client, sessions, metrics, reported, home_session="default")
     waha.configs = dict.fromkeys(("default", "a", "b", "c"), HOOKED)
     for name in "abc":
         sessions.asked(name, "WORKING", frozenset(), 1.0)
     waha.statuses["c"] = "FAILED"
-    look_at = client.look_at
+    session_info = client.session_info
 
-    async def stumbles(name: str) -> SessionInfo:
+    async def fails(name: str) -> SessionInfo:
         if name == "a":
             raise WahaSilent("it hangs")
         if name == "b":
             raise WahaUnavailable("500", 500)
-        return await look_at(name)
+        return await session_info(name)
 
-    monkeypatch.setattr(client, "look_at", stumbles)
-    await watch.look()
-    assert (watch.silent_since, up(metrics, "c"), told.said) == (None, 0, [])
-    monkeypatch.setattr(client, "look_at", look_at)
+    monkeypatch.setattr(client, "session_info", fails)
+    await watch.check()
+    assert (watch.silent_since, up(metrics, "c"), reported.said) == (None, 0, [])
+    monkeypatch.setattr(client, "session_info", session_info)
     waha.delay = 0.0
     silent = Waha("http://127.0.0.1:9/api", "")
     watch._waha = silent
-    await watch.look()
-    await watch.look()
+    await watch.check()
+    await watch.check()
     watch._waha = client
-    await watch.look()
+    await watch.check()
     await silent.close()
-    assert told.said == ["lost", "back"]
+    assert reported.said == ["lost", "back"]
 
 
 async def test_it_looks_again_and_again_whatever_waha_answers(
-    watch: Watch, waha: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    watch: HealthCheck,
+    waha: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("gateway.waha.health_check._EVERY_SECONDS", 0.01)
     waha.configs["default"] = HOOKED
     looked = 0
-    look = watch.look
+    look = watch.check
 
-    async def stumbles() -> None:
+    async def fails() -> None:
         nonlocal looked
         looked += 1
         if looked == 2:
             raise RuntimeError("unforeseen")
         await look()
 
-    monkeypatch.setattr(watch, "look", stumbles)
+    monkeypatch.setattr(watch, "check", fails)
     watch.start()
     await wait_until(lambda: looked >= 4)
     assert "the look at WAHA failed unexpectedly" in caplog.text
 
 
-async def test_a_wrong_key_is_an_answer_and_told(
-    watch: Watch, waha: StandIn, metrics: Metrics
+async def test_a_wrong_key_is_an_answer_and_reported(
+    watch: HealthCheck, waha: StandIn, metrics: Metrics
 ) -> None:
     waha.odd_answer = lambda: web.Response(status=401)
-    await watch.look()
+    await watch.check()
     assert metrics.value("gateway_waha_up") == 1
     assert "401" in str(watch.refused)
     waha.odd_answer = None
-    await watch.look()
+    await watch.check()
     assert watch.refused is None
 
 
 async def test_a_home_session_that_is_not_there_does_not_work(
-    watch: Watch, waha: StandIn, metrics: Metrics
+    watch: HealthCheck, waha: StandIn, metrics: Metrics
 ) -> None:
-    await watch.look()
+    await watch.check()
     assert up(metrics) == 1
     del waha.configs["default"]
-    await watch.look()
+    await watch.check()
     assert up(metrics) == 0
 
 
 async def test_a_status_that_is_none_is_not_believed(
-    watch: Watch, waha: StandIn, metrics: Metrics
+    watch: HealthCheck, waha: StandIn, metrics: Metrics
 ) -> None:
     waha.statuses["default"] = "WOR\ud83dKING"
-    await watch.look()
+    await watch.check()
     assert up(metrics) is None
 
 
 async def test_a_session_that_waha_has_no_more_is_forgotten(
-    client: Waha, waha: StandIn, metrics: Metrics, told: Told
+    client: Waha, waha: StandIn, metrics: Metrics, reported: Reported
 ) -> None:
     sessions = Sessions(metrics)
-    watch = Watch(client, sessions, metrics, told, home_session="default")
+    watch = HealthCheck(client, sessions, metrics, reported, home_session="default")
     sessions.asked("sales", "WORKING", frozenset(), 1.0)
     assert up(metrics, "sales") == 1
     del waha.configs["sales"]
-    await watch.look()
+    await watch.check()
     assert up(metrics, "sales") is None
     assert "sales" not in sessions.all()
 
 
 @pytest.mark.parametrize("status", [502, 503, 504, 520, 530])
 async def test_a_proxy_that_answers_for_a_waha_that_is_away_is_no_waha(
-    watch: Watch, waha: StandIn, metrics: Metrics, told: Told, status: int
+    watch: HealthCheck, waha: StandIn, metrics: Metrics, reported: Reported, status: int
 ) -> None:
     waha.odd_answer = lambda: web.Response(status=status, text="<html>Bad Gateway</html>")
-    await watch.look()
+    await watch.check()
     assert metrics.value("gateway_waha_up") == 0
     assert watch.silent_since is not None
     waha.odd_answer = None
     waha.configs["default"] = HOOKED
-    await watch.look()
-    assert (metrics.value("gateway_waha_up"), told.said) == (1, ["lost", "back"])
+    await watch.check()
+    assert (metrics.value("gateway_waha_up"), reported.said) == (1, ["lost", "back"])
 
 
-async def test_an_error_of_wahas_own_is_an_answer(watch: Watch, waha: StandIn) -> None:
+async def test_an_error_of_wahas_own_is_an_answer(watch: HealthCheck, waha: StandIn) -> None:
     waha.odd_answer = lambda: web.json_response({"statusCode": 500}, status=500)
-    await watch.look()
+    await watch.check()
     assert watch.silent_since is None
 
 
@@ -221,14 +228,14 @@ async def test_an_error_of_wahas_own_is_an_answer(watch: Watch, waha: StandIn) -
 class Sends:
     """A session whose events come, or do not, at times that the test chooses."""
 
-    def __init__(self, client: Waha, metrics: Metrics, told: Told, **keys: Any) -> None:
+    def __init__(self, client: Waha, metrics: Metrics, reported: Reported, **keys: Any) -> None:
         self.now = 1_000_000.0
         self.sessions = Sessions(metrics)
-        self.watch = Watch(
+        self.watch = HealthCheck(
             client,
             self.sessions,
             metrics,
-            told,
+            reported,
             home_session="default",
             keys=Keys(**keys),
             clock=lambda: self.now,
@@ -237,34 +244,38 @@ class Sends:
     def event(self) -> None:
         self.sessions.hear(parse(webhook("hello"), now=self.now))
 
-    async def look(self) -> str | None:
-        await self.watch.look()
+    async def check(self) -> str | None:
+        await self.watch.check()
         return self.watch.unhooked().get("default")
 
 
 @pytest.fixture
-def sends(client: Waha, metrics: Metrics, told: Told) -> Sends:
-    return Sends(client, metrics, told)
+def sends(client: Waha, metrics: Metrics, reported: Reported) -> Sends:
+    return Sends(client, metrics, reported)
 
 
 async def test_a_webhook_that_vanishes_is_noticed_and_what_came_is_fetched(
-    sends: Sends, waha: StandIn, metrics: Metrics, told: Told, caplog: pytest.LogCaptureFixture
+    sends: Sends,
+    waha: StandIn,
+    metrics: Metrics,
+    reported: Reported,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """By a dashboard's click, or because WAHA Core before 2026.6 forgot it."""
     waha.configs["default"], waha.server_status = HOOKED, 403
     sends.event()
-    assert await sends.look() is None
+    assert await sends.check() is None
     assert metrics.value("gateway_waha_session_webhook", session="default") == 1
     assert sends.watch.was_hooked("default")
     waha.configs["default"] = None
     sends.now += 60
-    assert await sends.look() == "its config has no webhook to us"
+    assert await sends.check() == "its config has no webhook to us"
     assert metrics.value("gateway_waha_session_webhook", session="default") == 0
     sends.now += 60
-    await sends.look()
-    assert told.said == ["no webhook: default"] * 2, "each look: what came meanwhile is fetched"
+    await sends.check()
+    assert reported.said == ["no webhook: default"] * 2, "each look: what came meanwhile is fetched"
     waha.configs["default"] = HOOKED
-    assert await sends.look() is None
+    assert await sends.check() is None
     said = [one.message for one in caplog.records if "sends us nothing" in one.message]
     assert len(said) == 1
 
@@ -273,11 +284,11 @@ async def test_an_event_older_than_waha_itself_proves_nothing(sends: Sends, waha
     sends.event()
     sends.now += 600
     waha.started_at = time.time() - 1000
-    assert await sends.look() is None, "WHATSAPP_HOOK_URL must have sent it"
+    assert await sends.check() is None, "WHATSAPP_HOOK_URL must have sent it"
     waha.started_at = time.time() - 300
-    assert await sends.look() == "its config has no webhook to us"
+    assert await sends.check() == "its config has no webhook to us"
     sends.event()
-    assert await sends.look() is None
+    assert await sends.check() is None
 
 
 async def test_an_event_older_than_the_sessions_start_proves_nothing(
@@ -285,26 +296,26 @@ async def test_an_event_older_than_the_sessions_start_proves_nothing(
 ) -> None:
     waha.server_status = 403  # a narrowed key does not see since when WAHA runs
     sends.event()
-    assert await sends.look() is None
+    assert await sends.check() is None
     waha.statuses["default"] = "STOPPED"
     sends.now += 60
-    assert await sends.look() is None, "that it is STOPPED is said already"
+    assert await sends.check() is None, "that it is STOPPED is said already"
     waha.statuses.clear()
     sends.now += 60
-    assert await sends.look() == "its config has no webhook to us"
+    assert await sends.check() == "its config has no webhook to us"
     sends.event()
-    assert await sends.look() is None
+    assert await sends.check() is None
 
 
 async def test_what_was_heard_before_our_start_counts(
     sends: Sends, waha: StandIn, metrics: Metrics
 ) -> None:
     waha.started_at = time.time() - 1000
-    assert await sends.look() is not None
+    assert await sends.check() is not None
     assert not sends.watch.was_hooked("default"), "its first event may still come"
     assert metrics.value("gateway_waha_session_webhook", session="default") is None
     sends.sessions.heard_before("default", sends.now - 100)
-    assert await sends.look() is None
+    assert await sends.check() is None
 
 
 @pytest.mark.parametrize(
@@ -328,10 +339,10 @@ async def test_what_was_heard_before_our_start_counts(
     ],
 )
 async def test_what_makes_that_nothing_comes(
-    client: Waha, waha: StandIn, metrics: Metrics, told: Told,
+    client: Waha, waha: StandIn, metrics: Metrics, reported: Reported,
     hook: dict[str, Any], keys: dict[str, Any], why: str | None,
 ) -> None:  # fmt: skip
-    sends = Sends(client, metrics, told, **keys)
+    sends = Sends(client, metrics, reported, **keys)
     waha.configs["default"] = {"webhooks": ["odd", HOOK | hook]}
-    found = await sends.look()
+    found = await sends.check()
     assert found is None if why is None else why in str(found)

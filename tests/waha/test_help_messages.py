@@ -17,19 +17,19 @@ from gateway.waha import client as client_module
 from gateway.waha import help_messages as help_module
 from gateway.waha import lid_lookup as lids_module
 from gateway.waha.client import Waha
-from gateway.waha.help_messages import Helper
-from gateway.waha.lid_lookup import Lids
+from gateway.waha.help_messages import HelpMessages
+from gateway.waha.lid_lookup import LidLookup
 from gateway.waha.sessions import Sessions
 from tests.conftest import wait_until
 from tests.messages import ALI, LID, SARA, by_the_rules, example, message, parse, user
 
-Make = Callable[..., Helper]
+Make = Callable[..., HelpMessages]
 TEXT = "please open the link"
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_DELAY_SECONDS", "_LOOK_SECONDS", "_RETRY_SECONDS"):
+    for name in ("_DELAY_SECONDS", "_CHECK_SECONDS", "_RETRY_SECONDS"):
         monkeypatch.setattr(help_module, name, 0.02)
 
 
@@ -48,17 +48,17 @@ def counted(metrics: Metrics) -> dict[str, float]:
 
 @pytest.fixture
 async def make(
-    store: Store, client: Waha, sessions: Sessions, lids: Lids, metrics: Metrics
+    store: Store, client: Waha, sessions: Sessions, lid_lookup: LidLookup, metrics: Metrics
 ) -> AsyncIterator[Make]:
-    made: list[Helper] = []
+    made: list[HelpMessages] = []
 
-    def of(**how: Any) -> Helper:
+    def of(**how: Any) -> HelpMessages:
         settings: dict[str, Any] = {
             "text": TEXT,
             "per_minute": 6000,
             "home_session": "default",
         } | how
-        made.append(Helper(client, store, sessions, lids, metrics, **settings))
+        made.append(HelpMessages(client, store, sessions, lid_lookup, metrics, **settings))
         return made[-1]
 
     yield of
@@ -66,7 +66,7 @@ async def make(
         await one.stop()
 
 
-async def write(helper: Helper, store: Store, who: str = ALI, text: str = "hello") -> None:
+async def write(helper: HelpMessages, store: Store, who: str = ALI, text: str = "hello") -> None:
     """Somebody writes, as ingest takes it."""
     now = time.time()
     session, _, number = who.rpartition("/")
@@ -81,11 +81,13 @@ def chats(waha: StandIn) -> list[str]:
     return [one["chatId"] for one in waha.sent]
 
 
-async def idle(helper: Helper) -> None:
+async def idle(helper: HelpMessages) -> None:
     await wait_until(lambda: not helper._tasks)
 
 
-async def test_a_user_without_a_lock_is_told_once(make: Make, store: Store, waha: StandIn) -> None:
+async def test_a_user_without_a_lock_is_helped_once(
+    make: Make, store: Store, waha: StandIn
+) -> None:
     helper = make()
     for _ in range(3):
         await write(helper, store)
@@ -105,7 +107,7 @@ async def test_it_goes_out_by_the_session_that_the_user_wrote_to(
     assert sorted(one["session"] for one in waha.sent) == ["default", "sales"]
 
 
-async def test_who_comes_by_a_link_meanwhile_is_told_nothing(
+async def test_who_comes_by_a_link_meanwhile_is_reported_nothing(
     make: Make, store: Store, waha: StandIn, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(help_module, "_DELAY_SECONDS", 0.2)
@@ -117,27 +119,27 @@ async def test_who_comes_by_a_link_meanwhile_is_told_nothing(
     assert counted(metrics) == {"queued": 1, "not_needed": 1}
 
 
-async def test_a_lid_is_told_when_waha_has_said_who_it_is(
-    make: Make, store: Store, waha: StandIn, lids: Lids
+async def test_a_lid_is_reported_when_waha_has_said_who_it_is(
+    make: Make, store: Store, waha: StandIn, lid_lookup: LidLookup
 ) -> None:
     waha.phones[LID.removesuffix("@lid")], waha.delay = ALI, 0.3
     helper = make()
     await write(helper, store, text="start_realty_2")
     await write(helper, store, LID)
-    lids.ask(user(LID))
+    lid_lookup.ask(user(LID))
     await idle(helper)
     assert waha.sent == [], "it is Ali, who has a lock"
 
     waha.delay = 0
     await write(helper, store, "158764321000099@lid")
-    lids.ask(user("158764321000099@lid"))
+    lid_lookup.ask(user("158764321000099@lid"))
     await idle(helper)
     assert chats(waha) == ["158764321000099@lid"]
 
 
 def status(value: str) -> bytes:
-    told = f'"status":"{value}","statuses"'
-    return example(30).replace(b'"status":"WORKING","statuses"', told.encode())
+    reported = f'"status":"{value}","statuses"'
+    return example(30).replace(b'"status":"WORKING","statuses"', reported.encode())
 
 
 async def test_while_the_session_is_not_working_it_waits_and_others_do_not(
@@ -241,8 +243,8 @@ async def test_what_is_queued_while_the_one_before_is_sent_is_seen_to(
     waha.odd_answer = lambda: web.Response(status=401)
     begin = store.undo_help
 
-    async def undo(who: UserId, *, again: bool) -> None:
-        await begin(who, again=again)
+    async def undo(who: UserId, *, retry: bool) -> None:
+        await begin(who, retry=retry)
         waha.odd_answer = None
         await write(helper, store)
 
@@ -254,14 +256,14 @@ async def test_what_is_queued_while_the_one_before_is_sent_is_seen_to(
     assert counted(metrics) == {"queued": 2, "refused": 1, "sent": 1}
 
 
-async def test_a_lid_that_waha_cannot_tell_is_helped_in_the_end(
-    make: Make, store: Store, waha: StandIn, lids: Lids, monkeypatch: pytest.MonkeyPatch
+async def test_a_lid_that_waha_cannot_report_is_helped_in_the_end(
+    make: Make, store: Store, waha: StandIn, lid_lookup: LidLookup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lids_module, "_LATE_SECONDS", 0.1)
     monkeypatch.setattr(Waha, "phone_of", _failing)
     helper = make()
     await write(helper, store, LID)
-    lids.ask(user(LID))
+    lid_lookup.ask(user(LID))
     await idle(helper)
     assert chats(waha) == [LID]
 
@@ -282,9 +284,9 @@ async def test_waha_away_is_tried_again_until_it_is_back(
     assert chats(waha) == [f"{ALI}@c.us"]
 
 
-@pytest.mark.parametrize(("answer", "again"), [(401, True), (500, False)])
+@pytest.mark.parametrize(("answer", "retry"), [(401, True), (500, False)])
 async def test_what_waha_refused_may_be_asked_for_again_and_what_it_may_have_sent_not(
-    make: Make, store: Store, waha: StandIn, answer: int, again: bool
+    make: Make, store: Store, waha: StandIn, answer: int, retry: bool
 ) -> None:
     waha.odd_answer = lambda: web.Response(status=answer)
     helper = make()
@@ -293,7 +295,7 @@ async def test_what_waha_refused_may_be_asked_for_again_and_what_it_may_have_sen
     waha.odd_answer = None
     await write(helper, store)
     await idle(helper)
-    assert chats(waha) == [f"{ALI}@c.us"] * again
+    assert chats(waha) == [f"{ALI}@c.us"] * retry
 
 
 async def test_silence_counts_as_sent(

@@ -15,7 +15,7 @@ from gateway.store import Store
 from gateway.waha import client as client_module
 from gateway.waha import lid_lookup as lids_module
 from gateway.waha.client import Waha
-from gateway.waha.lid_lookup import Lids
+from gateway.waha.lid_lookup import LidLookup
 from gateway.waha.sessions import Sessions
 from tests.conftest import wait_until
 from tests.messages import ALI, LID, SARA, by_the_rules, message, parse, user, webhook
@@ -32,47 +32,47 @@ async def known_as(store: Store, who: str) -> str:
     return (await store.lock_of(user(who)))[0]
 
 
-async def answered(lids: Lids, lid: str = LID) -> None:
-    await wait_until(lambda: not lids.is_being_asked(user(lid)))
+async def answered(lid_lookup: LidLookup, lid: str = LID) -> None:
+    await wait_until(lambda: not lid_lookup.is_being_asked(user(lid)))
 
 
 async def test_a_hit_is_learnt_and_not_asked_for_again(
-    lids: Lids, store: Store, waha: StandIn
+    lid_lookup: LidLookup, store: Store, waha: StandIn
 ) -> None:
     waha.phones[NUMBER] = ALI
     await say(store, "start_realty_2")
     await say(store, "by lid", LID)
-    lids.ask(user(LID))
-    lids.ask(user(LID))
-    await answered(lids)
+    lid_lookup.ask(user(LID))
+    lid_lookup.ask(user(LID))
+    await answered(lid_lookup)
     assert await known_as(store, LID) == ALI
     assert len(await store.claim(10, wait=0)) == 1, "one line, its head"
     assert (await store.backlog()).waiting == 2, "what the LID said was released"
-    lids.ask(user(LID))
+    lid_lookup.ask(user(LID))
     assert waha.asked == [("default", LID)]
 
 
-async def test_a_newer_sighting_wins_over_the_answer(
-    lids: Lids, store: Store, waha: StandIn
+async def test_a_newer_identity_link_wins_over_the_answer(
+    lid_lookup: LidLookup, store: Store, waha: StandIn
 ) -> None:
     waha.phones[NUMBER] = ALI
-    lids.ask(user(LID))
-    await answered(lids)
+    lid_lookup.ask(user(LID))
+    await answered(lid_lookup)
     later = parse(webhook("hello", LID, other_id=SARA, sent=time.time() + 5), now=time.time() + 5)
     await store.accept(later, by_the_rules(later))
     assert await known_as(store, LID) == SARA
 
 
-async def test_a_sighting_that_came_while_waha_thought_is_newer(
-    lids: Lids, store: Store, waha: StandIn
+async def test_a_identity_link_that_came_while_waha_thought_is_newer(
+    lid_lookup: LidLookup, store: Store, waha: StandIn
 ) -> None:
     waha.phones[NUMBER], waha.delay = ALI, 0.3
-    lids.ask(user(LID))
+    lid_lookup.ask(user(LID))
     await wait_until(lambda: waha.asked)
     now = time.time()
     seen = parse(webhook("hello", LID, other_id=SARA, sent=now), now=now)
     await store.accept(seen, by_the_rules(seen))
-    await answered(lids)
+    await answered(lid_lookup)
     assert await known_as(store, LID) == SARA
 
 
@@ -80,13 +80,13 @@ async def test_a_miss_is_asked_for_again_after_an_hour(
     store: Store, waha: StandIn, client: Waha, sessions: Sessions
 ) -> None:
     clock = [0.0]
-    lids = make(store, client, sessions, lambda: clock[0])
+    lid_lookup = make(store, client, sessions, lambda: clock[0])
     for clock[0], times in ((0.0, 1), (3599.0, 1), (3601.0, 2)):
-        lids.ask(user(LID))
-        await answered(lids)
+        lid_lookup.ask(user(LID))
+        await answered(lid_lookup)
         assert len(waha.asked) == times
     assert await known_as(store, LID) == LID
-    await lids.stop()
+    await lid_lookup.stop()
 
 
 def make(
@@ -96,8 +96,8 @@ def make(
     monotonic: Callable[[], float] = time.monotonic,
     keep_asking: float = 900,
     metrics: Metrics | None = None,
-) -> Lids:
-    return Lids(
+) -> LidLookup:
+    return LidLookup(
         client,
         store,
         sessions,
@@ -111,22 +111,22 @@ def make(
 
 @pytest.mark.parametrize("own", ["971557357753", "971501230000"])
 async def test_the_gateways_own_number_is_nobodys_phone(
-    lids: Lids, store: Store, waha: StandIn, sessions: Sessions, own: str
+    lid_lookup: LidLookup, store: Store, waha: StandIn, sessions: Sessions, own: str
 ) -> None:
     sessions.hear(message("hello"))  # its `me` is 971501230000
     waha.phones[NUMBER] = own
-    lids.ask(user(LID))
-    await answered(lids)
+    lid_lookup.ask(user(LID))
+    await answered(lid_lookup)
     assert await known_as(store, LID) == LID
     assert await known_as(store, own) == own
 
 
 async def test_the_session_is_in_the_question_and_in_what_is_learnt(
-    lids: Lids, store: Store, waha: StandIn
+    lid_lookup: LidLookup, store: Store, waha: StandIn
 ) -> None:
     waha.phones[NUMBER] = ALI
-    lids.ask(user(f"sales/{LID}"))
-    await answered(lids, f"sales/{LID}")
+    lid_lookup.ask(user(f"sales/{LID}"))
+    await answered(lid_lookup, f"sales/{LID}")
     assert waha.asked == [("sales", LID)]
     assert await known_as(store, f"sales/{LID}") == f"sales/{ALI}"
     assert await known_as(store, LID) == LID
@@ -137,73 +137,79 @@ def no_such_engine() -> web.Response:
 
 
 @pytest.mark.parametrize("refusal", ["store", "key", "engine"])
-async def test_a_refusal_counts_as_a_miss_and_is_told_once(
-    lids: Lids, store: Store, waha: StandIn, caplog: pytest.LogCaptureFixture, refusal: str
+async def test_a_refusal_counts_as_a_miss_and_is_reported_once(
+    lid_lookup: LidLookup,
+    store: Store,
+    waha: StandIn,
+    caplog: pytest.LogCaptureFixture,
+    refusal: str,
 ) -> None:
     waha.has_store = refusal != "store"
     waha.key = "the key" if refusal == "key" else ""
     waha.odd_answer = no_such_engine if refusal == "engine" else None
     for lid in (LID, "158764321000099@lid"):
-        lids.ask(user(lid))
-        await answered(lids, lid)
+        lid_lookup.ask(user(lid))
+        await answered(lid_lookup, lid)
     assert len(waha.asked) == 2
     assert [one.levelno for one in caplog.records] == [logging.WARNING]
     assert await known_as(store, LID) == LID
 
 
 async def test_a_failure_is_repeated_until_there_is_an_answer(
-    lids: Lids, store: Store, waha: StandIn, monkeypatch: pytest.MonkeyPatch
+    lid_lookup: LidLookup, store: Store, waha: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lids_module, "_REST_SECONDS", 0.02)
-    waha.phones[NUMBER], waha.patience, waha.statuses["default"] = ALI, 0.0, "STARTING"
-    lids.ask(user(LID))
+    waha.phones[NUMBER], waha.retry_after, waha.statuses["default"] = ALI, 0.0, "STARTING"
+    lid_lookup.ask(user(LID))
     await wait_until(lambda: len(waha.asked) >= 3)
-    assert lids.is_being_asked(user(LID))
+    assert lid_lookup.is_being_asked(user(LID))
     waha.statuses.clear()
-    await answered(lids)
+    await answered(lid_lookup)
     assert await known_as(store, LID) == ALI
 
 
 async def test_a_failure_is_given_up_in_the_end_and_may_be_asked_again(
     store: Store, waha: StandIn, client: Waha, sessions: Sessions
 ) -> None:
-    waha.patience, waha.statuses["default"] = 0.0, "FAILED"
-    lids = make(store, client, sessions, keep_asking=0)
-    lids.ask(user(LID))
-    await answered(lids)
-    lids.ask(user(LID))
-    assert lids.is_being_asked(user(LID))
-    await lids.stop()
+    waha.retry_after, waha.statuses["default"] = 0.0, "FAILED"
+    lid_lookup = make(store, client, sessions, keep_asking=0)
+    lid_lookup.ask(user(LID))
+    await answered(lid_lookup)
+    lid_lookup.ask(user(LID))
+    assert lid_lookup.is_being_asked(user(LID))
+    await lid_lookup.stop()
 
 
 async def test_while_a_session_fails_its_lids_are_not_waited_for_and_others_are_asked(
-    lids: Lids, store: Store, waha: StandIn
+    lid_lookup: LidLookup, store: Store, waha: StandIn
 ) -> None:
-    waha.patience, waha.statuses["default"] = 0.0, "FAILED"
+    waha.retry_after, waha.statuses["default"] = 0.0, "FAILED"
     waha.phones[NUMBER] = ALI
-    assert lids.ask_and_expect(user(LID))
-    await wait_until(lambda: not lids.ask_and_expect(user(LID)))
-    assert not lids.ask_and_expect(user("158764321000099@lid"))
+    assert lid_lookup.ask_and_expect(user(LID))
+    await wait_until(lambda: not lid_lookup.ask_and_expect(user(LID)))
+    assert not lid_lookup.ask_and_expect(user("158764321000099@lid"))
     assert len(waha.asked) == 1
-    lids.ask(user(f"sales/{LID}"))
-    await answered(lids, f"sales/{LID}")
+    lid_lookup.ask(user(f"sales/{LID}"))
+    await answered(lid_lookup, f"sales/{LID}")
     assert await known_as(store, f"sales/{LID}") == f"sales/{ALI}"
 
 
 async def test_an_answer_is_waited_for_two_seconds_and_no_longer(
-    lids: Lids, waha: StandIn, monkeypatch: pytest.MonkeyPatch
+    lid_lookup: LidLookup, waha: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lids_module, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(lids_module, "MAX_WAIT_SECONDS", 0.1)
     waha.delay = 5
-    assert lids.ask_and_expect(user(LID))
-    await asyncio.wait_for(lids.wait_for(user(LID)), 3)
-    assert lids.is_being_asked(user(LID))
-    assert not lids.ask_and_expect(user(LID))
-    assert not lids.ask_and_expect(user("158764321000099@lid")), "nor for the next one, for a while"
+    assert lid_lookup.ask_and_expect(user(LID))
+    await asyncio.wait_for(lid_lookup.wait_for(user(LID)), 3)
+    assert lid_lookup.is_being_asked(user(LID))
+    assert not lid_lookup.ask_and_expect(user(LID))
+    assert not lid_lookup.ask_and_expect(user("158764321000099@lid")), (
+        "nor for the next one, for a while"
+    )
 
 
 async def test_a_hundred_lids_are_asked_for_a_few_at_a_time(
-    lids: Lids, store: Store, waha: StandIn
+    lid_lookup: LidLookup, store: Store, waha: StandIn
 ) -> None:
     at_once, most = 0, 0
     phone_of = Waha.phone_of
@@ -221,43 +227,43 @@ async def test_a_hundred_lids_are_asked_for_a_few_at_a_time(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Waha, "phone_of", counted)
         for lid in many:
-            lids.ask(lid)
-        await wait_until(lambda: not any(map(lids.is_being_asked, many)))
+            lid_lookup.ask(lid)
+        await wait_until(lambda: not any(map(lid_lookup.is_being_asked, many)))
     assert (len(waha.asked), most) == (100, 8)
 
 
 async def test_what_was_held_when_the_process_ended_is_asked_for_at_the_start(
-    lids: Lids, store: Store, waha: StandIn
+    lid_lookup: LidLookup, store: Store, waha: StandIn
 ) -> None:
     waha.phones[NUMBER] = ALI
     await say(store, "start_realty_2")
     await say(store, "by lid", LID)
-    await lids.start()
-    await answered(lids)
+    await lid_lookup.start()
+    await answered(lid_lookup)
     assert (await store.backlog()).waiting == 2
 
 
 async def test_a_slow_waha_is_not_waited_for_when_we_end(
-    lids: Lids, waha: StandIn, monkeypatch: pytest.MonkeyPatch
+    lid_lookup: LidLookup, waha: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "TIMEOUT_SECONDS", 60)
     waha.delay = 60
-    lids.ask(user(LID))
+    lid_lookup.ask(user(LID))
     await wait_until(lambda: waha.asked)
-    await asyncio.wait_for(lids.stop(), 3)
+    await asyncio.wait_for(lid_lookup.stop(), 3)
 
 
 async def test_after_a_minute_nobody_waits_for_an_answer_any_more(
     store: Store, waha: StandIn, client: Waha, sessions: Sessions
 ) -> None:
-    waha.patience, waha.statuses["default"] = 0.0, "FAILED"
+    waha.retry_after, waha.statuses["default"] = 0.0, "FAILED"
     clock = [0.0]
-    lids = make(store, client, sessions, lambda: clock[0])
-    lids.ask(user(LID))
-    assert lids.is_being_asked(user(LID))
+    lid_lookup = make(store, client, sessions, lambda: clock[0])
+    lid_lookup.ask(user(LID))
+    assert lid_lookup.is_being_asked(user(LID))
     clock[0] = 61.0
-    assert not lids.is_being_asked(user(LID))
-    await lids.stop()
+    assert not lid_lookup.is_being_asked(user(LID))
+    await lid_lookup.stop()
 
 
 @pytest.mark.parametrize(
@@ -271,39 +277,39 @@ async def test_each_outcome_is_counted(
     waha.phones = {NUMBER: phone} if phone else {}
     waha.odd_answer = None if status == 200 else lambda: web.Response(status=status)
     metrics = Metrics()
-    lids = make(store, client, sessions, metrics=metrics)
-    lids.ask(user(LID))
+    lid_lookup = make(store, client, sessions, metrics=metrics)
+    lid_lookup.ask(user(LID))
     name = "gateway_lid_lookups_total"
     await wait_until(lambda: metrics.value(name, outcome=outcome))
     assert metrics.value(name, outcome=outcome) == 1
-    await lids.stop()
+    await lid_lookup.stop()
 
 
 async def test_what_is_asked_for_more_than_an_hour_is_one_question(
     store: Store, waha: StandIn, client: Waha, sessions: Sessions
 ) -> None:
-    waha.patience, waha.statuses["default"] = 0.0, "FAILED"
+    waha.retry_after, waha.statuses["default"] = 0.0, "FAILED"
     clock = [0.0]
-    lids = make(store, client, sessions, lambda: clock[0], keep_asking=7200)
+    lid_lookup = make(store, client, sessions, lambda: clock[0], keep_asking=7200)
     for clock[0] in (0.0, 3700.0, 7100.0):
-        lids.ask(user(LID))
-    assert len(lids._tasks) == 1
-    await lids.stop()
+        lid_lookup.ask(user(LID))
+    assert len(lid_lookup._tasks) == 1
+    await lid_lookup.stop()
 
 
-async def test_an_answer_about_who_was_erased_is_not_kept(
+async def test_an_answer_about_who_was_erased_is_not_stored(
     store: Store, waha: StandIn, client: Waha, sessions: Sessions
 ) -> None:
     waha.phones[NUMBER], waha.delay = ALI, 0.2
-    lids = make(store, client, sessions)
-    lids.ask(user(LID))
+    lid_lookup = make(store, client, sessions)
+    lid_lookup.ask(user(LID))
     await wait_until(lambda: waha.asked)
     await store.erase(user(LID))
-    lids.forget(user(LID))
-    await wait_until(lambda: not lids._questions)
+    lid_lookup.forget(user(LID))
+    await wait_until(lambda: not lid_lookup._questions)
     assert (await store.export(user(ALI))).ids == (ALI,)
     waha.delay = 0.0
-    lids.ask(user(LID))  # who comes again is asked for again
-    await wait_until(lambda: not lids._questions)
+    lid_lookup.ask(user(LID))  # who comes again is asked for again
+    await wait_until(lambda: not lid_lookup._questions)
     assert (await store.export(user(ALI))).ids == (ALI, LID)
-    await lids.stop()
+    await lid_lookup.stop()

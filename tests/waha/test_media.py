@@ -50,7 +50,7 @@ def delivery(body: bytes, *headers: tuple[str, str], at: float = LATE, key: str 
         headers=headers,
         body=body,
         attempt=1,
-        own_faults=0,
+        poison_attempts=0,
         tried_at=None,
         age=0.0,
         event_time=at,
@@ -71,14 +71,14 @@ async def test_what_is_soon_delivered_or_has_no_media_is_not_asked_for(
 ) -> None:
     soon = delivery(image(waha), at=time.time() - 60)
     text = delivery(webhook("hello", sent=LATE, hasMedia=False))
-    told_to_fetch_none = delivery(image(waha, "3EB0B", media=None))
+    reported_to_fetch_none = delivery(image(waha, "3EB0B", media=None))
     no_message = delivery(b'{"event":"message.ack","payload":{"hasMedia":true}}')
     odd = delivery(b'{"hasMedia":true')
     quotes_one = delivery(
         webhook("hello", sent=LATE, hasMedia=False, replyTo={"hasMedia": True}),
         ("x-recovered", "true"),
     )
-    for one in (soon, text, told_to_fetch_none, no_message, odd, quotes_one):
+    for one in (soon, text, reported_to_fetch_none, no_message, odd, quotes_one):
         assert await fresh.made_fresh(one) == one
     assert waha.downloads == []
 
@@ -152,6 +152,6 @@ async def test_an_id_that_is_an_object_is_found(waha: StandIn, fresh: Media) -> 
     assert len(waha.downloads) == 1
 
 
-async def test_a_session_kept_by_its_hash_is_not_asked_for(waha: StandIn, fresh: Media) -> None:
+async def test_a_session_known_by_its_hash_is_not_asked_for(waha: StandIn, fresh: Media) -> None:
     late = replace(delivery(image(waha)), user=user(f"hash-{'0' * 32}/{ALI}"))
     assert await fresh.made_fresh(late) == late

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.domain.model import Chat
 from gateway.metrics import Metrics
-from gateway.waha.schema_drift import Shapes
+from gateway.waha.schema_drift import SchemaDrift
 from gateway.waha.sessions import Sessions
 from tests.messages import ALI, NOW, example, message, parse, webhook
 
@@ -23,7 +23,7 @@ def hear(sessions: Sessions, body: bytes) -> None:
     sessions.hear(parse(body))
 
 
-def test_a_session_has_the_status_that_waha_told_last_by_its_own_clock() -> None:
+def test_a_session_has_the_status_that_waha_reported_last_by_its_own_clock() -> None:
     sessions = Sessions(Metrics())
     hear(sessions, webhook("hello", session="sales"))
     assert sessions.all()["sales"].status is None
@@ -64,15 +64,15 @@ def test_which_status_is_a_trouble(
     assert (line.levelno == logging.WARNING) is trouble
 
 
-def test_a_message_proves_that_a_session_works_whatever_was_told_last() -> None:
+def test_a_message_proves_that_a_session_works_whatever_was_reported_last() -> None:
     """Of several routers one is told STARTING, and another WORKING."""
     sessions = Sessions(Metrics())
-    told: list[str] = []
-    sessions.told = lambda _, status: told.append(status)
+    reported: list[str] = []
+    sessions.on_status(lambda _, status: reported.append(status))
     hear(sessions, status("STARTING", at=NOW - 9))
     hear(sessions, webhook("hello"))
     assert sessions.can_send("default")
-    assert told == ["STARTING", "WORKING"]
+    assert reported == ["STARTING", "WORKING"]
 
 
 def test_what_waha_answers_counts_unless_an_event_overtook_the_answer() -> None:
@@ -92,7 +92,7 @@ def test_a_clock_that_was_ahead_silences_nothing() -> None:
     sessions.asked("default", "WORKING", frozenset(), NOW + 86_400)
     hear(sessions, status("FAILED"))
     assert not sessions.can_send("default")
-    sessions.all()["default"].told_at = NOW + 3600  # an event that came by it
+    sessions.all()["default"].reported_at = NOW + 3600  # an event that came by it
     sessions.asked("default", "WORKING", frozenset(), NOW)
     assert sessions.can_send("default")
 
@@ -103,12 +103,12 @@ def test_refused_messages_of_made_up_sessions_fill_no_memory(
     monkeypatch.setattr("gateway.waha.sessions._MOST", 2)
     sessions = Sessions(Metrics())
     refused: list[str] = []
-    sessions.refused = lambda name, _: refused.append(name)
+    sessions.on_refused(lambda name, _: refused.append(name))
     for name in ("a", "b", "c", "d"):
         inbound = message("hello", session=name)
         sessions.hear(inbound)
-        sessions.not_kept(inbound)
-        sessions.not_kept(message("mine", session=name, own=True))
+        sessions.not_stored(inbound)
+        sessions.not_stored(message("mine", session=name, own=True))
     assert refused == ["a", "b"]
 
 
@@ -212,29 +212,29 @@ def test_no_example_of_wahas_is_odd(number: int) -> None:
     assert parse(example(number)).odd_part is None
 
 
-def test_odd_events_are_counted_by_name_shown_for_an_hour_and_told_once(
+def test_odd_events_are_counted_by_name_shown_for_an_hour_and_reported_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     now, metrics = [0.0], Metrics()
-    shapes = Shapes(metrics, lambda: now[0])
+    schema_drift = SchemaDrift(metrics, lambda: now[0])
     for _ in range(3):
-        shapes.see(parse(webhook("hello")))
-        shapes.see(parse(changed(id=...)))
-    shapes.see(parse(changed("brand.new", id=...)))
-    assert shapes.odd() == ["3 of 6 message events without a usable id"]
+        schema_drift.see(parse(webhook("hello")))
+        schema_drift.see(parse(changed(id=...)))
+    schema_drift.see(parse(changed("brand.new", id=...)))
+    assert schema_drift.odd() == ["3 of 6 message events without a usable id"]
     assert len(caplog.records) == 1
     text = metrics.text().decode()
     assert 'gateway_webhook_events_total{chat="person",event="message"} 6.0' in text
     assert 'gateway_webhook_events_total{chat="no_user",event="other"} 1.0' in text
     assert 'gateway_webhook_odd_events_total{event="message",part="id"} 3.0' in text
     now[0] = 1900.0
-    shapes.see(parse(webhook("hello")))
-    assert shapes.odd() == ["3 of 7 message events without a usable id"]
+    schema_drift.see(parse(webhook("hello")))
+    assert schema_drift.odd() == ["3 of 7 message events without a usable id"]
     now[0] = 3700.0
-    assert shapes.odd() == []
-    shapes.see(parse(changed(id=...)))
+    assert schema_drift.odd() == []
+    schema_drift.see(parse(changed(id=...)))
     now[0] = 99_000.0
-    assert shapes.odd() == []
+    assert schema_drift.odd() == []
 
 
 def test_a_message_without_its_id_is_routed_by_where_it_came_from() -> None:

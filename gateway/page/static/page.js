@@ -33,11 +33,11 @@ async function keepFresh(main) {
   let seen = Date.now();
   let away = null;
 
-  async function look() {
+  async function refresh() {
     try {
       const signal = AbortSignal.timeout(PATIENCE);
       const answer = await fetch(location.href, { cache: "no-store", redirect: "error", signal });
-      if (answer.status === 401) return location.reload(); // the visit is over: the form asks for the key
+      if (answer.status === 401) return location.reload(); // the login is over: the form asks for the key
       if (!answer.ok) throw new Error(answer.status);
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       if (document.getSelection().isCollapsed) take(fresh, drawn); // or who copies loses the place
@@ -58,7 +58,7 @@ async function keepFresh(main) {
   let waiting;
   async function again() {
     clearTimeout(waiting);
-    if (!document.hidden) await look();
+    if (!document.hidden) await refresh();
     waiting = setTimeout(again, Number(main.dataset.refresh) * 1000);
   }
   document.addEventListener("visibilitychange", () => document.hidden || again());

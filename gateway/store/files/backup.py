@@ -30,7 +30,9 @@ _MOST_OF_SUMS = 4096  # bytes of a SHA256SUMS that names three files
 def write_alone(folder: Path) -> Path:
     """As write(), of a folder that no router uses."""
     # The connection that reads is the last one to close, so it writes the WAL into the database.
-    journal.make_true((folder / opening.DATABASE_NAME).with_name(f"{opening.DATABASE_NAME}-wal"))
+    journal.rewrite_from_disk(
+        (folder / opening.DATABASE_NAME).with_name(f"{opening.DATABASE_NAME}-wal")
+    )
     return write(folder)
 
 

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Sequence
 from enum import Enum, auto
 
-from gateway.domain.model import SeenKey, UserId
+from gateway.domain.model import DedupKey, UserId
 
 CHUNK = 2000  # deleted in one transaction: 2.4 ms of a table of two million
 
@@ -25,7 +25,7 @@ class Found(Enum):
     NOBODYS = auto()  # perhaps this very event, under an id that went to no tenant
 
 
-class SeenKeys:
+class DedupKeys:
     """Keys of the events of the last 48 hours, and up to 96.
 
     Three tables take turns of 48 hours: one is written, that and the one before are read, and the
@@ -38,7 +38,7 @@ class SeenKeys:
         found = tx.execute("SELECT value FROM meta WHERE name = 'seen_period'").fetchone()
         self._period: int = found[0] if found else 0
 
-    def find(self, tx: sqlite3.Connection, key: SeenKey, ids: Ids, now: float) -> Found:
+    def find(self, tx: sqlite3.Connection, key: DedupKey, ids: Ids, now: float) -> Found:
         """What is known of key."""
         found = Found.NOTHING
         part = "SELECT phone, lid, routed FROM {} WHERE key = ?"
@@ -56,7 +56,7 @@ class SeenKeys:
         return found
 
     def add(
-        self, tx: sqlite3.Connection, key: SeenKey, ids: Ids, now: float, *, routed: bool
+        self, tx: sqlite3.Connection, key: DedupKey, ids: Ids, now: float, *, routed: bool
     ) -> None:
         tx.execute(
             f"INSERT OR IGNORE INTO {self.table(now)} VALUES (?, ?, ?, ?)",

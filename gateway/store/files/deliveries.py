@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from gateway.domain.model import Again, Delivery, InboundMessage, TenantId, UserId
+from gateway.domain.model import Delivery, InboundMessage, Retry, TenantId, UserId
 from gateway.store.files.scheduler import Head
 
 _COLUMNS = (
@@ -89,7 +89,7 @@ def add(
         headers=content.headers,
         body=content.body,
         attempt=1,
-        own_faults=0,
+        poison_attempts=0,
         tried_at=None,
         age=0.0,
         event_time=content.event_time,
@@ -105,7 +105,7 @@ def delete(tx: Tx, id_: int) -> tuple[TenantId, UserId] | None:
 
 
 def put_back(tx: Tx, id_: int, sent_at: float | None) -> tuple[TenantId, UserId] | None:
-    """Its line. sent_at: see model.PutBack."""
+    """Its line. sent_at: see model.Requeue."""
     if sent_at is not None:
         tx.execute("UPDATE delivery SET tried_at = ? WHERE id = ?", (sent_at, id_))
     query = "SELECT tenant, user FROM delivery WHERE id = ?"
@@ -113,12 +113,12 @@ def put_back(tx: Tx, id_: int, sent_at: float | None) -> tuple[TenantId, UserId]
     return row
 
 
-def failed(tx: Tx, id_: int, outcome: Again) -> tuple[TenantId, UserId] | None:
+def failed(tx: Tx, id_: int, outcome: Retry) -> tuple[TenantId, UserId] | None:
     """Count a failed attempt; its line, which needs a head now."""
     row: tuple[TenantId, UserId] | None = tx.execute(
         "UPDATE delivery SET due = NULL, attempts = attempts + 1, own_faults = own_faults + ?,"
         " tried_at = ?, age = ?, last_error = ? WHERE id = ? RETURNING tenant, user",
-        (outcome.own_fault, outcome.tried_at, outcome.age, outcome.reason, id_),
+        (outcome.poison, outcome.tried_at, outcome.age, outcome.reason, id_),
     ).fetchone()
     return row
 
@@ -167,13 +167,13 @@ def due_heads(tx: Tx, tenant: TenantId, now: float, limit: int) -> tuple[list[He
     return heads, math.inf if later is None else later
 
 
-def some_due(tx: Tx, tenant: TenantId, now: float, *, without_own_faults: bool) -> int:
+def some_due(tx: Tx, tenant: TenantId, now: float, *, without_poison: bool) -> int:
     """What is due later of the tenant is due now, at most CHUNK heads; how many. See
     Store.all_due()."""
     return tx.execute(
         "UPDATE delivery SET due = ? WHERE id IN (SELECT id FROM delivery WHERE tenant = ?"
         " AND due > ? AND own_faults <= ? LIMIT ?)",
-        (now, tenant, now, 0 if without_own_faults else math.inf, CHUNK),
+        (now, tenant, now, 0 if without_poison else math.inf, CHUNK),
     ).rowcount
 
 
@@ -198,12 +198,12 @@ def rename(tx: Tx, old: UserId, new: UserId, alias: UserId | None, now: float) -
     return tenants
 
 
-def move(tx: Tx, old: TenantId, new: TenantId, flying: Iterable[int], now: float) -> int:
+def move(tx: Tx, old: TenantId, new: TenantId, in_flight: Iterable[int], now: float) -> int:
     """What waits for old, was never attempted and is not in flight, waits for new; how many."""
     moved = tx.execute(
         "UPDATE delivery SET tenant = ? WHERE tenant = ? AND attempts = 0 AND tried_at IS NULL"
         " AND id NOT IN (SELECT value FROM json_each(?))",
-        (new, old, orjson.dumps(list(flying)).decode()),
+        (new, old, orjson.dumps(list(in_flight)).decode()),
     ).rowcount
     for tenant in (old, new):
         # Of each line the first is due, no sooner than the one was that was due before.
@@ -225,7 +225,7 @@ def erase(tx: Tx, user: UserId) -> list[TenantId]:
 
 
 def _delivery(row: tuple[Any, ...]) -> Delivery:
-    (id_, tenant, user, alias, key, headers, body, attempts, own_faults, tried_at, age,
+    (id_, tenant, user, alias, key, headers, body, attempts, poison_attempts, tried_at, age,
      event_time) = row  # fmt: skip
     return Delivery(
         id=id_,
@@ -236,7 +236,7 @@ def _delivery(row: tuple[Any, ...]) -> Delivery:
         headers=tuple((name, value) for name, value in orjson.loads(headers)),
         body=body,
         attempt=attempts + 1,
-        own_faults=own_faults,
+        poison_attempts=poison_attempts,
         tried_at=tried_at,
         age=age,
         event_time=event_time,

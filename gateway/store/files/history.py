@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from enum import Enum
 
-from gateway.domain.model import HistoryLine, Moment, Note, TenantId, UserId
+from gateway.domain.model import HistoryEntry, Moment, Note, TenantId, UserId
 
 _LOOKED_AT = 1000  # lines at once
 TOLERANCE_SECONDS = 2.0  # that a time may lie in the future: by WhatsApp's clock, not ours
@@ -168,14 +168,14 @@ def move_all(
 
 def of_person(
     tx: sqlite3.Connection, ids: Sequence[UserId], *, limit: int, before: int | None = None
-) -> list[HistoryLine]:
+) -> list[HistoryEntry]:
     """Newest first."""
     rows = tx.execute(
         "SELECT id, at, user, kind, from_tenant, to_tenant, message_id, why FROM history"
         f" WHERE user IN ({_marks(ids)}) AND id < ? ORDER BY id DESC LIMIT ?",
         (*ids, 2**63 - 1 if before is None else before, limit),
     )
-    return [HistoryLine(*row) for row in rows]
+    return [HistoryEntry(*row) for row in rows]
 
 
 def erase(tx: sqlite3.Connection, ids: Sequence[UserId], at: float) -> int:

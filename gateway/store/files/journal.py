@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from gateway.errors import StartRefused, StoreUnavailable
 from gateway.store.files.identity import Identity
-from gateway.store.retry_after import Patience
+from gateway.store.retry_after import RetryAfter
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -31,7 +31,7 @@ _BATCH = 256
 _TEST_SECONDS = 5.0  # between the store's tests of itself while it fails
 _CHECK_SECONDS = 1.0  # of the start spent on looking for damage
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # low byte of a result code
-DISTRUST_NAME = "router.distrust"  # in the folder: the next start looks at the whole database
+SUSPECT_NAME = "router.distrust"  # in the folder: the next start looks at the whole database
 _PRAGMAS = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
@@ -48,11 +48,11 @@ def connect(path: Path) -> sqlite3.Connection:
     """Open the database and create what it lacks; raise StartRefused if SQLite calls it damaged."""
     if sqlite3.sqlite_version_info < (3, 35):
         raise StartRefused(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed")
-    marker = path.with_name(DISTRUST_NAME)
+    marker = path.with_name(SUSPECT_NAME)
     try:
         path = path.resolve()  # SQLite keeps the WAL beside the file itself, not beside a link
         if path.exists():
-            make_true(path.with_name(path.name + "-wal"))
+            rewrite_from_disk(path.with_name(path.name + "-wal"))
             if damage := _first_damage(path, math.inf if marker.exists() else _CHECK_SECONDS):
                 raise StartRefused(
                     f"{path}: SQLite calls it damaged ({damage}): put the back-up in its place,"
@@ -72,7 +72,7 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def make_true(wal: Path) -> None:
+def rewrite_from_disk(wal: Path) -> None:
     """Write the WAL's bytes once more and sync them, before SQLite builds anything on them.
 
     A commit whose fsync failed is shown to the next process that reads the file, though the disk
@@ -129,19 +129,19 @@ class Journal:
     def __init__(
         self,
         connection: sqlite3.Connection,
-        leave: Callable[[str], None],
+        on_corruption: Callable[[str], None],
         committed: Committed = lambda _seconds, _operations: None,
         identity: Identity | None = None,
     ) -> None:
         self.trouble: str | None = None
-        self.patience = Patience()
+        self.retry_after = RetryAfter()
         self._identity = identity
         self._put_back = False  # the files are gone, and what is open is all there is
         self.batch = 0  # number of the transaction that runs, or ran last
         self._connection = connection
-        self._leave = leave
+        self._on_corruption = on_corruption
         self._committed = committed
-        self._distrusted: str | None = None
+        self._suspect: str | None = None
         self._queue: list[_Entry] = []
         self._filled = asyncio.Event()
         self._closing = False
@@ -234,8 +234,8 @@ class Journal:
 
     async def _commit(self, batch: list[_Entry]) -> list[Any]:
         connection = self._connection
-        if self._distrusted:
-            raise self.patience.unavailable(self._distrusted)
+        if self._suspect:
+            raise self.retry_after.unavailable(self._suspect)
         self.batch += 1
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -246,32 +246,32 @@ class Journal:
             else:
                 results = [entry.work(connection) for entry in batch]
             if connection.total_changes == changes:
-                reason = self._commit_and_look()
+                reason = self._commit_and_check()
             else:
                 loop, began = asyncio.get_running_loop(), time.perf_counter()
-                reason = await loop.run_in_executor(self._thread, self._commit_and_look)
+                reason = await loop.run_in_executor(self._thread, self._commit_and_check)
                 self._committed(time.perf_counter() - began, len(batch))
                 if not reason:
-                    self._well()
+                    self._is_healthy()
             if reason:
                 self._lose_files(reason)
-                raise self.patience.unavailable(f"router.db: {reason}")
+                raise self.retry_after.unavailable(f"router.db: {reason}")
         except BaseException:
             self._roll_back()
             raise
         return results
 
-    def _commit_and_look(self) -> str | None:
+    def _commit_and_check(self) -> str | None:
         self._connection.execute("COMMIT")
         return self._identity.why_not_ours() if self._identity else None
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Leave if the database's files are no longer where they were."""
         if self._identity and (reason := self._identity.why_not_ours()):
             self._lose_files(reason)
 
     def _lose_files(self, reason: str) -> None:
-        if self._distrusted is None:
+        if self._suspect is None:
             self._put_back = True
             self.refuse(reason)
 
@@ -294,7 +294,7 @@ class Journal:
         else:
             log.warning(
                 "router.db is put back, with all that was in it: the next start goes on with it",
-                extra={"event": "store.put_back"},
+                extra={"event": "store.file_restored"},
             )
 
     def _roll_back(self) -> None:
@@ -309,22 +309,22 @@ class Journal:
         if isinstance(exc, sqlite3.Error):
             if not isinstance(exc, sqlite3.DataError | sqlite3.IntegrityError):
                 self._unwell(exc)
-            error = self.patience.unavailable(f"router.db: {exc}")
+            error = self.retry_after.unavailable(f"router.db: {exc}")
             error.__cause__ = exc
         if not entry.done.done():
             entry.done.set_exception(error)
 
     def refuse(self, reason: str) -> None:
         """Commit nothing any more, and leave, for that reason; once."""
-        if self._distrusted is None:
-            self._distrusted = self.trouble = reason
+        if self._suspect is None:
+            self._suspect = self.trouble = reason
             log.critical(
                 "What is kept cannot be trusted any longer (%s): the router ends; the next start"
                 " looks for damage, and says what to do",
                 reason,
-                extra={"event": "store.distrusted"},
+                extra={"event": "store.suspect"},
             )
-            self._leave(reason)
+            self._on_corruption(reason)
 
     def _unwell(self, exc: sqlite3.Error) -> None:
         if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
@@ -336,18 +336,18 @@ class Journal:
                 extra={"event": "store.failed"},
             )
             if not self._closing:
-                self._tester = asyncio.create_task(self._test_until_well())
+                self._tester = asyncio.create_task(self._test_until_healed())
         self.trouble = str(exc)
 
-    def _well(self) -> None:
-        self.patience.over()
+    def _is_healthy(self) -> None:
+        self.retry_after.over()
         if self.trouble is not None:
             self.trouble = None
             log.warning("router.db is written again", extra={"event": "store.healed"})
 
-    async def _test_until_well(self) -> None:
+    async def _test_until_healed(self) -> None:
         """A quiet night must not leave /health red: the store tests itself, traffic or not."""
-        while self.trouble is not None and self._distrusted is None:
+        while self.trouble is not None and self._suspect is None:
             await asyncio.sleep(_TEST_SECONDS)
             try:
                 await self.run(

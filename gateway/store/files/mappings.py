@@ -62,7 +62,7 @@ def check(path: Path, locks: object) -> None:
     """Raise StartRefused if locks are not what may stand in path."""
     if not isinstance(locks, dict):
         raise StartRefused(f'{path}: must hold an object such as {{"971501234567": 2}}: {_CURE}')
-    if _all_well(locks):  # the usual case, of perhaps a million
+    if _all_valid(locks):  # the usual case, of perhaps a million
         return
     for user, tenant in locks.items():
         if not isinstance(user, str) or not _USER.fullmatch(user):
@@ -76,7 +76,7 @@ def check(path: Path, locks: object) -> None:
             )
 
 
-def _all_well(locks: dict[Any, Any]) -> bool:
+def _all_valid(locks: dict[Any, Any]) -> bool:
     """What check() asks, in less time, without saying what is wrong."""
     tenants = locks.values()
     return (

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from gateway.domain.model import LONGEST_RETRY_AFTER, Moment, TenantId, UserId
 from gateway.errors import StartRefused
 from gateway.store.files import deliveries, history, mappings
-from gateway.store.files.journal import DISTRUST_NAME, connect
+from gateway.store.files.journal import SUSPECT_NAME, connect
 
 DATABASE_NAME = "router.db"
 LOCK_NAME = "router.lock"
@@ -30,7 +30,7 @@ _NAMES = (
     LOCK_NAME,
     mappings.FILE_NAME,
     f"{mappings.FILE_NAME}.tmp",
-    DISTRUST_NAME,
+    SUSPECT_NAME,
     MARK_NAME,
     STORE_NOTE_NAME,
     BACKUP_NAME,
@@ -43,7 +43,7 @@ Tx = sqlite3.Connection
 log = logging.getLogger(__name__)
 
 
-# What router.moved says of a folder that is, or was, one end of a move.
+# What router.moved says of a folder that is, or was, one end of a migration.
 UNFINISHED, ARRIVED, LEFT = "unfinished", "arrived", "left for "
 
 
@@ -90,9 +90,9 @@ class FolderLock:
 
 
 def open_folder(
-    folder: Path, now: float, connect_to: Callable[[Path], Tx], *, moves: bool = False
+    folder: Path, now: float, connect_to: Callable[[Path], Tx], *, for_migration: bool = False
 ) -> tuple[FolderLock, Tx, dict[UserId, TenantId]]:
-    """moves: for a move, not for a router; what an unfinished one left here is deleted."""
+    """for_migration: not for a router; what an unfinished migration left here is deleted."""
     path = folder / mappings.FILE_NAME
     mutex = take_folder(folder)
     try:
@@ -100,7 +100,7 @@ def open_folder(
         _refuse_links(folder)
         _refuse_others_files(folder)
         _make_private(folder)
-        if not moves:
+        if not for_migration:
             _refuse_moved(folder)
         elif mark_of(folder) == UNFINISHED:
             for name in (DATABASE_NAME, f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm"):
@@ -110,7 +110,7 @@ def open_folder(
         try:
             locks = _current_locks(path, connection)
             _import_predecessors(connection, path, locks, now)
-            while forgive_the_clock(connection, now):
+            while heal_clock_step(connection, now):
                 pass
             if redated := history.redate(connection, now):
                 log.warning(
@@ -204,10 +204,10 @@ def _refuse_links(folder: Path) -> None:
 def open_to_others(folder: Path) -> list[Path]:
     """What the router keeps in folder, and the folder, as far as other accounts may read it or
     write it."""
-    return [path for path in (folder, *_kept_in(folder)) if path.lstat().st_mode & 0o077]
+    return [path for path in (folder, *_stored_in(folder)) if path.lstat().st_mode & 0o077]
 
 
-def _kept_in(folder: Path) -> list[Path]:
+def _stored_in(folder: Path) -> list[Path]:
     found = [folder / name for name in _NAMES] + list(folder.glob("before-restore-*"))
     return [path for path in found if path.exists() and not path.is_symlink()]
 
@@ -288,17 +288,18 @@ def set_mark(folder: Path, mark: str) -> None:
 
 def _refuse_moved(folder: Path) -> None:
     path, mark = folder / MARK_NAME, mark_of(folder)
-    if mark == ARRIVED:  # a router begins here: what follows is no move's any more
+    if mark == ARRIVED:  # a router begins here: what follows is no migration's any more
         path.unlink()
         mappings.sync_directory(folder)
     elif mark is not None and mark.startswith(LEFT):
         raise StartRefused(
-            f"{folder}: all that was here has moved to {mark.removeprefix(LEFT)}: set STORE_URL; to"
-            f" go on with what it was then: python whatsapp_router.py move --reopen file:{folder}"
+            f"{folder}: all that was here has been migrated to {mark.removeprefix(LEFT)}: set"
+            " STORE_URL; to go on with what it was then: python whatsapp_router.py migrate --reopen"
+            f" file:{folder}"
         )
     elif mark is not None:
         raise StartRefused(
-            f"{folder}: a move to this folder, or a restore, did not finish: run it again"
+            f"{folder}: a migration to this folder, or a restore, did not finish: run it again"
         )
 
 
@@ -387,7 +388,7 @@ def rebuild(folder: Path) -> tuple[Path, int]:
     return path, len(locks)
 
 
-def forgive_the_clock(tx: Tx, now: float) -> int:
+def heal_clock_step(tx: Tx, now: float) -> int:
     """What was put off by a clock that has gone back since is due now, some of it at a time; how
     much, 0 when none is left."""
     return tx.execute(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from gateway.domain.model import EVERYBODY, Among, Delivery, TenantId, UserId
+from gateway.domain.model import ALL_TENANTS, Delivery, TenantFilter, TenantId, UserId
 
 WINDOW = 64  # heads kept per tenant
 _CACHE_BYTES = 32 * 1024 * 1024  # of bodies that wait in the windows; above it they are read back
@@ -42,20 +42,20 @@ class _Tenant:
     place: int = 0  # which of its entries in the heap counts
 
 
-class Shares:
+class FairScheduler:
     """Changed only after the commit of what it is told: it never knows more than the disk."""
 
     def __init__(self, max_in_flight: int, max_in_flight_per_tenant: int) -> None:
         self._half = max_in_flight / 2
         self._cap = max_in_flight_per_tenant
         self._tenants: dict[TenantId, _Tenant] = {}
-        self._flying: dict[int, Head] = {}
+        self._in_flight: dict[int, Head] = {}
         self._busy: dict[Line, int] = {}
         # (in flight, turn last served, due time of the oldest head, tenant, place)
         self._heap: list[tuple[int, int, float, TenantId, int]] = []
         self._hungry: set[TenantId] = set()  # empty window, and more in the database
         self._dues: list[tuple[float, TenantId]] = []  # heap of next_due, outdated ones included
-        self._served = EVERYBODY  # who may be picked
+        self._claimable = ALL_TENANTS  # who may be picked
         self._turn = 0
         self._cached = 0
         self.waiting = 0
@@ -69,11 +69,11 @@ class Shares:
         waiting = [tenant for tenant in self._tenants.values() if tenant.waiting]
         return {one.id: one.waiting for one in sorted(waiting, key=lambda one: -one.waiting)}
 
-    def is_flying(self, delivery_id: int) -> bool:
-        return delivery_id in self._flying
+    def is_in_flight(self, delivery_id: int) -> bool:
+        return delivery_id in self._in_flight
 
-    def flying(self) -> list[int]:
-        return list(self._flying)
+    def in_flight(self) -> list[int]:
+        return list(self._in_flight)
 
     def add(self, tenant: TenantId, count: int = 1) -> None:
         """count deliveries more (or fewer) of tenant are in the database."""
@@ -109,7 +109,7 @@ class Shares:
 
     def rename(self, old: UserId, new: UserId) -> None:
         """Lines of old are lines of new from now on, those in flight too."""
-        for head in self._flying.values():
+        for head in self._in_flight.values():
             if head.user == old:
                 self._unbusy((head.tenant, old))
                 head.user = new
@@ -142,18 +142,18 @@ class Shares:
         """How many heads to fetch so that a window's worth is not in flight."""
         return WINDOW + self._of(tenant).in_flight
 
-    def serve(self, among: Among, changed: Collection[TenantId] | None) -> None:
+    def set_claimable(self, tenants: TenantFilter, changed: Collection[TenantId] | None) -> None:
         """See base.Store."""
-        self._served = among
+        self._claimable = tenants
         for id_ in self._tenants if changed is None else changed:
             if tenant := self._tenants.get(id_):
                 self._place(tenant)
 
-    def waits(self, among: Among) -> bool:
+    def waits(self, tenants: TenantFilter) -> bool:
         """Whether any of these tenants has a delivery."""
-        if not among.others:
-            return any(self.waiting_of(tenant) for tenant in among.named)
-        return any(one.waiting and one.id in among for one in self._tenants.values())
+        if not tenants.others:
+            return any(self.waiting_of(tenant) for tenant in tenants.named)
+        return any(one.waiting and one.id in tenants for one in self._tenants.values())
 
     def pick(self, limit: int) -> list[Head]:
         """Up to limit heads, in flight from now on."""
@@ -165,17 +165,17 @@ class Shares:
                 heapq.heappop(self._heap)
                 continue
             # The first in the heap has the fewest in flight: if it is at its cap, all are.
-            if in_flight >= self._cap and len(self._flying) >= self._half:
+            if in_flight >= self._cap and len(self._in_flight) >= self._half:
                 break
             heapq.heappop(self._heap)
             if head := self._take(tenant):
                 picked.append(head)
         return picked
 
-    def probe(self, among: Among) -> list[Head]:
+    def probe(self, tenants: TenantFilter) -> list[Head]:
         """One head, of that of these tenants which was probed longest ago."""
-        some = self._tenants if among.others else among.named
-        known = [tenant for id_ in some if id_ in among and (tenant := self._tenants.get(id_))]
+        some = self._tenants if tenants.others else tenants.named
+        known = [tenant for id_ in some if id_ in tenants and (tenant := self._tenants.get(id_))]
         ready = [one for one in known if one.ready]
         for tenant in sorted(ready, key=lambda tenant: tenant.probed):
             if head := self._take(tenant):
@@ -185,7 +185,7 @@ class Shares:
 
     def release(self, delivery_id: int) -> None:
         """A picked head is no longer in flight. What follows in its line must be offered."""
-        if head := self._flying.pop(delivery_id, None):
+        if head := self._in_flight.pop(delivery_id, None):
             self._unbusy((head.tenant, head.user))
             tenant = self._of(head.tenant)
             tenant.in_flight -= 1
@@ -211,7 +211,7 @@ class Shares:
             if (tenant.id, head.user) not in self._busy:
                 taken = head
         if taken:
-            self._flying[taken.id] = taken
+            self._in_flight[taken.id] = taken
             self._busy[tenant.id, taken.user] = 1
             tenant.in_flight += 1
             tenant.served = self._turn
@@ -245,7 +245,7 @@ class Shares:
         if len(self._heap) > 64 + 4 * len(self._tenants):
             self._heap = [e for e in self._heap if e[4] == self._tenants[e[3]].place]
             heapq.heapify(self._heap)
-        if tenant.ready and tenant.id in self._served:
+        if tenant.ready and tenant.id in self._claimable:
             oldest = next(iter(tenant.ready.values())).due
             entry = (tenant.in_flight, tenant.served, oldest, tenant.id, tenant.place)
             heapq.heappush(self._heap, entry)

@@ -20,37 +20,37 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gateway.domain.model import (
-    EVERYBODY,
+    ALL_TENANTS,
     NEVER,
     Accepted,
-    Again,
-    Among,
     AskForLink,
     Backlog,
     Bind,
-    Dead,
     DeadLetter,
+    DeadLettered,
     Decide,
     Decision,
+    Delivered,
     Delivery,
-    Done,
+    DryRun,
     Erased,
     Export,
     Forward,
     Health,
-    HistoryLine,
+    HistoryEntry,
+    IdentityLink,
     InboundMessage,
-    Kept,
     LinkNote,
     Lock,
     Moment,
     Note,
     Outcome,
-    Outline,
-    PutBack,
-    Rehearsal,
+    PersonSummary,
+    Requeue,
+    Retry,
     Selection,
-    Sighting,
+    StoredMessage,
+    TenantFilter,
     TenantId,
     Totals,
     Unreadable,
@@ -83,20 +83,20 @@ from gateway.store.files.history import (
     was_unlocked,
 )
 from gateway.store.files.identity import Identity
-from gateway.store.files.journal import DISTRUST_NAME, Committed, Journal, connect
+from gateway.store.files.journal import SUSPECT_NAME, Committed, Journal, connect
 from gateway.store.files.opening import (
     DATABASE_NAME,
     STEP_SECONDS,
     FolderLock,
-    forgive_the_clock,
+    heal_clock_step,
     open_folder,
 )
-from gateway.store.files.scheduler import Head, Shares
-from gateway.store.retry_after import Patience
+from gateway.store.files.scheduler import FairScheduler, Head
+from gateway.store.retry_after import RetryAfter
 
 MAPPINGS_WAIT_SECONDS = 0.05  # who reads the file right after the answer finds the lock in it
-_WATCH_SECONDS = 5.0
-_LOOK_SECONDS = 0.5  # between looks whether the files are still there: stat() of five
+_MAINTENANCE_SECONDS = 5.0
+_CHECK_SECONDS = 0.5  # between looks whether the files are still there: stat() of five
 _SWEEP_SECONDS = 0.2  # between deletions while there is more: 10,000 seen keys a second
 _LATER_SECONDS = 1.0  # at least so often claim() looks at the clock, which may jump
 
@@ -146,7 +146,7 @@ class FileStore:
         folder: Path,
         limits: Limits,
         *,
-        leave: Callable[[str], None] = lambda _: None,
+        on_corruption: Callable[[str], None] = lambda _: None,
         committed: Committed = lambda _seconds, _operations: None,
         clock: Clock = time.time,
         write_file: Callable[[Path, bytes], None] = mappings.replace_file,
@@ -158,7 +158,7 @@ class FileStore:
         Journal.
         """
         opened = open_folder(folder, clock(), connect_to)
-        return cls(*opened, folder, limits, leave, committed, clock, write_file)
+        return cls(*opened, folder, limits, on_corruption, committed, clock, write_file)
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class FileStore:
         locks: dict[UserId, TenantId],
         folder: Path,
         limits: Limits,
-        leave: Callable[[str], None],
+        on_corruption: Callable[[str], None],
         committed: Committed,
         clock: Clock,
         write_file: Callable[[Path, bytes], None],
@@ -176,66 +176,68 @@ class FileStore:
         self._folder = folder
         self._limits = limits
         self._clock = clock
-        self._shares = Shares(limits.max_in_flight, limits.max_in_flight_per_tenant)
+        self._scheduler = FairScheduler(limits.max_in_flight, limits.max_in_flight_per_tenant)
         for tenant, count in deliveries.counts(connection):
-            self._shares.add(tenant, count)
-        self._shares.forget_all()
-        self._leave = leave
+            self._scheduler.add(tenant, count)
+        self._scheduler.forget_all()
+        self._on_corruption = on_corruption
         self._identity = Identity(folder, folder / DATABASE_NAME)
-        self._journal = Journal(connection, self._distrust, committed, self._identity)
+        self._journal = Journal(connection, self._suspect_corruption, committed, self._identity)
         self._mappings = mappings.Mappings(
             folder / mappings.FILE_NAME, locks, written=self._in_file, write_file=write_file
         )
         self._staged = _Staged(0)
-        self._seen = dedup.SeenKeys(connection)
+        self._seen = dedup.DedupKeys(connection)
         self._counts = Counts(connection)
         self._work = asyncio.Event()  # something may be due that was not
         self._fetching = asyncio.Lock()
         self._low_disk: str | None = None
         self._backing_up = False
-        self._patience = Patience()
+        self._retry_after = RetryAfter()
         self._chores: set[asyncio.Task[None]] = set()
-        self._look_at_disk()
-        self._watch = asyncio.create_task(self._watch_over())
-        self._look = asyncio.create_task(self._look_after_files())
+        self._check_disk()
+        self._watch = asyncio.create_task(self._maintain())
+        self._look = asyncio.create_task(self._check_files())
 
-    def _distrust(self, reason: str) -> None:
+    def _suspect_corruption(self, reason: str) -> None:
         if self._identity.folder_is_ours():
             with contextlib.suppress(OSError):
-                (self._folder / DISTRUST_NAME).touch()
-        self._leave(reason)
+                (self._folder / SUSPECT_NAME).touch()
+        self._on_corruption(reason)
 
     # accepting
 
     async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
         if self._low_disk:
-            raise self._patience.unavailable(self._low_disk)
+            raise self._retry_after.unavailable(self._low_disk)
         changes, accepted = await self._journal.run(
             lambda tx: self._accept(tx, message, decide), lambda result: self._publish(result[0])
         )
         if isinstance(accepted, str):
-            raise self._patience.unavailable(accepted)
-        self._patience.over()
+            raise self._retry_after.unavailable(accepted)
+        self._retry_after.over()
         if changes.locks:
             await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
         return accepted
 
-    async def learn(self, sighting: Sighting) -> None:
-        changes = await self._journal.run(lambda tx: self._learn(tx, sighting), self._publish)
+    async def link_identity(self, identity_link: IdentityLink) -> None:
+        changes = await self._journal.run(
+            lambda tx: self._link_identity(tx, identity_link), self._publish
+        )
         if changes.locks:
             await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
 
-    async def keep_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
+    async def add_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
         if self._low_disk:
-            raise self._patience.unavailable(self._low_disk)
+            raise self._retry_after.unavailable(self._low_disk)
         await self._journal.run(lambda tx: unreadable.keep(tx, message, reason))
 
     async def unreadable(self, *, limit: int, before: int | None = None) -> list[Unreadable]:
         return await self._journal.run(lambda tx: unreadable.some(tx, limit=limit, before=before))
 
-    def _learn(self, tx: Tx, sighting: Sighting) -> _Changes:
+    def _link_identity(self, tx: Tx, identity_link: IdentityLink) -> _Changes:
         changes = _Changes()
-        self._sight(tx, sighting, changes)
+        self._apply_identity_link(tx, identity_link, changes)
         return changes
 
     def _accept(
@@ -245,9 +247,9 @@ class FileStore:
         changes = _Changes()
         user, alias = self._person(tx, message, changes)
         key, found = message.idempotency_key, Found.NOTHING
-        if message.seen_key:
+        if message.dedup_key:
             ids = dedup.hashed(None, user) if is_lid(user) else dedup.hashed(user, alias)
-            found = self._seen.find(tx, message.seen_key, ids, message.arrived)
+            found = self._seen.find(tx, message.dedup_key, ids, message.arrived)
             if found is Found.ITSELF:
                 return changes, Accepted(user, None)
             if found is Found.ANOTHERS:  # it needs a key of its own
@@ -256,9 +258,9 @@ class FileStore:
         decision = decide(lock)
         if not isinstance(decision, AskForLink) and (full := self._backlog_full(decision.tenant)):
             return changes, full
-        if message.seen_key:
+        if message.dedup_key:
             routed = not isinstance(decision, AskForLink)
-            self._seen.add(tx, message.seen_key, ids, message.arrived, routed=routed)
+            self._seen.add(tx, message.dedup_key, ids, message.arrived, routed=routed)
         self._note(tx, message, user, lock, decision, changes)
         content = Content.of(message, key)
         if not isinstance(decision, AskForLink):
@@ -333,7 +335,7 @@ class FileStore:
         return await self._journal.run(look)
 
     def _is_known(self, tx: Tx, message: InboundMessage) -> bool:
-        if message.seen_key is None:
+        if message.dedup_key is None:
             return False
         phone, lid = message.phone, message.lid
         if lid and not phone:
@@ -341,15 +343,15 @@ class FileStore:
         elif phone and not lid:
             lid = _lid_of(tx, phone)
         ids = dedup.hashed(phone, lid)
-        return self._seen.find(tx, message.seen_key, ids, message.arrived) is Found.ITSELF
+        return self._seen.find(tx, message.dedup_key, ids, message.arrived) is Found.ITSELF
 
-    async def rehearse(self, message: InboundMessage, decide: Decide) -> Rehearsal:
-        def work(tx: Tx) -> Rehearsal:
+    async def dry_run(self, message: InboundMessage, decide: Decide) -> DryRun:
+        def work(tx: Tx) -> DryRun:
             staged = self._staged_here()
             before = replace(staged, locks=dict(staged.locks), added=Counter(staged.added))
             tx.execute("SAVEPOINT rehearsal")
             try:
-                return self._rehearse(tx, message, decide)
+                return self._dry_run(tx, message, decide)
             finally:
                 tx.execute("ROLLBACK TO rehearsal")
                 tx.execute("RELEASE rehearsal")
@@ -357,15 +359,15 @@ class FileStore:
 
         return await self._journal.run(work)
 
-    def _rehearse(self, tx: Tx, message: InboundMessage, decide: Decide) -> Rehearsal:
+    def _dry_run(self, tx: Tx, message: InboundMessage, decide: Decide) -> DryRun:
         user, _ = self._person(tx, message, _Changes())
         lock = self._lock(tx, user)
         changes, accepted = self._accept(tx, message, decide)
         if isinstance(accepted, str):
-            return Rehearsal(Accepted(user, decide(lock)), lock, 0, refused=accepted)
+            return DryRun(Accepted(user, decide(lock)), lock, 0, refused=accepted)
         added = sum(count for _, count in changes.counts)
         released = max(0, added - isinstance(accepted.decision, Bind | Forward))
-        return Rehearsal(accepted, lock, released, refused=self._low_disk)
+        return DryRun(accepted, lock, released, refused=self._low_disk)
 
     # who a person is
 
@@ -374,8 +376,8 @@ class FileStore:
     ) -> tuple[UserId, UserId | None]:
         """The id to keep the person under, and the other one; what message shows is learnt."""
         phone, lid = message.phone, message.lid
-        if sighting := message.sighting:
-            self._sight(tx, sighting, changes)
+        if identity_link := message.identity_link:
+            self._apply_identity_link(tx, identity_link, changes)
         if lid:
             phone = _phone_of(tx, lid)
         elif phone:
@@ -383,39 +385,39 @@ class FileStore:
         user, alias = (phone, lid) if phone else (lid, None)
         assert user is not None, "only a person's message is accepted"
         if alias and self._tenant(alias):  # a file from elsewhere may hold the lock under it
-            self._melt(tx, alias, user, message, changes)
+            self._merge(tx, alias, user, message, changes)
         return user, alias
 
-    def _sight(self, tx: Tx, sighting: Sighting, changes: _Changes) -> None:
+    def _apply_identity_link(self, tx: Tx, identity_link: IdentityLink, changes: _Changes) -> None:
         """The newer sighting wins, the lock follows the LID."""
-        lid, phone = sighting.lid, sighting.phone
+        lid, phone = identity_link.lid, identity_link.phone
         before = tx.execute("SELECT phone, sighted FROM alias WHERE lid = ?", (lid,)).fetchone()
         if before and before[0] == phone:
             return
         owner = tx.execute("SELECT lid, sighted FROM alias WHERE phone = ?", (phone,)).fetchone()
         newest = max((row[1] for row in (before, owner) if row), default=0.0)
-        if sighting.at < newest:
+        if identity_link.at < newest:
             return
         if owner:  # the number changed hands: whoever had it is known by LID only
             # The time stays: an older sighting that comes late must not win.
             tx.execute("UPDATE alias SET phone = lid WHERE lid = ?", (owner[0],))
-            self._melt(tx, phone, owner[0], sighting, changes)
-        tx.execute("INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (lid, phone, sighting.at))
+            self._merge(tx, phone, owner[0], identity_link, changes)
+        tx.execute("INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (lid, phone, identity_link.at))
         if before and before[0] != lid:
-            self._melt(tx, before[0], phone, sighting, changes)
-        self._melt(tx, lid, phone, sighting, changes)
+            self._merge(tx, before[0], phone, identity_link, changes)
+        self._merge(tx, lid, phone, identity_link, changes)
 
-    def _melt(
+    def _merge(
         self,
         tx: Tx,
         old: UserId,
         new: UserId,
-        shown_by: InboundMessage | Sighting,
+        shown_by: InboundMessage | IdentityLink,
         changes: _Changes,
     ) -> None:
         """All that is kept under old is kept under new from now on."""
         now, message_id = self._clock(), shown_by.message_id
-        source = SAYS_WAHA if isinstance(shown_by, Sighting) and shown_by.asked else ""
+        source = SAYS_WAHA if isinstance(shown_by, IdentityLink) and shown_by.asked else ""
         was, is_ = self._lock(tx, old), self._lock(tx, new)
         changed = max(was.changed, is_.changed)
         # What was decided for either id counts, and the newer decision wins: a lock, or an unlock.
@@ -550,8 +552,8 @@ class FileStore:
 
         def prepare() -> Callable[[Tx], tuple[list[UserId], int, int]]:
             # Nothing of theirs is claimed before the commit: their heads must be read again first.
-            self._shares.forget([old, new])
-            flying = self._shares.flying()
+            self._scheduler.forget([old, new])
+            in_flight = self._scheduler.in_flight()
 
             def work(tx: Tx) -> tuple[list[UserId], int, int]:
                 users = self._mappings.users_of(old)
@@ -564,7 +566,7 @@ class FileStore:
                         (new, as_json),
                     )
                     number = tx.execute("SELECT max(id) FROM lock_redo").fetchone()[0]
-                moved = deliveries.move(tx, old, new, flying, now) if with_waiting else 0
+                moved = deliveries.move(tx, old, new, in_flight, now) if with_waiting else 0
                 return users, moved, number
 
             return work
@@ -573,8 +575,8 @@ class FileStore:
             users, moved, number = result
             if users:
                 self._mappings.move(users, old, new, number)
-            self._shares.add(old, -moved)
-            self._shares.add(new, moved)
+            self._scheduler.add(old, -moved)
+            self._scheduler.add(new, moved)
             self._work.set()
 
         users, moved, number = await self._journal.run_long(prepare, publish)
@@ -597,7 +599,7 @@ class FileStore:
         query = "SELECT tenant, count(*) FROM dead_letter GROUP BY tenant"
         dead = dict(await self._journal.run(lambda tx: tx.execute(query).fetchall()))
         users, counts = self._mappings.of_tenants(), dict(self._counts.all)
-        waiting = self._shares.waiting_by_tenant()
+        waiting = self._scheduler.waiting_by_tenant()
 
         def joined() -> dict[TenantId, Totals]:
             nothing = Count()
@@ -619,7 +621,7 @@ class FileStore:
 
     async def history(
         self, user: UserId, *, limit: int, before: int | None = None
-    ) -> list[HistoryLine]:
+    ) -> list[HistoryEntry]:
         return await self._journal.run(
             lambda tx: history_rows.of_person(tx, _ids_of(tx, user), limit=limit, before=before)
         )
@@ -650,7 +652,7 @@ class FileStore:
             gone = tx.execute("DELETE FROM alias WHERE lid = ? OR phone = ?", (id_, id_))
             counts["alias"] += gone.rowcount
         # Nothing of it is claimed before the commit.
-        self._shares.forget(changes.reread)
+        self._scheduler.forget(changes.reread)
         lines_left = history_rows.erase(tx, ids, self._clock())
         erased = Erased(
             locks=counts["locks"],
@@ -667,17 +669,17 @@ class FileStore:
     async def export(self, user: UserId) -> Export:
         def work(tx: Tx) -> Export:
             ids = _ids_of(tx, user)
-            messages = [kept for id_ in ids for kept in _messages_of(tx, id_)]
+            messages = [stored for id_ in ids for stored in _messages_of(tx, id_)]
             locked = next((its for id_ in ids if (its := self._tenant(id_))), None)
             return Export(ids, locked, tuple(messages), (), help_rows.of(tx, ids[0]))
 
         export = await self._journal.run(work)
         return replace(export, history=tuple(await whole_history(self, user)))
 
-    async def outline(self, user: UserId, *, limit: int) -> Outline:
-        def work(tx: Tx) -> Outline:
+    async def summary(self, user: UserId, *, limit: int) -> PersonSummary:
+        def work(tx: Tx) -> PersonSummary:
             ids = _ids_of(tx, user)
-            some = [kept for id_ in ids for kept in _messages_of(tx, id_, limit)][:limit]
+            some = [stored for id_ in ids for stored in _messages_of(tx, id_, limit)][:limit]
             counts = [
                 sum(
                     tx.execute(f"SELECT count(*) FROM {table} WHERE user = ?", (id_,)).fetchone()[0]
@@ -685,7 +687,7 @@ class FileStore:
                 )
                 for table in ("delivery", "held", "dead_letter")
             ]
-            return Outline(ids, tuple(some), *counts)
+            return PersonSummary(ids, tuple(some), *counts)
 
         return await self._journal.run(work)
 
@@ -709,35 +711,35 @@ class FileStore:
         limit: int,
         *,
         wait: float,
-        probe: Among | None = None,
+        probe: TenantFilter | None = None,
     ) -> list[Delivery]:
         deadline = time.monotonic() + wait
         while True:
             self._work.clear()
             now = self._clock()
-            if self._shares.stale(now):
+            if self._scheduler.stale(now):
                 async with self._fetching:  # what another one has fetched meanwhile is not stale
-                    if stale := self._shares.stale(now):
+                    if stale := self._scheduler.stale(now):
                         await self._fetch(stale, now)
-            heads = self._shares.probe(probe) if probe else self._shares.pick(limit)
+            heads = self._scheduler.probe(probe) if probe else self._scheduler.pick(limit)
             if heads:
                 return await self._read(heads)
             left = deadline - time.monotonic()
             if left <= 0:
                 return []
-            until_due = max(0.0, self._shares.next_due() - self._clock())
+            until_due = max(0.0, self._scheduler.next_due() - self._clock())
             try:
                 async with asyncio.timeout(min(left, until_due, _LATER_SECONDS)):
                     await self._work.wait()
             except TimeoutError:
                 pass
 
-    def serve(self, among: Among, changed: Collection[TenantId] | None) -> None:
-        self._shares.serve(among, changed)
+    def set_claimable(self, tenants: TenantFilter, changed: Collection[TenantId] | None) -> None:
+        self._scheduler.set_claimable(tenants, changed)
         self._work.set()
 
-    async def waits(self, among: Among) -> bool:
-        return self._shares.waits(among)
+    async def waits(self, tenants: TenantFilter) -> bool:
+        return self._scheduler.waits(tenants)
 
     async def _fetch(self, tenants: list[TenantId], now: float) -> None:
         """Fill the windows of tenants from the database."""
@@ -745,14 +747,14 @@ class FileStore:
         def look(tx: Tx) -> list[tuple[TenantId, list[Head], bool, float]]:
             found = []
             for tenant in tenants:
-                window = self._shares.window_of(tenant)
+                window = self._scheduler.window_of(tenant)
                 heads, next_due = deliveries.due_heads(tx, tenant, now, window)
                 found.append((tenant, heads, len(heads) == window, next_due))
             return found
 
         def fill(found: list[tuple[TenantId, list[Head], bool, float]]) -> None:
             for tenant, heads, more, next_due in found:
-                self._shares.fetched(tenant, heads, more=more, next_due=next_due, now=now)
+                self._scheduler.fetched(tenant, heads, more=more, next_due=next_due, now=now)
 
         # Not before the commit: rows of the same transaction are not durable yet.
         await self._journal.run(look, fill)
@@ -765,15 +767,15 @@ class FileStore:
                 await self._journal.run(lambda tx: deliveries.load(tx, wanted))
             except BaseException:
                 for head in heads:
-                    self._shares.release(head.id)
+                    self._scheduler.release(head.id)
                 # Others may have become the heads of their lines meanwhile.
-                self._shares.forget({head.tenant for head in heads})
+                self._scheduler.forget({head.tenant for head in heads})
                 raise
         # Meanwhile an operator took it away, or an older message of its line was accepted.
         overtaken = [head for head in heads if head.delivery is None]
         for head in overtaken:
-            self._shares.release(head.id)
-        self._shares.forget({head.tenant for head in overtaken})
+            self._scheduler.release(head.id)
+        self._scheduler.forget({head.tenant for head in overtaken})
         found = [head.delivery for head in heads if head.delivery]
         for head in heads:
             head.delivery = None
@@ -792,14 +794,14 @@ class FileStore:
         changes = _Changes(settled=delivery.id)
         due: float | None = self._clock()
         match outcome:
-            case Done():
+            case Delivered():
                 line = deliveries.delete(tx, delivery.id)
-            case PutBack():
+            case Requeue():
                 line, due = deliveries.put_back(tx, delivery.id, outcome.sent_at), None
-            case Again():
+            case Retry():
                 line = deliveries.failed(tx, delivery.id, outcome)
                 due = outcome.tried_at + outcome.wait
-            case Dead():
+            case DeadLettered():
                 dead_letters.add(
                     tx,
                     delivery.id,
@@ -813,35 +815,35 @@ class FileStore:
         if line is None:  # an operator took it away meanwhile: that wins
             changes.reread.append(delivery.tenant)  # what came since had to wait for its end
             return changes
-        if isinstance(outcome, Done | Dead):
+        if isinstance(outcome, Delivered | DeadLettered):
             changes.counts.append((line[0], -1))
-        if isinstance(outcome, Done):
+        if isinstance(outcome, Delivered):
             changes.delivered = line[0]
         changes.offer(deliveries.promote(tx, *line, due))
         return changes
 
-    async def all_due(self, among: Among = EVERYBODY, *, without_own_faults: bool = False) -> None:
+    async def make_due(
+        self, tenants: TenantFilter = ALL_TENANTS, *, without_poison: bool = False
+    ) -> None:
         now = self._clock()
-        some = self._shares.waiting_by_tenant() if among.others else among.named
-        for tenants in in_batches([one for one in some if one in among], deliveries.CHUNK):
+        some = self._scheduler.waiting_by_tenant() if tenants.others else tenants.named
+        for batch in in_batches([one for one in some if one in tenants], deliveries.CHUNK):
             await asyncio.gather(
-                *(self._due_now(t, now, without_own_faults=without_own_faults) for t in tenants)
+                *(self._due_now(one, now, without_poison=without_poison) for one in batch)
             )
 
-    async def _due_now(self, tenant: TenantId, now: float, without_own_faults: bool) -> None:
+    async def _due_now(self, tenant: TenantId, now: float, without_poison: bool) -> None:
         # Not for ever: what fails meanwhile is due later again.
-        for _ in range(self._shares.waiting_of(tenant) // deliveries.CHUNK + 1):
+        for _ in range(self._scheduler.waiting_of(tenant) // deliveries.CHUNK + 1):
             changed = await self._journal.run(
-                lambda tx: deliveries.some_due(
-                    tx, tenant, now, without_own_faults=without_own_faults
-                ),
-                lambda changed: self._look_again([tenant] if changed else []),
+                lambda tx: deliveries.some_due(tx, tenant, now, without_poison=without_poison),
+                lambda changed: self._wake([tenant] if changed else []),
             )
             if changed < deliveries.CHUNK:
                 return
 
-    def _look_again(self, tenants: Iterable[TenantId]) -> None:
-        self._shares.forget(tenants)
+    def _wake(self, tenants: Iterable[TenantId]) -> None:
+        self._scheduler.forget(tenants)
         self._work.set()
 
     # dead letters
@@ -879,7 +881,7 @@ class FileStore:
             changes.offer(deliveries.find_head(tx, *line, now))
         return changes
 
-    async def delete_letters(self, which: Selection) -> int:
+    async def delete_dead_letters(self, which: Selection) -> int:
         up_to = await self._journal.run(dead_letters.newest)
         total = 0
         while True:
@@ -895,8 +897,8 @@ class FileStore:
         rows = deliveries.of_user(tx, user)
         tenants = {tenant for _, tenant in rows}
         # Nothing of theirs is claimed before the commit: their heads must be read again first.
-        self._shares.forget(tenants)
-        waiting = [(id_, tenant) for id_, tenant in rows if not self._shares.is_flying(id_)]
+        self._scheduler.forget(tenants)
+        waiting = [(id_, tenant) for id_, tenant in rows if not self._scheduler.is_in_flight(id_)]
         for id_, tenant in waiting:
             dead_letters.add(
                 tx, id_, died_at=self._clock(), reason="dropped by an operator's unlock"
@@ -923,8 +925,8 @@ class FileStore:
 
         return await self._journal.run(work)
 
-    async def undo_help(self, user: UserId, *, again: bool) -> None:
-        undo = help_rows.put_back if again else help_rows.forget
+    async def undo_help(self, user: UserId, *, retry: bool) -> None:
+        undo = help_rows.put_back if retry else help_rows.forget
 
         def work(tx: Tx) -> None:
             # Known by another id since: its row may be of a message that was sent.
@@ -943,27 +945,27 @@ class FileStore:
         for user, lock, number in changes.locks:
             self._mappings.change(user, lock, number)
         for tenant, count in changes.counts:
-            self._shares.add(tenant, count)
+            self._scheduler.add(tenant, count)
         if changes.accepted is not None:
             self._counts.seen(changes.accepted, self._clock())
         if changes.delivered is not None:
             self._counts.delivered(changes.delivered)
         for old, new in changes.renamed:
-            self._shares.rename(old, new)
-        self._shares.forget(changes.reread)
+            self._scheduler.rename(old, new)
+        self._scheduler.forget(changes.reread)
         if changes.settled is not None:
-            self._shares.release(changes.settled)
+            self._scheduler.release(changes.settled)
         now = self._clock()
         for head in changes.heads:
-            self._shares.offer(head, now)
+            self._scheduler.offer(head, now)
         self._work.set()
 
     def _backlog_full(self, tenant: TenantId) -> str | None:
         added, limits = self._staged_here().added, self._limits
-        waiting = self._shares.waiting + added.total()
+        waiting = self._scheduler.waiting + added.total()
         if waiting >= limits.max_backlog:
             return f"{waiting} messages wait, MAX_BACKLOG={limits.max_backlog}"
-        waiting = self._shares.waiting_of(tenant) + added[tenant]
+        waiting = self._scheduler.waiting_of(tenant) + added[tenant]
         if waiting >= limits.max_backlog_per_tenant:
             return (
                 f"{waiting} messages of tenant {tenant} wait, "
@@ -1001,38 +1003,38 @@ class FileStore:
             return deliveries.oldest(tx), held.count(tx), unread, dead_letters.count(tx)
 
         oldest, *counts = await self._journal.run(look)
-        by_tenant = self._shares.waiting_by_tenant()
-        return Backlog(self._shares.waiting, oldest, by_tenant, *counts)
+        by_tenant = self._scheduler.waiting_by_tenant()
+        return Backlog(self._scheduler.waiting, oldest, by_tenant, *counts)
 
     def health(self) -> Health:
         refusing = self._low_disk
         if self._journal.trouble:
             refusing = f"router.db cannot be written: {self._journal.trouble}"
-        elif self._shares.waiting >= self._limits.max_backlog:
-            refusing = f"{self._shares.waiting} messages wait, as many as MAX_BACKLOG allows"
+        elif self._scheduler.waiting >= self._limits.max_backlog:
+            refusing = f"{self._scheduler.waiting} messages wait, as many as MAX_BACKLOG allows"
         return Health(refusing, self._mappings.trouble, self._mappings.lag)
 
-    async def _watch_over(self) -> None:
+    async def _maintain(self) -> None:
         last, began, more = self._clock(), time.monotonic(), False
         while True:
-            await asyncio.sleep(_SWEEP_SECONDS if more else _WATCH_SECONDS)
+            await asyncio.sleep(_SWEEP_SECONDS if more else _MAINTENANCE_SECONDS)
             now, then, more = self._clock(), time.monotonic(), False
             ahead = last + then - began - now
             try:
-                self._look_at_disk()
+                self._check_disk()
                 more = await self._sweep()
                 if ahead > STEP_SECONDS:
-                    await self._forgive_the_clock(now, ahead)
+                    await self._heal_clock_step(now, ahead)
                 last, began = now, then
             except StoreUnavailable:
                 pass  # the journal has said so, and tests itself
             except Exception:
                 log.exception("the watch failed unexpectedly", extra={"event": "store.error"})
 
-    async def _forgive_the_clock(self, now: float, ahead: float) -> None:
+    async def _heal_clock_step(self, now: float, ahead: float) -> None:
         """It has gone back by so many seconds."""
-        while await self._journal.run(lambda tx: forgive_the_clock(tx, now)):
-            self._shares.forget_all()
+        while await self._journal.run(lambda tx: heal_clock_step(tx, now)):
+            self._scheduler.forget_all()
             self._work.set()
         decided = await self._journal.run(lambda tx: history_rows.redate(tx, now, ahead))
         log.warning(
@@ -1043,10 +1045,10 @@ class FileStore:
             extra={"event": "store.clock", "count": decided},
         )
 
-    async def _look_after_files(self) -> None:
+    async def _check_files(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            self._journal.look()
+            await asyncio.sleep(_CHECK_SECONDS)
+            self._journal.check()
             with contextlib.suppress(OSError):  # a disk that fails tells of itself elsewhere
                 if reason := self._mappings.why_not_ours():
                     self._journal.refuse(reason)
@@ -1071,7 +1073,7 @@ class FileStore:
     async def _write_counts(self) -> None:
         await self._journal.run(self._counts.write, lambda _: self._counts.written())
 
-    def _look_at_disk(self) -> None:
+    def _check_disk(self) -> None:
         least = self._limits.min_free_disk_bytes
         try:
             free = shutil.disk_usage(self._folder).free
@@ -1127,7 +1129,7 @@ def _ids_of(tx: Tx, user: UserId) -> tuple[UserId, ...]:
     return (known, lid) if lid else (known,)
 
 
-def _messages_of(tx: Tx, user: UserId, limit: int = -1) -> list[Kept]:
+def _messages_of(tx: Tx, user: UserId, limit: int = -1) -> list[StoredMessage]:
     """limit: -1 for all."""
     rows = tx.execute(
         "SELECT 'waiting', tenant, arrived, message_id, body FROM delivery WHERE user = ?1"
@@ -1138,4 +1140,4 @@ def _messages_of(tx: Tx, user: UserId, limit: int = -1) -> list[Kept]:
         " WHERE user = ?1 LIMIT ?2",
         (user, limit),
     )
-    return [Kept(*row) for row in rows]
+    return [StoredMessage(*row) for row in rows]

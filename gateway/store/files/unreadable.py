@@ -22,7 +22,7 @@ def keep(tx: sqlite3.Connection, message: InboundMessage, reason: UnreadableReas
     tx.execute(
         "INSERT OR IGNORE INTO unreadable (key, arrived, session, event, reason, user, message_id,"
         " body) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (message.seen_key.digest if message.seen_key else None, message.arrived, message.session,
+        (message.dedup_key.digest if message.dedup_key else None, message.arrived, message.session,
          message.event, reason.value, message.phone or message.lid, message.message_id,
          message.body),
     )  # fmt: skip

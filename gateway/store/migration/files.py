@@ -1,4 +1,4 @@
-"""A data folder that moves house: see moving.py."""
+"""A data folder that is one end of a migration."""
 
 import itertools
 import sqlite3
@@ -10,7 +10,7 @@ from typing import Any
 from gateway.domain.model import TenantId, UserId
 from gateway.errors import StartRefused
 from gateway.store.files import mappings, opening
-from gateway.store.files.dedup import SeenKeys
+from gateway.store.files.dedup import DedupKeys
 from gateway.store.files.journal import connect
 
 Row = dict[str, Any]
@@ -55,13 +55,13 @@ class FileContents:
             raise StartRefused(f"file:{folder}: there is nothing to move")
         mark = opening.mark_of(folder) or ""
         if as_source and mark == opening.UNFINISHED:
-            raise StartRefused(f"file:{folder}: a move to this folder did not finish")
+            raise StartRefused(f"file:{folder}: a migration to this folder did not finish")
         if not as_source and mark.startswith(opening.LEFT):
             raise StartRefused(
-                f"file:{folder}: what is there has moved away once: move router.db and"
+                f"file:{folder}: what is there has been migrated away once: move router.db and"
                 f" router_mappings.json elsewhere, and delete {opening.MARK_NAME}"
             )
-        opened = opening.open_folder(folder, time.time(), connect, moves=True)
+        opened = opening.open_folder(folder, time.time(), connect, for_migration=True)
         return cls(folder, *opened)
 
     def __init__(
@@ -77,7 +77,7 @@ class FileContents:
         self._tx = connection
         self._tx.row_factory = sqlite3.Row
         self._locks = locks
-        self._seen = SeenKeys(connection)
+        self._seen = DedupKeys(connection)
 
     async def counts(self) -> dict[str, int]:
         found = {
@@ -113,9 +113,9 @@ class FileContents:
         mark = opening.mark_of(self._folder)
         counts = await self.counts()
         if mark is None and (there := {name: n for name, n in counts.items() if n}):
-            told = ", ".join(f"{n} {name}" for name, n in there.items())
+            rows = ", ".join(f"{n} {name}" for name, n in there.items())
             raise StartRefused(
-                f"{self.place}: is not empty ({told}): move router.db and router_mappings.json away"
+                f"{self.place}: is not empty ({rows}): move router.db and router_mappings.json away"
             )
         opening.set_mark(self._folder, opening.UNFINISHED)
         self._locks.clear()

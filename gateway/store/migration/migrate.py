@@ -1,4 +1,4 @@
-"""Moving house: all that a store holds is put into another one, while no router runs on either.
+"""Migration: all that a store holds is put into another one, while no router runs on either.
 
 What travels are rows of the tables in schema.sql by their columns, the seen keys as one table
 `seen` (keys are in hex), and `lock`: user and tenant, which a folder keeps in
@@ -50,7 +50,7 @@ class Contents(Protocol):
         """Each once, some at a time, in the order in which they are to be put down."""
 
     async def empty(self) -> None:
-        """Ready to be filled; StartRefused if there is anything that no move has brought."""
+        """Ready to be filled; StartRefused if there is anything that no migration has brought."""
 
     async def put(self, table: str, rows: list[Row]) -> None: ...
 
@@ -67,7 +67,7 @@ class Contents(Protocol):
 
 
 async def reopen(url: str) -> None:
-    """Let routers use again what has moved away; StartRefused if one does."""
+    """Let routers use again what has been migrated away; StartRefused if one does."""
     contents = await _open(url, as_source=True)
     try:
         await contents.reopen()
@@ -81,7 +81,7 @@ def count_of(table: str, rows: list[Row]) -> int:
     return sum(row["delivered"] for row in rows) if table == "tenant" else len(rows)
 
 
-async def move(
+async def migrate(
     source: str,
     target: str,
     *,
@@ -95,14 +95,14 @@ async def move(
     then the old one is as it was.
     """
     try:
-        return await _move(source, target, begin, show)
+        return await _migrate(source, target, begin, show)
     except (RedisError, sqlite3.Error, OSError, StoreUnavailable) as exc:
         raise StartRefused(
-            f"the move broke off ({exc}): what was moved is still there; run it again"
+            f"the migration broke off ({exc}): what was migrated is still there; run it again"
         ) from exc
 
 
-async def _move(
+async def _migrate(
     source: str,
     target: str,
     begin: Callable[[Mapping[str, int]], None],
@@ -122,11 +122,11 @@ async def _move(
                     show(table, len(rows))
             found = await new.counts()
             if missing := [name for name in TABLES if found[name] != read[name]]:
-                told = ", ".join(f"{found[name]} of {read[name]} {name}" for name in missing)
+                counts = ", ".join(f"{found[name]} of {read[name]} {name}" for name in missing)
                 raise StartRefused(
-                    f"{new.place}: {told} arrived: what was moved is still there; run it again"
+                    f"{new.place}: {counts} arrived: what was migrated is still there; run it again"
                 )
-            # In this order: if we die in between neither is open, and the move is done again.
+            # In this order: if we die in between neither is open, and the migration is done again.
             await old.left(new.place)
             await new.arrived()
         finally:

@@ -1,4 +1,4 @@
-"""A Redis that moves house: see moving.py. What its keys hold stands in lua/."""
+"""A Redis that is one end of a migration. Its keys are described in redis/lua/."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,9 @@ T = TypeVar("T")
 Row = dict[str, Any]
 _CHUNK, _BODIES = 500, 50  # read in one go; a body may be of megabytes
 _FOR_GOOD = -1  # a key's time to live
-_CLOSED_SECONDS = 60  # while it is moved; if the move dies, routers may come again after that
+_CLOSED_SECONDS = (
+    60  # while it is migrated; if the migration dies, routers may come again after that
+)
 _HISTORY = ("id", "at", "user", "kind", "from_tenant", "to_tenant", "changed_second",
             "changed_fraction", "message_id", "why")  # fmt: skip
 _NUMBERS = {
@@ -70,7 +72,7 @@ class RedisContents:
         self._client: Any = scripts.client  # its answers are bytes, which the types do not say
         self._as_source = as_source
         self._numbers: dict[str, int] = {}
-        self._token = f"a move, {uuid.uuid4().hex}".encode()
+        self._token = f"a migration, {uuid.uuid4().hex}".encode()
         self._was_open = False  # for a time, so that a router may have used it
         self._closing: asyncio.Task[None] | None = None
 
@@ -79,7 +81,7 @@ class RedisContents:
         if not self._as_source:
             return
         if await self._client.get(MARK) == UNFINISHED:
-            raise StartRefused(f"{self.place}: a move to this Redis did not finish")
+            raise StartRefused(f"{self.place}: a migration to this Redis did not finish")
         if not self._numbers:
             raise StartRefused(f"{self.place}: there is nothing to move")
         # Left before, it is closed for good, and may be carried once more.
@@ -88,7 +90,8 @@ class RedisContents:
             return
         if not await self._client.set(_closed(HOME), self._token, nx=True, ex=_CLOSED_SECONDS):
             raise StartRefused(
-                f"{self.place}: another move is under way, or was killed: try again in a minute"
+                f"{self.place}: another migration is under way, or was killed: try again in a"
+                " minute"
             )
         self._closing = asyncio.create_task(self._stay_closed())
         await self._close_sessions()
@@ -164,16 +167,16 @@ class RedisContents:
     async def _aliases(self, key: str) -> AsyncIterator[Row]:
         async for some in _chunks(self._pairs(key + "phone")):
             times = await self._client.hmget(key + "sighted", [lid for lid, _ in some])
-            for (lid, phone), sighted in zip(some, times, strict=True):
-                yield {"lid": lid, "phone": phone, "sighted": float(sighted)}
+            for (lid, phone), linked_at in zip(some, times, strict=True):
+                yield {"lid": lid, "phone": phone, "sighted": float(linked_at)}
 
     async def _heard(self, key: str) -> AsyncIterator[Row]:
         async for session, at in self._pairs(key + "heard"):
             yield {"session": session, "at": float(at)}
 
     async def _help(self, key: str) -> AsyncIterator[Row]:
-        async for user, told in self._pairs(key + "help"):
-            queued, sent = told.split()
+        async for user, reported in self._pairs(key + "help"):
+            queued, sent = reported.split()
             yield {
                 "user": user,
                 "queued_at": float(queued),
@@ -181,17 +184,17 @@ class RedisContents:
             }
 
     async def _pairs(self, key: str) -> AsyncIterator[tuple[str, str]]:
-        told = set()  # a scan may show one more than once
+        reported = set()  # a scan may show one more than once
         async for field, value in self._client.hscan_iter(key, count=1000):
-            if field not in told:
-                told.add(field)
+            if field not in reported:
+                reported.add(field)
                 yield field.decode(), value.decode()
 
     async def _keys(self, pattern: str) -> AsyncIterator[str]:
-        told = set()
+        reported = set()
         async for key in self._client.scan_iter(match=pattern, count=1000):
-            if key not in told:
-                told.add(key)
+            if key not in reported:
+                reported.add(key)
                 yield key.decode()
 
     async def _histories(self, key: str) -> AsyncIterator[Row]:
@@ -260,8 +263,10 @@ class RedisContents:
 
     async def _seen(self, key: str) -> AsyncIterator[Row]:
         async for keys in _chunks(self._keys(key + "seen:*")):
-            for one, told in zip(keys, await self._each("GET", keys), strict=True):
-                for entry in told.decode().split(";") if told else ():  # None: it is too old
+            for one, reported in zip(keys, await self._each("GET", keys), strict=True):
+                for entry in (
+                    reported.decode().split(";") if reported else ()
+                ):  # None: it is too old
                     phone, lid, routed = entry.split(",")
                     yield {
                         "key": one.removeprefix(key + "seen:"),
@@ -280,18 +285,20 @@ class RedisContents:
             await self._refuse_routers()
             if await self._client.get(_closed(HOME)):
                 raise StartRefused(
-                    f"{self.place}: what is there has moved away once: use another database, or"
-                    " delete its keys (FLUSHDB)"
+                    f"{self.place}: what is there has been migrated away once: use another"
+                    " database, or delete its keys (FLUSHDB)"
                 )
             if before not in (UNFINISHED, ARRIVED):
                 there = {name: n for name, n in (await self.counts()).items() if n}
                 if there:
-                    told = ", ".join(f"{n} {name}" for name, n in there.items())
-                    raise StartRefused(f"{self.place}: is not empty ({told}): use another database")
+                    reported = ", ".join(f"{n} {name}" for name, n in there.items())
+                    raise StartRefused(
+                        f"{self.place}: is not empty ({reported}): use another database"
+                    )
             await self._client.set(MARK, UNFINISHED)
             await self._refuse_routers()  # one may have begun: it looks for the mark again, too
         except BaseException:
-            # If a router uses it, what arrived by a move is no move's any more.
+            # If a router uses it, what arrived by a migration is no migration's any more.
             if before != UNFINISHED:
                 await self._client.delete(MARK)
             raise
@@ -338,7 +345,7 @@ class RedisContents:
             if self._was_open or await self._client.get(_closed(HOME)) != self._token:
                 raise StartRefused(
                     f"{self.place}: was not to be reached for a while, and a router may have begun"
-                    " there: run the move again"
+                    " there: run the migration again"
                 )
             self._closing.cancel()
             self._closing = None

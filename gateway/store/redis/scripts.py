@@ -25,7 +25,7 @@ from gateway.domain.model import UserId
 from gateway.errors import StartRefused, StoreUnavailable
 from gateway.log import Throttle
 from gateway.store.files.journal import Committed
-from gateway.store.retry_after import Patience
+from gateway.store.retry_after import RetryAfter
 
 _AT_ONCE = 64  # operations in one call, which keeps others waiting: some 3 ms
 _BYTES_AT_ONCE = 8_388_608
@@ -34,7 +34,7 @@ _SECONDS = 10.0  # for a connection or an answer
 _FILES = ("base", "people", "lines", "letters", "accept", "operators", "moving", "call")
 
 HOME = "~"  # the hash tag of WAHA_SESSION, whose users stand without a prefix; no session has it
-MARK = "gw:moved"  # there while this Redis is filled by a move, and until a router uses it
+MARK = "gw:moved"  # there while this Redis is filled by a migration, and until a router uses it
 LOOKING, UNFINISHED, ARRIVED = b"looking", b"unfinished", b"arrived"
 
 _IDS_OF_A_SESSION = 10**10
@@ -52,7 +52,7 @@ local number = redis.call('HGET', KEYS[1], ARGV[1])
 if number then return number end
 local closed = redis.call('HGET', KEYS[1], '!')
 if closed and tonumber(closed) > tonumber(redis.call('TIME')[1]) then
-  return redis.error_reply('what was here has moved, or is being moved')
+  return redis.error_reply('what was here has been migrated, or is being migrated')
 end
 number = redis.call('HLEN', KEYS[1]) - (closed and 2 or 1)
 redis.call('HSET', KEYS[1], ARGV[1], number)
@@ -132,7 +132,7 @@ class Scripts:
     def __init__(self, client: Client, *, hold_seconds: float, committed: Committed) -> None:
         self.client = client
         self.trouble: str | None = None
-        self.patience = Patience()
+        self.retry_after = RetryAfter()
         self._text = _text(hold_seconds)
         self._store_id = ""
         self._in_store: set[str] = set()  # sessions
@@ -155,7 +155,7 @@ class Scripts:
             raise self._failed(exc) from exc
         return result
 
-    def _look(self, session: str, some: list[_Operation], answers: list[Any]) -> None:
+    def _note_answers(self, session: str, some: list[_Operation], answers: list[Any]) -> None:
         """What a script that went through tells of the server."""
         errors = [one for one in answers if isinstance(one, Exception)]
         refused = next((one for one in errors if _is_of_the_server(one)), None)
@@ -178,7 +178,7 @@ class Scripts:
                 extra={"event": "store.failed"},
             )
         self.trouble = _reason(exc)
-        return self.patience.unavailable(f"Redis: {self.trouble}")
+        return self.retry_after.unavailable(f"Redis: {self.trouble}")
 
     def _failed_alone(self, name: str, exc: Exception) -> StoreUnavailable:
         """One operation of several; what it had written so far stays, as Redis has it."""
@@ -189,7 +189,7 @@ class Scripts:
                 exc,
                 extra={"event": "store.error"},
             )
-        return self.patience.unavailable(f"Redis: {exc}")
+        return self.retry_after.unavailable(f"Redis: {exc}")
 
     async def run(self, session: str, op: str, body: bytes = b"", **args: Any) -> Any:
         """What the operation answers; texts as bytes."""
@@ -300,7 +300,7 @@ class Scripts:
             answers: list[Any] = await self.call(self.client.evalsha(self._sha, 1, key, *flat))
         except NoScriptError:  # Redis was started again, or its scripts were flushed
             answers = await self.call(self.client.eval(self._text, 1, key, *flat))
-        self._look(session, some, answers)
+        self._note_answers(session, some, answers)
         self._committed(time.perf_counter() - began, len(some))
         return answers
 

@@ -25,36 +25,36 @@ from weakref import WeakValueDictionary
 import orjson
 
 from gateway.domain.model import (
-    EVERYBODY,
+    ALL_TENANTS,
     LONGEST_RETRY_AFTER,
     Accepted,
-    Again,
-    Among,
     AskForLink,
     Backlog,
     Bind,
-    Dead,
     DeadLetter,
+    DeadLettered,
     Decide,
     Decision,
+    Delivered,
     Delivery,
-    Done,
+    DryRun,
     Erased,
     Export,
     Forward,
     Health,
-    HistoryLine,
+    HistoryEntry,
+    IdentityLink,
     InboundMessage,
-    Kept,
     LinkNote,
     Lock,
     Moment,
     Outcome,
-    Outline,
-    PutBack,
-    Rehearsal,
+    PersonSummary,
+    Requeue,
+    Retry,
     Selection,
-    Sighting,
+    StoredMessage,
+    TenantFilter,
     TenantId,
     Totals,
     Unreadable,
@@ -148,7 +148,7 @@ class RedisStore:
         self._work = asyncio.Event()
         self._clock = time.time() - time.monotonic()  # Redis' as of the last look, less ours
         self._gone_back: dict[str, float] = {}  # sessions whose clock has, by seconds
-        self._served = EVERYBODY
+        self._claimable = ALL_TENANTS
         self._totals = (0, 0)
         self._counts_begun = 0
         self._counting = asyncio.Lock()
@@ -167,14 +167,14 @@ class RedisStore:
         if beside and (held := opening.what_it_holds(beside)) and await self._holds_no_lock():
             raise StartRefused(
                 f"STORE_URL: this Redis holds no lock, while {beside} holds {held}: carry it over"
-                f" with python whatsapp_router.py move --from file:{beside} --to …, or move"
+                f" with python whatsapp_router.py migrate --from file:{beside} --to …, or move"
                 f" router.db and {mappings.FILE_NAME} away to begin with nothing"
             )
         await self._adopt_store(beside)
         self._dropped_before = (await self._scripts.memory()).dropped
         await self._know_session(HOME)
         await self._renew_all()
-        await self._refuse_moved()  # again: a move looks for leases after it has set its mark
+        await self._refuse_moved()  # again: a migration looks for leases after it has set its mark
         await self._scripts.call(self._scripts.client.delete(MARK))
         await self._count()
         self._tasks = [
@@ -182,7 +182,7 @@ class RedisStore:
             for work, seconds in (
                 (self._renew_all, _RENEW_SECONDS),
                 (self._sweep, _RENEW_SECONDS),
-                (self._look_at_memory, _RENEW_SECONDS),
+                (self._check_memory, _RENEW_SECONDS),
                 (self._test, _RENEW_SECONDS),
                 (self._heal_clocks, _HEAL_SECONDS),
             )
@@ -214,15 +214,15 @@ class RedisStore:
         place = await self._scripts.call(client.get(f"gw:{{{HOME}}}:closed"))
         if place:
             raise StartRefused(
-                f"STORE_URL: all that was in this Redis has moved to {place.decode()}, or is being"
-                " moved there; to go on with what it was then: python whatsapp_router.py move"
-                " --reopen redis://…"
+                f"STORE_URL: all that was in this Redis has been migrated to {place.decode()}, or"
+                " is being migrated there; to go on with what it was then: python"
+                " whatsapp_router.py migrate --reopen redis://…"
             )
         mark = await self._scripts.call(client.get(MARK))
         if mark == LOOKING:
-            raise StartRefused("STORE_URL: a move to this Redis begins: wait a minute")
+            raise StartRefused("STORE_URL: a migration to this Redis begins: wait a minute")
         if mark == UNFINISHED:
-            raise StartRefused("STORE_URL: a move to this Redis did not finish: run it again")
+            raise StartRefused("STORE_URL: a migration to this Redis did not finish: run it again")
 
     async def _keep(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
         while True:
@@ -376,7 +376,7 @@ class RedisStore:
                 self._full_sessions.pop(session, None)
         self._totals = users, len(tenants) or many
 
-    async def _look_at_memory(self) -> None:
+    async def _check_memory(self) -> None:
         """A Redis that drops keys may have been told to only now."""
         memory = await self._scripts.memory()
         # A server that was restarted counts anew.
@@ -415,7 +415,7 @@ class RedisStore:
         user = message.phone or message.lid
         assert user is not None, "only a person's message is accepted"
         if self._lost:
-            raise self._scripts.patience.unavailable(f"Redis: {self._lost}")
+            raise self._scripts.retry_after.unavailable(f"Redis: {self._lost}")
         session = await self._know(user)
         # What one router is given is decided in that order, though it takes two steps.
         async with self._turn_of(self._known_as.get(user, user)):
@@ -429,10 +429,10 @@ class RedisStore:
             reason = self._full(answer[1].decode(), decision)
             if answer[1].startswith(b"all"):
                 self._full_sessions[session] = reason
-            raise self._scripts.patience.unavailable(reason)
-        self._scripts.patience.over()
+            raise self._scripts.retry_after.unavailable(reason)
+        self._scripts.retry_after.over()
         self._work.set()
-        if isinstance(decision, Bind) or message.sighting:
+        if isinstance(decision, Bind) or message.identity_link:
             await self._count()
         return Accepted(known, decision, help_waits=answer[2] == b"1")
 
@@ -478,8 +478,8 @@ class RedisStore:
             "help_seconds": HELP_SECONDS,
         }
 
-    def _full(self, told: str, decision: Decision | None) -> str:
-        what, waiting = told.split()
+    def _full(self, entries: str, decision: Decision | None) -> str:
+        what, waiting = entries.split()
         if what == "all":
             return f"{waiting} messages wait, MAX_BACKLOG={self._limits.max_backlog}"
         assert isinstance(decision, Bind | Forward)
@@ -493,7 +493,7 @@ class RedisStore:
         by_session: dict[str, list[int]] = {}
         for place, message in enumerate(messages):
             user = message.phone or message.lid
-            if message.seen_key and user:
+            if message.dedup_key and user:
                 by_session.setdefault(session_of(user), []).append(place)
         for session, places in by_session.items():
             packed = [_packed(messages[place]) for place in places]
@@ -502,7 +502,7 @@ class RedisStore:
                 known[place] = answer == 1
         return known
 
-    async def rehearse(self, message: InboundMessage, decide: Decide) -> Rehearsal:
+    async def dry_run(self, message: InboundMessage, decide: Decide) -> DryRun:
         user = message.phone or message.lid
         assert user is not None, "only a person's message is accepted"
         seen: list[Lock] = []
@@ -514,33 +514,33 @@ class RedisStore:
         answer, decision = await self._accept("rehearse", session_of(user), message, noted)
         known = UserId(answer[1].decode())
         if answer[0] == b"duplicate":
-            return Rehearsal(Accepted(known, None), await self._lock(known), 0, refused=None)
+            return DryRun(Accepted(known, None), await self._lock(known), 0, refused=None)
         lock = seen[-1]
         if answer[0] == b"full":
             known, _ = await self.lock_of(user)
             refused = self._full(answer[1].decode(), decision)
-            return Rehearsal(Accepted(known, decision), lock, 0, refused)
+            return DryRun(Accepted(known, decision), lock, 0, refused)
         accepted = Accepted(known, decision, help_waits=answer[2] == b"1")
-        return Rehearsal(accepted, lock, int(answer[3]), refused=None)
+        return DryRun(accepted, lock, int(answer[3]), refused=None)
 
-    async def learn(self, sighting: Sighting) -> None:
-        session = await self._know(sighting.phone)
+    async def link_identity(self, identity_link: IdentityLink) -> None:
+        session = await self._know(identity_link.phone)
         await self._scripts.run(
             session,
             "learn",
-            lid=sighting.lid,
-            phone=sighting.phone,
-            sighting=_packed_sighting(sighting),
+            lid=identity_link.lid,
+            phone=identity_link.phone,
+            identity_link=_packed_identity_link(identity_link),
         )
-        self._note_known_as(sighting.lid, sighting.phone)
+        self._note_known_as(identity_link.lid, identity_link.phone)
         await self._count()
         self._work.set()
 
-    async def keep_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
+    async def add_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
         # Under the user's session as far as there is a user; else all lie together.
         user = message.phone or message.lid
         row = {
-            "key": message.seen_key.digest.hex() if message.seen_key else None,
+            "key": message.dedup_key.digest.hex() if message.dedup_key else None,
             "arrived": repr(message.arrived),
             "session": message.session,
             "event": message.event,
@@ -578,7 +578,7 @@ class RedisStore:
         limit: int,
         *,
         wait: float,
-        probe: Among | None = None,
+        probe: TenantFilter | None = None,
     ) -> list[Delivery]:
         deadline = time.monotonic() + wait
         while True:
@@ -607,17 +607,17 @@ class RedisStore:
                     await self._work.wait()
 
     async def _claim_of(
-        self, session: str, limit: int, probe: Among | None
+        self, session: str, limit: int, probe: TenantFilter | None
     ) -> tuple[list[Delivery], float]:
-        lease, among = await self._lease(session), probe or self._served
+        lease, tenants = await self._lease(session), probe or self._claimable
         state, *rest = await self._scripts.run(
             session,
             "claim",
             lease=lease.name,
             limit=limit,
             probe=probe is not None,
-            named=[str(tenant) for tenant in among.named],
-            others=among.others,
+            named=[str(tenant) for tenant in tenants.named],
+            others=tenants.others,
             max_in_flight=self._limits.max_in_flight,
             cap=self._limits.max_in_flight_per_tenant,
         )
@@ -634,26 +634,26 @@ class RedisStore:
         session = session_of(delivery.user)
         args: dict[str, Any] = {"outcome": "put back"}
         match outcome:
-            case PutBack(sent_at=float(sent_at)):
+            case Requeue(sent_at=float(sent_at)):
                 args["tried_at"] = repr(sent_at)
-            case Done():
+            case Delivered():
                 args = {"outcome": "done"}
-            case Again():
+            case Retry():
                 args = {
                     "outcome": "again",
-                    "own_fault": outcome.own_fault,
+                    "poison": outcome.poison,
                     "tried_at": repr(outcome.tried_at),
                     "age": repr(outcome.age),
                     "wait": outcome.wait,
                 }
-            case Dead():
+            case DeadLettered():
                 args = {
                     "outcome": "dead",
                     "died_at": repr(outcome.died_at),
                     "reason": outcome.reason,
                     "status": "" if outcome.status is None else str(outcome.status),
                 }
-        answer = outcome.answer if isinstance(outcome, Dead) else b""
+        answer = outcome.answer if isinstance(outcome, DeadLettered) else b""
         lease, key = self._claims.get((session, delivery.id), ("", ""))
         (state, *_) = await self._scripts.run(
             session,
@@ -676,37 +676,41 @@ class RedisStore:
             await self._count()
         self._work.set()
 
-    def serve(self, among: Among, changed: Collection[TenantId] | None) -> None:
-        self._served = among
+    def set_claimable(self, tenants: TenantFilter, changed: Collection[TenantId] | None) -> None:
+        self._claimable = tenants
         self._work.set()
 
-    async def waits(self, among: Among) -> bool:
+    async def waits(self, tenants: TenantFilter) -> bool:
         for session in list(self._sessions):
-            tenants = await self._scripts.run(session, "waiting_tenants")
-            if any(TenantId(int(one)) in among for one in tenants if one):
+            waiting = await self._scripts.run(session, "waiting_tenants")
+            if any(TenantId(int(one)) in tenants for one in waiting if one):
                 return True
         return False
 
-    async def all_due(self, among: Among = EVERYBODY, *, without_own_faults: bool = False) -> None:
+    async def make_due(
+        self, tenants: TenantFilter = ALL_TENANTS, *, without_poison: bool = False
+    ) -> None:
         for session in list(self._sessions):
-            some = await self._scripts.run(session, "waiting_tenants") if among.others else ()
+            some = await self._scripts.run(session, "waiting_tenants") if tenants.others else ()
             waiting = [TenantId(int(one)) for one in some if one]
-            which = "without_own_faults" if without_own_faults else "all"
-            there = [one for one in (waiting if among.others else among.named) if one in among]
-            for tenants in in_batches(there, _CHUNK):
-                await asyncio.gather(*(self._due_now(session, one, which) for one in tenants))
+            which = "without_poison" if without_poison else "all"
+            there = [
+                one for one in (waiting if tenants.others else tenants.named) if one in tenants
+            ]
+            for some in in_batches(there, _CHUNK):
+                await asyncio.gather(*(self._due_now(session, one, which) for one in some))
         self._work.set()
 
     async def _due_now(self, session: str, tenant: TenantId, which: str) -> None:
-        kept, more = 0, True
+        passed, more = 0, True
         while more:
-            kept, more = await self._scripts.run(
+            passed, more = await self._scripts.run(
                 session,
                 "due_now",
                 tenant=str(tenant),
                 which=which,
                 longest=LONGEST_RETRY_AFTER,
-                kept=kept,
+                passed=passed,
                 chunk=_CHUNK,
             )
 
@@ -838,7 +842,7 @@ class RedisStore:
 
     async def history(
         self, user: UserId, *, limit: int, before: int | None = None
-    ) -> list[HistoryLine]:
+    ) -> list[HistoryEntry]:
         rows = await self._scripts.run(
             session_of(user),
             "history",
@@ -846,7 +850,7 @@ class RedisStore:
             limit=limit,
             before=None if before is None else str(before),
         )
-        return [_history_line(row) for row in rows]
+        return [_history_entry(row) for row in rows]
 
     async def erase(self, user: UserId) -> tuple[tuple[UserId, ...], Erased]:
         ids, *counts = await self._scripts.run(
@@ -859,21 +863,21 @@ class RedisStore:
     async def export(self, user: UserId) -> Export:
         session = session_of(user)
         ids, tenant, messages, _, help_ = await self._scripts.run(session, "export", user=user)
-        told = await whole_history(self, user)
+        entries = await whole_history(self, user)
         return Export(
             tuple(UserId(one.decode()) for one in ids),
             _tenant(tenant),
-            tuple(map(_kept, messages)),
-            tuple(told),
+            tuple(map(_stored_message, messages)),
+            tuple(entries),
             _help(help_),
         )
 
-    async def outline(self, user: UserId, *, limit: int) -> Outline:
+    async def summary(self, user: UserId, *, limit: int) -> PersonSummary:
         ids, _, messages, counts, _ = await self._scripts.run(
             session_of(user), "export", user=user, limit=limit
         )
         known = tuple(UserId(one.decode()) for one in ids)
-        return Outline(known, tuple(map(_kept, messages)), *map(int, counts))
+        return PersonSummary(known, tuple(map(_stored_message, messages)), *map(int, counts))
 
     # dead letters
 
@@ -889,22 +893,22 @@ class RedisStore:
                 limit=limit,
                 before=None if before is None else str(before),
             )
-            found += [_letter(row, with_body=False) for row in rows]
-        return heapq.nlargest(limit, found, key=lambda letter: letter.id)
+            found += [_dead_letter(row, with_body=False) for row in rows]
+        return heapq.nlargest(limit, found, key=lambda dead_letter: dead_letter.id)
 
     async def dead_letter(self, id_: int) -> DeadLetter | None:
         for session in list(self._sessions):
             for row in await self._scripts.run(session, "letter", id=padded(id_)):
-                return _letter(row, with_body=True)
+                return _dead_letter(row, with_body=True)
         return None
 
     async def replay(self, which: Selection) -> int:
-        return await self._to_the_letters("replay", which)
+        return await self._each_dead_letter("replay", which)
 
-    async def delete_letters(self, which: Selection) -> int:
-        return await self._to_the_letters("bury", which)
+    async def delete_dead_letters(self, which: Selection) -> int:
+        return await self._each_dead_letter("bury", which)
 
-    async def _to_the_letters(self, op: str, which: Selection) -> int:
+    async def _each_dead_letter(self, op: str, which: Selection) -> int:
         total = 0
         for session in self._of(which):
             newest = await self._scripts.run(session, "newest_letter")
@@ -940,8 +944,8 @@ class RedisStore:
         )
         return UserId(found[0].decode()) if found else None
 
-    async def undo_help(self, user: UserId, *, again: bool) -> None:
-        await self._scripts.run(session_of(user), "undo_help", user=user, again=again)
+    async def undo_help(self, user: UserId, *, retry: bool) -> None:
+        await self._scripts.run(session_of(user), "undo_help", user=user, retry=retry)
 
     # the whole
 
@@ -995,8 +999,12 @@ def _packed_time(time: float | None) -> list[str] | None:
     return None if time is None else _packed_moment(Moment.of(time))
 
 
-def _packed_sighting(sighting: Sighting) -> dict[str, Any]:
-    packed = {"at": repr(sighting.at), "message_id": sighting.message_id, "asked": sighting.asked}
+def _packed_identity_link(identity_link: IdentityLink) -> dict[str, Any]:
+    packed = {
+        "at": repr(identity_link.at),
+        "message_id": identity_link.message_id,
+        "asked": identity_link.asked,
+    }
     return without_none(packed)
 
 
@@ -1011,10 +1019,10 @@ def _packed(message: InboundMessage) -> dict[str, Any]:
         "message_id": message.message_id,
         "headers": json.dumps(message.headers),
     }
-    if message.sighting:
-        packed["sighting"] = _packed_sighting(message.sighting)
-    if message.seen_key:
-        packed |= {"seen": message.seen_key.digest.hex(), "twins": message.seen_key.twins}
+    if message.identity_link:
+        packed["identity_link"] = _packed_identity_link(message.identity_link)
+    if message.dedup_key:
+        packed |= {"seen": message.dedup_key.digest.hex(), "twins": message.dedup_key.twins}
     return without_none(packed)
 
 
@@ -1046,7 +1054,7 @@ def _headers(packed: bytes) -> tuple[tuple[str, str], ...]:
 
 
 def _delivery(row: list[bytes]) -> Delivery:
-    (id_, tenant, user, alias, key, headers, body, attempts, own_faults, tried_at, age,
+    (id_, tenant, user, alias, key, headers, body, attempts, poison_attempts, tried_at, age,
      event_time) = row  # fmt: skip
     return Delivery(
         id=int(id_),
@@ -1057,14 +1065,14 @@ def _delivery(row: list[bytes]) -> Delivery:
         headers=_headers(headers),
         body=body,
         attempt=int(attempts) + 1,
-        own_faults=int(own_faults),
+        poison_attempts=int(poison_attempts),
         tried_at=float(tried_at) if tried_at else None,
         age=float(age),
         event_time=float(event_time),
     )
 
 
-def _letter(row: list[bytes], *, with_body: bool) -> DeadLetter:
+def _dead_letter(row: list[bytes], *, with_body: bool) -> DeadLetter:
     (id_, tenant, user, message_id, key, arrived, died_at, attempts, reason, status, answer,
      body) = row  # fmt: skip
     return DeadLetter(
@@ -1083,10 +1091,10 @@ def _letter(row: list[bytes], *, with_body: bool) -> DeadLetter:
     )
 
 
-def _kept(row: list[bytes]) -> Kept:
+def _stored_message(row: list[bytes]) -> StoredMessage:
     where, tenant, arrived, message_id, body = row
     known = message_id.decode() or None
-    return Kept(where.decode(), _tenant(tenant), float(arrived), known, body)
+    return StoredMessage(where.decode(), _tenant(tenant), float(arrived), known, body)
 
 
 def _unreadable(row: list[bytes], place: int, many: int) -> Unreadable:
@@ -1103,9 +1111,9 @@ def _unreadable(row: list[bytes], place: int, many: int) -> Unreadable:
     )
 
 
-def _history_line(row: list[bytes]) -> HistoryLine:
+def _history_entry(row: list[bytes]) -> HistoryEntry:
     id_, at, user, kind, from_, to, _, _, message_id, why = (part.decode() for part in row)
-    return HistoryLine(
+    return HistoryEntry(
         int(id_),
         float(at),
         UserId(user),

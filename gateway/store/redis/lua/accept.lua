@@ -336,11 +336,11 @@ function ops.undo_help(args)
   -- Known by another id since: its row may be of a message that was sent.
   if known_as(user) ~= user then return {} end
   local found = hget('help', user)
-  if args.again and found then
+  if args.retry and found then
     local queued = string.match(found, '^(%S+)')
     hset('help', user, queued .. ' -')
     zadd('help_waits', queued, user)
-  elseif not args.again then
+  elseif not args.retry then
     hdel('help', user)
     zrem('help_waits', user)
   end

@@ -4,7 +4,7 @@
 local store = redis.call('GET', P .. 'store')
 if store ~= ARGV[1] and (store or ARGV[2] == 'known') then return redis.error_reply(ANOTHER_STORE) end
 if redis.call('EXISTS', P .. 'closed') == 1 and ARGV[3] ~= 'bring' then
-  return redis.error_reply('what was here has moved, or is being moved')
+  return redis.error_reply('what was here has been migrated, or is being migrated')
 end
 local answers = {}
 for place = 3, #ARGV, 3 do

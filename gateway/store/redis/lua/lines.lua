@@ -363,7 +363,7 @@ function ops.settle(args, body)
     see_to(tenant, user)
   elseif args.outcome == 'again' then
     hset('d:' .. id, 'attempts', hget('d:' .. id, 'attempts') + 1)
-    if args.own_fault then hset('d:' .. id, 'own_faults', hget('d:' .. id, 'own_faults') + 1) end
+    if args.poison then hset('d:' .. id, 'own_faults', hget('d:' .. id, 'own_faults') + 1) end
     hset('d:' .. id, 'tried_at', args.tried_at)
     hset('d:' .. id, 'age', args.age)
     see_to(tenant, user, text(NOW + args.wait))
@@ -380,35 +380,35 @@ function ops.waiting_tenants()
   return redis.call('HKEYS', P .. 'waiting')
 end
 
--- Which of what is due later is due now: 'all', 'without_own_faults' (without own faults), or 'ahead' (put off
+-- Which of what is due later is due now: 'all', 'without_poison' (no attempt counted as poison), or 'ahead' (put off
 -- by a clock that has gone back since, which no backoff explains).
 local is_due_now = {}
 
 function is_due_now.all() return true end
 
-function is_due_now.without_own_faults(id) return hget('d:' .. id, 'own_faults') == '0' end
+function is_due_now.without_poison(id) return hget('d:' .. id, 'own_faults') == '0' end
 
 function is_due_now.ahead(id, due, longest)
   local tried_at = tonumber(hget('d:' .. id, 'tried_at'))
   return (tried_at or due) > NOW or due > NOW + longest
 end
 
--- What of args.tenant waits for a backoff is due now, as far as args.which says so. args.kept: how
+-- What of args.tenant waits for a backoff is due now, as far as args.which says so. args.passed: how
 -- many were passed. How many now, and whether there is more.
 function ops.due_now(args)
   although_full()
-  local tenant, kept = args.tenant, args.kept
+  local tenant, passed = args.tenant, args.passed
   local later = redis.call('ZRANGEBYSCORE', P .. 'due:' .. tenant, '(' .. text(NOW), '+inf',
-                           'WITHSCORES', 'LIMIT', kept, args.chunk)
+                           'WITHSCORES', 'LIMIT', passed, args.chunk)
   for place = 1, #later, 2 do
     local user, due = later[place], tonumber(later[place + 1])
     if is_due_now[args.which](first_of(line_of(tenant, user)), due, args.longest) then
       see_to(tenant, user, text(NOW))
     else
-      kept = kept + 1
+      passed = passed + 1
     end
   end
-  return {kept, #later == 2 * tonumber(args.chunk) and 1 or 0}
+  return {passed, #later == 2 * tonumber(args.chunk) and 1 or 0}
 end
 
 -- The clock has gone back by args.back seconds: changes of locks that lie in the future get their own

@@ -1,4 +1,4 @@
--- Moving house: rows of the tables in schema.sql, and of "lock", put down in an empty session.
+-- Migration: rows of the tables in schema.sql, and of "lock", put down in an empty session.
 --
 -- closed: there while the session is moved, and once it has left.
 

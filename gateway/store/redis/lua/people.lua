@@ -163,7 +163,7 @@ end
 -- The id to keep the person under, and the other one; what the message shows is learnt.
 local function person(message)
   local phone, lid = message.phone, message.lid
-  if message.sighting then sight(lid, phone, message.sighting) end
+  if message.identity_link then sight(lid, phone, message.identity_link) end
   if lid then phone = phone_of(lid) elseif phone then lid = lid_of(phone) end
   local user, alias = lid, nil
   if phone then user, alias = phone, lid end
@@ -174,7 +174,7 @@ local function person(message)
 end
 
 function ops.learn(args)
-  sight(args.lid, args.phone, args.sighting)
+  sight(args.lid, args.phone, args.identity_link)
   return {}
 end
 
