@@ -63,7 +63,7 @@ def fill_waiting(folder: Path, count: int) -> None:
 def fill_seen(folder: Path, count: int) -> None:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     connection = _database(folder)
-    table = f"seen_{int(time.time() // (48 * 3600)) % 3}"
+    table = f"dedup_{int(time.time() // (48 * 3600)) % 3}"
     keys = sorted(hashlib.sha256(f"{number}".encode()).digest()[:16] for number in range(count))
     connection.executemany(f"INSERT INTO {table} VALUES (?, 1, 0, 1)", ((key,) for key in keys))
     connection.execute("COMMIT")

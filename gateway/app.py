@@ -1,4 +1,4 @@
-"""create_app(): the parts, and the routes that lead to them."""
+"""create_app(): the components, and the routes that lead to them."""
 
 import contextlib
 import logging
@@ -23,7 +23,7 @@ from gateway.api.inputs import Users
 from gateway.api.recovery import recovery_router
 from gateway.api.refusals import Refusals
 from gateway.api.tenants import links_router, tenants_router
-from gateway.api.users import users_router
+from gateway.api.users import locks_router, users_router
 from gateway.api.webhook import WebhookEndpoint
 from gateway.delivery import backend
 from gateway.errors import BodyEncoded, GatewayError
@@ -79,20 +79,20 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         routes_before = list(app.router.routes)
-        async with running(settings, transport=transport, limits=limits, leave=leave) as parts:
-            app.state.worker = parts.worker
+        async with running(settings, transport=transport, limits=limits, leave=leave) as components:
+            app.state.worker = components.worker
             webhook = WebhookEndpoint(
-                parts.ingest, access, refusals, brake, parts.metrics, of_webhooks
+                components.ingest, access, refusals, brake, components.metrics, of_webhooks
             )
             page = Page(
-                parts, layout=Layout(PageAccess(access), brake, refusals), settings=settings
+                components, layout=Layout(PageAccess(access), brake, refusals), settings=settings
             )
             app.router.routes.extend(page.routes())
             app.router.routes.extend(Route(path, webhook, methods=["POST"]) for path in WEBHOOKS)
-            app.include_router(explain_router(parts.ingest, access, of_webhooks))
-            _open(app, parts, settings)
+            app.include_router(explain_router(components.ingest, access, of_webhooks))
+            _open(app, components, settings)
             app.webhook = webhook
-            _greet(settings, parts)
+            _greet(settings, components)
             try:
                 yield
             finally:
@@ -145,26 +145,29 @@ def create_app(
     return app
 
 
-def _open(app: Gateway, parts: Components, settings: Settings) -> None:
-    """Add the routes that need nothing but the parts."""
-    store, operator, tenants = parts.store, parts.operator, parts.tenants
+def _open(app: Gateway, components: Components, settings: Settings) -> None:
+    """Add the routes that need nothing but the components."""
+    store, actions, tenants = components.store, components.actions, components.tenants
     home = settings.waha_session
     users = Users(home_session=home, gateway_phone=settings.gateway_phone)
     for one in (
         health.health_router(store),
-        health.ready_router(store, parts.worker, parts.state, parts.metrics, settings),
+        health.ready_router(
+            store, components.worker, components.status, components.metrics, settings
+        ),
         admin.router(store),
-        admin.dead_letters_router(store, operator, users),
-        users_router(store, operator, users),
-        tenants_router(store, operator, tenants),
-        links_router(parts.links),
-        recovery_router(parts.recovery, home_session=home),
+        admin.dead_letters_router(store, actions, users),
+        users_router(store, actions, users),
+        locks_router(actions, users),
+        tenants_router(store, actions, tenants),
+        links_router(components.links),
+        recovery_router(components.recovery, home_session=home),
     ):
         app.include_router(one)
 
 
-def _greet(settings: Settings, parts: Components) -> None:
-    users, tenants = parts.store.totals()
+def _greet(settings: Settings, components: Components) -> None:
+    users, tenants = components.store.totals()
     log.info(
         "Gateway %s on %s:%s: %s users locked to %s tenants, backend %s",
         VERSION,

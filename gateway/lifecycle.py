@@ -1,5 +1,4 @@
-"""The parts of the gateway that know nothing of HTTP in: made, started, and ended in the reverse
-order of their making, whatever happens in between."""
+"""Every component built, started, and closed in reverse order, whatever happens in between."""
 
 import asyncio
 import contextlib
@@ -39,19 +38,23 @@ GRACE_SECONDS = 25.0  # for what is in flight at the end; docker compose is give
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """What the HTTP side needs of them."""
+    """Everything between HTTP and the store."""
 
     metrics: Metrics
+    loop_lag: LoopLag
     tenants: Tenants
     links: Links
     store: Store
     sessions: Sessions
+    lid_lookup: LidLookup
+    help_messages: HelpMessages
     worker: DeliveryWorker
     ingest: Ingest
-    operator: Actions
+    actions: Actions
     recovery: Recovery
-    state: Status
-    hour: Traffic
+    health_check: HealthCheck
+    status: Status
+    traffic: Traffic
 
 
 @contextlib.asynccontextmanager
@@ -62,7 +65,7 @@ async def running(
     limits: Limits | None,
     leave: Callable[[str], None],
 ) -> AsyncIterator[Components]:
-    """All of them, at work until the block ends. Raise StartRefused.
+    """Build, start and, when the block ends, stop and close everything. Raise StartRefused.
 
     leave: called with the reason, once, when the store can be trusted no more.
     """
@@ -73,15 +76,13 @@ async def running(
         suspect = True  # nothing that is in flight could be settled any more
         leave(reason)
 
-    async with contextlib.AsyncExitStack() as ends:
-        tenants = Tenants(settings.data_dir / FILE_NAME)
+    async with contextlib.AsyncExitStack() as closing:
         place = settings.store_place
-        metrics, loop_lag = Metrics(version=VERSION, store=place.partition(":")[0]), LoopLag()
-        metrics.export_stalls(loop_lag.longest_stall)
+        metrics = Metrics(version=VERSION, store=place.partition(":")[0])
+        tenants = Tenants(settings.data_dir / FILE_NAME)
         # The files' store locks the folder for itself.
-        folder = None if place.startswith("file:") else share_folder(settings.data_dir)
-        if folder:
-            ends.callback(folder.close)
+        if not place.startswith("file:") and (folder := share_folder(settings.data_dir)):
+            closing.callback(folder.close)
         store = await open_store(
             place,
             limits or _limits(settings),
@@ -89,119 +90,137 @@ async def running(
             metrics.committed,
             beside=settings.data_dir if settings.store_url else None,
         )
-        ends.push_async_callback(store.close)
+        closing.push_async_callback(store.close)
         waha = Waha(settings.waha_api_url, settings.waha_api_key.get_secret_value())
-        ends.push_async_callback(waha.close)
-        sessions, schema_drift, skew = Sessions(metrics), SchemaDrift(metrics), ClockSkew(store.now)
-        lid_lookup = LidLookup(
-            waha,
-            store,
-            sessions,
-            metrics,
-            home_session=settings.waha_session,
-            gateway_phone=settings.gateway_phone,
-            keep_asking=settings.hold_seconds,
-            clock=store.now,
-        )
-        helper = HelpMessages(
-            waha,
-            store,
-            sessions,
-            lid_lookup,
-            metrics,
-            text=settings.help_message.strip(),
-            per_minute=settings.help_per_minute,
-            home_session=settings.waha_session,
-            clock=store.now,
-        )
-        targets = Targets(
-            Address(settings.backend_url, split(settings.backend_signing_secret)),
-            tenants,
-            timeout=settings.backend_timeout,
-            # Probes of tenants' own backends may come on top of MAX_IN_FLIGHT, half of it at most.
-            transport=transport(settings.max_in_flight * 3 // 2),
-            max_in_flight=settings.max_in_flight,
-            max_in_flight_per_tenant=settings.max_in_flight_per_tenant,
-        )
-        worker = DeliveryWorker(
-            store,
-            targets,
-            lid_lookup,
-            Media(waha, home_session=settings.waha_session),
-            metrics,
-            max_in_flight=settings.max_in_flight,
-            max_age=settings.max_delivery_age,
-            clock=store.now,
-        )
-        operator = Actions(
-            store,
-            tenants,
-            sessions,
-            lid_lookup,
-            metrics,
-            skew,
-            gateway_phone=settings.gateway_phone,
-        )
-        ingest = Ingest(
-            store,
-            _rules(settings),
-            tenants,
-            sessions,
-            schema_drift,
-            lid_lookup,
-            helper,
-            metrics,
-            skew,
-            clock=store.now,
-        )
-        recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
-        watch = HealthCheck(
-            waha,
-            sessions,
-            metrics,
-            recovery,
-            home_session=settings.waha_session,
-            keys=Keys(split(settings.webhook_hmac_key), settings.waha_api_key.get_secret_value()),
-        )
-        state = Status(store, worker, tenants, sessions, schema_drift, watch, recovery, skew)
-        hour = Traffic(metrics)
+        closing.push_async_callback(waha.close)
 
-        async def stop_at_once() -> None:
-            """Each may wait for what is on its way."""
-            grace = 0.0 if suspect else GRACE_SECONDS
-            await asyncio.gather(worker.stop(grace), helper.stop(), recovery.stop())
+        built = _build(settings, metrics, tenants, store, waha, transport)
+        closing.push_async_callback(_stop, built, lambda: 0.0 if suspect else GRACE_SECONDS)
+        await _start(built)
+        yield built
 
-        # Each can be stopped before it was started.
-        ends.callback(loop_lag.stop)
-        ends.callback(tenants.stop)
-        ends.push_async_callback(lid_lookup.stop)
-        ends.push_async_callback(stop_at_once)
-        ends.callback(hour.stop)
-        ends.callback(watch.stop)
-        loop_lag.start()
-        try:
-            await lid_lookup.start()
-            await helper.start()
-            tenants.start()
-            worker.start()
-            await recovery.start()
-        except StoreUnavailable as exc:
-            raise StartRefused(f"the store went away while we started: {exc}") from exc
-        watch.start()
-        hour.start()
-        yield Components(
-            metrics,
-            tenants,
-            Links(tenants, settings),
-            store,
-            sessions,
-            worker,
-            ingest,
-            operator,
-            recovery,
-            state,
-            hour,
-        )
+
+async def _start(built: Components) -> None:
+    built.loop_lag.start()
+    try:
+        await built.lid_lookup.start()
+        await built.help_messages.start()
+        built.tenants.start()
+        built.worker.start()
+        await built.recovery.start()
+    except StoreUnavailable as exc:
+        raise StartRefused(f"the store went away while we started: {exc}") from exc
+    built.health_check.start()
+    built.traffic.start()
+
+
+async def _stop(built: Components, grace: Callable[[], float]) -> None:
+    """Stop in the reverse order of the start, whatever fails; each can be stopped unstarted."""
+    async with contextlib.AsyncExitStack() as stopping:
+        stopping.callback(built.loop_lag.stop)
+        stopping.callback(built.tenants.stop)
+        stopping.push_async_callback(built.lid_lookup.stop)
+        stopping.push_async_callback(_finish, built, grace)
+        stopping.callback(built.traffic.stop)
+        stopping.callback(built.health_check.stop)
+
+
+async def _finish(built: Components, grace: Callable[[], float]) -> None:
+    """Let each wait for what is on its way, all at once."""
+    await asyncio.gather(
+        built.worker.stop(grace()), built.help_messages.stop(), built.recovery.stop()
+    )
+
+
+def _build(
+    settings: Settings,
+    metrics: Metrics,
+    tenants: Tenants,
+    store: Store,
+    waha: Waha,
+    transport: Callable[[int], httpx.AsyncBaseTransport],
+) -> Components:
+    home, phone = settings.waha_session, settings.gateway_phone
+    sessions, drift, skew = Sessions(metrics), SchemaDrift(metrics), ClockSkew(store.now)
+    lid_lookup = LidLookup(
+        waha,
+        store,
+        sessions,
+        metrics,
+        home_session=home,
+        gateway_phone=phone,
+        keep_asking=settings.hold_seconds,
+        clock=store.now,
+    )
+    help_messages = HelpMessages(
+        waha,
+        store,
+        sessions,
+        lid_lookup,
+        metrics,
+        text=settings.help_message.strip(),
+        per_minute=settings.help_per_minute,
+        home_session=home,
+        clock=store.now,
+    )
+    ingest = Ingest(
+        store,
+        _rules(settings),
+        tenants,
+        sessions,
+        drift,
+        lid_lookup,
+        help_messages,
+        metrics,
+        skew,
+        clock=store.now,
+    )
+    worker = DeliveryWorker(
+        store,
+        _targets(settings, tenants, transport),
+        lid_lookup,
+        Media(waha, home_session=home),
+        metrics,
+        max_in_flight=settings.max_in_flight,
+        max_age=settings.max_delivery_age,
+        clock=store.now,
+    )
+    recovery = Recovery(waha, store, sessions, ingest, metrics, hours=settings.recover_hours)
+    keys = Keys(split(settings.webhook_hmac_key), settings.waha_api_key.get_secret_value())
+    health_check = HealthCheck(waha, sessions, metrics, recovery, home_session=home, keys=keys)
+    loop_lag = LoopLag()
+    metrics.export_stalls(loop_lag.longest_stall)
+    return Components(
+        metrics=metrics,
+        loop_lag=loop_lag,
+        tenants=tenants,
+        links=Links(tenants, settings),
+        store=store,
+        sessions=sessions,
+        lid_lookup=lid_lookup,
+        help_messages=help_messages,
+        worker=worker,
+        ingest=ingest,
+        actions=Actions(store, tenants, sessions, lid_lookup, metrics, skew, gateway_phone=phone),
+        recovery=recovery,
+        health_check=health_check,
+        status=Status(store, worker, tenants, sessions, drift, health_check, recovery, skew),
+        traffic=Traffic(metrics),
+    )
+
+
+def _targets(
+    settings: Settings, tenants: Tenants, transport: Callable[[int], httpx.AsyncBaseTransport]
+) -> Targets:
+    return Targets(
+        Address(settings.backend_url, split(settings.backend_signing_secret)),
+        tenants,
+        timeout=settings.backend_timeout,
+        # Probes of tenants' own backends may come on top of MAX_IN_FLIGHT, half of it at most.
+        transport=transport(settings.max_in_flight * 3 // 2),
+        max_in_flight=settings.max_in_flight,
+        max_in_flight_per_tenant=settings.max_in_flight_per_tenant,
+    )
 
 
 def _limits(settings: Settings) -> Limits:

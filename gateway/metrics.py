@@ -38,6 +38,7 @@ def _bounded(status: str) -> str:
 
 
 _WEBHOOK = "locked moved routed unknown_user duplicate ignored bad unauthorized unavailable"
+_HOLDS_A_MESSAGE = frozenset({"locked", "moved", "routed", "unknown_user"})
 _REASONS = "new_link other_link operator unlock tenant_move erasure"
 _NOTES = "confirmed stale quoted refused"
 _DELIVERIES = "delivered retry dead_letter requeue"
@@ -84,6 +85,16 @@ class Metrics:
             registry=self._registry,
         )
         self._build.labels(version, platform.python_version(), store).set(1)
+        self.messages_in = 0  # accepted or recovered messages, for operations/traffic.py
+        self.messages_delivered = 0
+        self._declare_webhooks()
+        self._declare_deliveries()
+        self._declare_store()
+        self._declare_waha()
+        self._declare_process()
+
+    def _declare_webhooks(self) -> None:
+        """What comes in, and what becomes of it."""
         self._webhooks = self._counter(
             "gateway_webhooks", "Webhooks by outcome", "outcome", _WEBHOOK
         )
@@ -103,6 +114,9 @@ class Metrics:
             "note",
             _NOTES,
         )
+
+    def _declare_deliveries(self) -> None:
+        """What goes out."""
         self._deliveries = self._counter(
             "gateway_deliveries", "Attempts at deliveries, by outcome", "outcome", _DELIVERIES
         )
@@ -112,6 +126,9 @@ class Metrics:
         self._end_to_end = self._histogram(
             "gateway_end_to_end_seconds", "From WAHA's event to the backend's 2xx", _END_TO_END
         )
+
+    def _declare_store(self) -> None:
+        """What the store holds, and how it is."""
         self._commits = self._histogram(
             "gateway_store_commit_seconds", "A durable write of the store", _COMMIT
         )
@@ -150,6 +167,9 @@ class Metrics:
             "gateway_mappings_file_lag_seconds", "Age of the oldest lock change not in the file"
         )
         self._disk = self._gauge("gateway_disk_free_bytes", "On the disk of DATA_DIR")
+
+    def _declare_waha(self) -> None:
+        """WAHA: its events, its sessions, and what it was asked."""
         self._events = Counter(
             "gateway_webhook_events",
             "WAHA events, by name and kind of chat",
@@ -223,6 +243,9 @@ class Metrics:
             "gateway_clock_ahead_seconds",
             "Our clock, of WhatsApp's; negative: behind; NaN: unknown",
         )
+
+    def _declare_process(self) -> None:
+        """This process."""
         self._stall = Gauge(
             "gateway_event_loop_longest_stall_seconds",
             "The longest time of the last minute or two in which no webhook could be answered",
@@ -250,6 +273,7 @@ class Metrics:
         if counter is None:
             counter = self._webhook_counters[outcome] = self._webhooks.labels(outcome)
         counter.inc()
+        self.messages_in += outcome in _HOLDS_A_MESSAGE
         self._ack.observe(seconds)
 
     def lock_changed(self, reason: str, count: int = 1) -> None:
@@ -263,6 +287,7 @@ class Metrics:
     def attempted(self, outcome: str, seconds: float) -> None:
         """An attempt at a delivery ended. outcome: delivered, retry, dead_letter or requeue."""
         self._deliveries.labels(outcome).inc()
+        self.messages_delivered += outcome == "delivered"
         self._delivery_seconds.observe(seconds)
 
     def delivered_after(self, seconds: float) -> None:
@@ -353,6 +378,7 @@ class Metrics:
     def recovered(self, outcome: str, count: int = 1) -> None:
         """outcome: routed, duplicate, unknown_user or ignored."""
         self._recovered.labels(outcome).inc(count)
+        self.messages_in += count * (outcome in _HOLDS_A_MESSAGE)
 
     def reconciled(self, count: int) -> None:
         """So many messages were found for which WAHA had sent no webhook."""

@@ -307,7 +307,7 @@ class Settings(BaseSettings):
     help_message: str = Field(
         HELP_MESSAGE,
         max_length=4096,
-        description="what a user without a lock is told, by WAHA; empty: nothing",
+        description="what a user without a lock is answered, by WAHA; empty: nothing",
     )
     help_cooldown: float = Field(
         604_800, ge=0, description="seconds between two help messages to one person"

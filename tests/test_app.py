@@ -46,15 +46,15 @@ async def test_what_may_be_missing_is_noted_when_waha_falls_silent_or_a_message_
     way = httpx.MockTransport(unavailable)
     async with running(settings, transport=lambda _: way, **how) as parts:
         await parts.ingest.receive(webhook("start_realty_2", sent=time.time()), {})
-        await wait_until(lambda: parts.state._health_check.ever)
+        await wait_until(lambda: parts.health_check.ever)
         assert parts.recovery.gaps_since() == {}
         with pytest.raises(StoreUnavailable):
             await parts.ingest.receive(webhook("hello", sent=time.time()), {})
         assert list(parts.recovery._gaps) == ["default"], "noted, and not asked for yet"
         parts.recovery._gaps.clear()
-        parts.state._health_check._silent(WahaSilent("gone"))
+        parts.health_check._silent(WahaSilent("gone"))
         assert list(parts.recovery.gaps_since()) == ["default"]
-        parts.state._health_check._there()
+        parts.health_check._there()
         await wait_until(lambda: not parts.recovery.gaps_since())
 
 

@@ -87,6 +87,11 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
 
 
+def test_that_commands_are_run_by_the_tests_is_said_once() -> None:
+    text = re.sub(r"<!--.*?-->", "", TEXTS[ROOT / "README.md"], flags=re.DOTALL)
+    assert len(re.findall(r"run by the\s+tests", text)) == 1
+
+
 @pages
 def test_every_link_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[path]):
@@ -278,14 +283,13 @@ def test_every_command_is_run_by_a_test_or_marked_as_not_run(path: Path) -> None
     for name, _ in parts:
         assert f'walk_through("{name}")' in followed, name
     run = "".join(part for _, part in parts)
-    for language, before, block in fences(text):
+    for language, _, block in fences(text):
         assert language in ("console", "sh", "text", "yaml", "python"), block
         if language == "console":
             assert block in run, block
         if language == "sh":
             # The paragraph says so, which may be of several lines.
             paragraph = " ".join(text[: text.index(block)].rsplit("\n\n", 2)[-2:])
-            assert re.search(r"[Rr]un by the\s*tests", paragraph), f"{before}\n{block}"
             if not re.search(r"[Nn]o[tr] (?:are )?run(?: by)?|not run", paragraph):
                 for line in block.splitlines():
                     assert f"def {RUN_OTHERWISE[line.partition(' #')[0].strip()]}(" in tests, line

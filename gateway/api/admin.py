@@ -83,7 +83,7 @@ def router(store: Store) -> APIRouter:
     return api
 
 
-def dead_letters_router(store: Store, operator: Actions, users: Users) -> APIRouter:
+def dead_letters_router(store: Store, actions: Actions, users: Users) -> APIRouter:
     api = APIRouter(prefix="/router/dead-letters", tags=["dead letters"])
 
     def selection(tenant: int | None, user: str | None, session: str | None) -> Selection:
@@ -124,20 +124,20 @@ def dead_letters_router(store: Store, operator: Actions, users: Users) -> APIRou
         """Deliver a tenant's, a user's, or with all=true every dead letter again."""
         if tenant is None and user is None and not all_:
             raise HTTPException(422, "say which: ?tenant=…, ?user=… or ?all=true")
-        replayed = await operator.replay(selection(tenant, user, session))
+        replayed = await actions.replay(selection(tenant, user, session))
         return Json({"status": "replayed", "count": replayed})
 
     @api.post("/{number}/replay")
     async def replay_one(number: DeadLetterId) -> Json:
         """Deliver one again, with its key, behind what waits of its user."""
-        if not await operator.replay(Selection(id=number)):
+        if not await actions.replay(Selection(id=number)):
             return _not_found(number)
         return Json({"status": "replayed", "id": number})
 
     @api.delete("/{number}")
     async def delete(number: DeadLetterId) -> Json:
         """Delete one for good."""
-        if not await operator.delete_dead_letters(Selection(id=number)):
+        if not await actions.delete_dead_letters(Selection(id=number)):
             return _not_found(number)
         return Json({"status": "deleted", "id": number})
 

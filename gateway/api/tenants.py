@@ -23,7 +23,7 @@ Margin = Annotated[int, Query(ge=0, le=50, description="modules around the code"
 _SIZE = 512
 
 
-def tenants_router(store: Store, operator: Actions, tenants: Tenants) -> APIRouter:
+def tenants_router(store: Store, actions: Actions, tenants: Tenants) -> APIRouter:
     api = APIRouter(prefix="/router/tenants", tags=["tenants"])
 
     @api.get("")
@@ -72,7 +72,7 @@ def tenants_router(store: Store, operator: Actions, tenants: Tenants) -> APIRout
         goes along, unless waiting is keep."""
         if to == number:
             raise HTTPException(422, f"`to` is {to}, where the users are already")
-        count, along = await operator.move(
+        count, along = await actions.move(
             TenantId(number), TenantId(to), with_waiting=waiting == "move"
         )
         if not count and not along and TenantId(number) not in (tenants.listed or {}):

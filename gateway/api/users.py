@@ -19,11 +19,7 @@ from gateway.operations.actions import Actions
 from gateway.store import Store
 
 
-def users_router(
-    store: Store,
-    operator: Actions,
-    users: Users,
-) -> APIRouter:
+def users_router(store: Store, actions: Actions, users: Users) -> APIRouter:
     api = APIRouter(prefix="/router", tags=["users"])
 
     @api.get("/user/{phone}")
@@ -62,7 +58,7 @@ def users_router(
     @api.delete("/user/{phone}")
     async def erase(phone: str, session: Session = None) -> Json:
         """Forget a person: lock, messages, aliases. The history keeps lines without a name."""
-        ids, erased = await operator.erase(users.named(phone, session))
+        ids, erased = await actions.erase(users.named(phone, session))
         counts = {
             "locks": erased.locks,
             "waiting": erased.waiting,
@@ -77,6 +73,12 @@ def users_router(
             return Json({"status": "not_found", "phone": unscoped(ids[0])}, 404)
         return Json({"status": "erased", "phone": unscoped(ids[0]), **counts})
 
+    return api
+
+
+def locks_router(actions: Actions, users: Users) -> APIRouter:
+    api = APIRouter(prefix="/router", tags=["users"])
+
     @api.post("/lock/{phone}")
     async def lock(
         phone: str,
@@ -86,7 +88,7 @@ def users_router(
         """Lock a user to a tenant, or move the user there. What already waits goes where it was to
         go; what was held for want of a lock goes to the new tenant."""
         who = users.named(phone, session)
-        known, before, released = await operator.lock(who, TenantId(tenant_id))
+        known, before, released = await actions.lock(who, TenantId(tenant_id))
         return Json(
             {
                 "status": "locked",
@@ -103,7 +105,7 @@ def users_router(
     ) -> Json:
         """Take a user's lock away. What already waits is still delivered, unless waiting=drop makes
         dead letters of it."""
-        known, tenant, dropped = await operator.unlock(
+        known, tenant, dropped = await actions.unlock(
             users.named(phone, session), drop_waiting=waiting == "drop"
         )
         if tenant is None and not dropped:
@@ -129,7 +131,8 @@ def _history_entry(entry: HistoryEntry) -> dict[str, Any]:
         "from_tenant": entry.from_tenant,
         "to_tenant": entry.to_tenant,
         "message_id": entry.message_id,
-        "why": entry.why,
+        "why": entry.cause,
+        "other": unscoped(entry.other) if entry.other else None,
     }
 
 

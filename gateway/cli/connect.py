@@ -203,7 +203,7 @@ def cure(error: WahaError) -> str:
         case 401 | 403:
             return "set WAHA_API_KEY to WAHA's key"
         case 404:
-            return "create the session in WAHA's dashboard, or mend WAHA_API_URL: it ends in /api"
+            return "create the session in WAHA's dashboard, or fix WAHA_API_URL: it ends in /api"
         case None:
             return "is WAHA running, and is WAHA_API_URL right as seen from here?"
     return "see WAHA's log"

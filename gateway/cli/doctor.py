@@ -35,7 +35,7 @@ _MEMORY = ("tmpfs", "ramfs")
 _TAKE_A_VOLUME = "mount a volume or a folder of the host there, as docker-compose.yml does"
 _HOW_TO_CONNECT = (
     "python whatsapp_router.py connect-waha; but where WHATSAPP_HOOK_URL sets it for all sessions"
-    " (docker-compose.yml does), mend it there"
+    " (docker-compose.yml does), fix it there"
 )
 _MOST_BACKENDS = 20  # of tenants' own that are called
 
@@ -94,7 +94,7 @@ async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding
         yield ok(FILE_NAME, detail)
         addresses += [one.address for one in (listed or {}).values() if one.address]
     except StartRefused as exc:
-        yield fail(FILE_NAME, str(exc), "mend it: the next start would be refused")
+        yield fail(FILE_NAME, str(exc), "fix it: the next start would be refused")
     async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False) as client:
         report = _RouterReport()
         for what, part in (
@@ -395,7 +395,7 @@ async def _backend(client: httpx.AsyncClient, url: str) -> Finding:
         async with client.stream("GET", url) as answer:
             found = _clock(what, answer)
     except (httpx.HTTPError, ValueError) as exc:  # ValueError: IDNA
-        do = "start it, or mend its URL"
+        do = "start it, or fix its URL"
         if "//localhost" in url and _in_container():
             do = "in a container localhost is the container itself: name the service"
         return fail(what, _text_of(exc), do)

@@ -359,11 +359,18 @@ class HistoryEntry:
     id: int
     at: float
     user: UserId
-    kind: str  # store.history.Kind or Note
+    kind: str  # lock_events.Kind or Note
     from_tenant: TenantId | None
     to_tenant: TenantId | None
     message_id: str | None
-    why: str | None
+    why: str | None  # lock_events.Why; None: the person was erased
+    who: str | None = None  # the operator's name, or "waha"
+    other: UserId | None = None  # the other id of a merge
+
+    @property
+    def cause(self) -> str | None:
+        """The code with who did it: "operator:sara"."""
+        return f"{self.why}:{self.who}" if self.who else self.why
 
 
 @dataclass(frozen=True, slots=True)

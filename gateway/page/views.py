@@ -61,14 +61,14 @@ class _Row:
 
 
 class Page:
-    def __init__(self, findings: Components, *, layout: Layout, settings: Settings) -> None:
-        self._store = findings.store
-        self._operator = findings.operator
-        self._state = findings.state
-        self._tenants = findings.tenants
-        self._sessions = findings.sessions
-        self._traffic = findings.hour
-        self._links = findings.links
+    def __init__(self, components: Components, *, layout: Layout, settings: Settings) -> None:
+        self._store = components.store
+        self._actions = components.actions
+        self._status = components.status
+        self._tenants = components.tenants
+        self._sessions = components.sessions
+        self._traffic = components.traffic
+        self._links = components.links
         self._layout = layout
         self._settings = settings
 
@@ -88,7 +88,7 @@ class Page:
 
     async def _overview(self, login: Login) -> Response:
         backlog = await backlog_of(self._store)
-        findings = self._state.findings(backlog)
+        findings = self._status.findings(backlog)
         known = backlog if isinstance(backlog, Backlog) else None
         worst = max((finding.level for finding in findings), key=lambda level: level.value)
         users, tenants = self._store.totals()
@@ -206,13 +206,13 @@ class Page:
             # The answer was to a question of another time.
             return see_other(f"{PATH}user", **back, done="changed")
         if form.get("do") == "unlock":
-            _, tenant, _ = await self._operator.unlock(who)
+            _, tenant, _ = await self._actions.unlock(who)
             return see_other(f"{PATH}user", **back, done="unlocked" if tenant else "no_lock")
         to = _number(form.get("to", ""), most=LARGEST_TENANT)
         if to is None or self._why_no_lock(login.words, who, to):
             # The view says why.
             return see_other(f"{PATH}user", **back, ask="lock", to=form.get("to", ""))
-        await self._operator.lock(who, TenantId(to))
+        await self._actions.lock(who, TenantId(to))
         return see_other(f"{PATH}user", **back, done="locked", tenant=to)
 
     async def _dead_letters(self, login: Login) -> Response:
@@ -249,13 +249,13 @@ class Page:
         which, asked = self._selection(form)
         number, todo = _number(form.get("id", "")), form.get("do")
         if todo == "delete" and number:
-            count = await self._operator.delete_dead_letters(Selection(id=number))
+            count = await self._actions.delete_dead_letters(Selection(id=number))
             return see_other(f"{PATH}dead-letters", done="deleted" if count else "")
         if todo == "replay" and number:
-            count = await self._operator.replay(Selection(id=number))
+            count = await self._actions.replay(Selection(id=number))
             return see_other(f"{PATH}dead-letters", done="replayed", count=count)
         if todo == "replay_all" and not asked["wrong"]:
-            count = await self._operator.replay(which)
+            count = await self._actions.replay(which)
             stored = {name: asked[name] for name in ("tenant", "user", "session")}
             return see_other(f"{PATH}dead-letters", **stored, done="replayed", count=count)
         raise BadBody("say what is to be done, and with which message")
@@ -328,7 +328,7 @@ class Page:
         if tenant is None:
             return words("user.bad_tenant")
         try:
-            self._operator.check_lock(user, TenantId(tenant))
+            self._actions.check_lock(user, TenantId(tenant))
         except NotLockable as exc:
             which = {"user": unscoped(user)} if exc.why == "own_number" else {"tenant": tenant}
             return words(f"user.{exc.why}", **which)

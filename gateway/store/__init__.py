@@ -3,8 +3,9 @@
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from gateway.domain.person import HELP_SECONDS
 from gateway.errors import StartRefused
-from gateway.store.base import HELP_SECONDS, Limits, LocksPage, Store
+from gateway.store.base import Limits, LocksPage, Store
 from gateway.store.files.journal import Committed
 from gateway.store.files.store import FileStore
 from gateway.store.redis.scripts import SCHEMES
@@ -31,11 +32,11 @@ async def open_store(
     if the store is another one.
     """
     scheme = url.partition(":")[0]
-    if scheme not in _STORES:
+    if scheme not in STORES:
         raise StartRefused(
-            f"STORE_URL={scheme}:…: must be empty or begin with one of {', '.join(_STORES)}:"
+            f"STORE_URL={scheme}:…: must be empty or begin with one of {', '.join(STORES)}:"
         )
-    return await _STORES[scheme](url, limits, on_corruption, committed, beside)
+    return await STORES[scheme](url, limits, on_corruption, committed, beside)
 
 
 async def _files(
@@ -51,7 +52,8 @@ async def _redis(
     return await RedisStore.open(url, limits, committed, beside=beside)
 
 
-_STORES: dict[
+# By URL scheme. A new store is one line here, and one name in the contract's parameters.
+STORES: dict[
     str, Callable[[str, Limits, OnCorruption, Committed, Path | None], Awaitable[Store]]
 ] = {
     "file": _files,

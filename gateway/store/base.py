@@ -53,7 +53,6 @@ DECRYPTION_SECONDS = 60.0  # before that a message whose content is missing is n
 MAX_UNREADABLE = 10_000
 MAX_UNREADABLE_BYTES = 64 * 1024 * 1024
 _HISTORY_AT_ONCE = 500
-HELP_SECONDS = 600.0  # a help message that could not be sent by then would only confuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +274,18 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what was begun and let go of everything."""
+
+
+def backlog_refusal(limits: Limits, waiting: int, tenant: TenantId, of_tenant: int) -> str | None:
+    """Return why no more can wait for tenant, None if it can. of_tenant: of all that waits."""
+    if waiting >= limits.max_backlog:
+        return f"{waiting} messages wait, MAX_BACKLOG={limits.max_backlog}"
+    if of_tenant >= limits.max_backlog_per_tenant:
+        return (
+            f"{of_tenant} messages of tenant {tenant} wait, "
+            f"MAX_BACKLOG_PER_TENANT={limits.max_backlog_per_tenant}"
+        )
+    return None
 
 
 async def whole_history(store: Store, user: UserId) -> list[HistoryEntry]:

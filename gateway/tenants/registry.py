@@ -182,9 +182,9 @@ def _read(path: Path) -> dict[TenantId, Tenant]:
     except OSError as exc:
         raise StartRefused(f"{path}: cannot be read ({exc.strerror}): check its rights") from exc
     except (ValueError, RecursionError) as exc:
-        raise StartRefused(f"{path}: not JSON, or cut off ({str(exc)[:200]}): mend it") from exc
+        raise StartRefused(f"{path}: not JSON, or cut off ({str(exc)[:200]}): fix it") from exc
     if not isinstance(found, dict):
-        raise StartRefused(f'{path}: must hold an object such as {{"2": {{"name": "…"}}}}: mend it')
+        raise StartRefused(f'{path}: must hold an object such as {{"2": {{"name": "…"}}}}: fix it')
     return {_number(path, key): _tenant(path, key, entry) for key, entry in found.items()}
 
 
@@ -212,4 +212,4 @@ def _tenant(path: Path, key: str, entry: object) -> Tenant:
         reason = str(error["msg"]).removeprefix("Value error, ")
     except ValueError as exc:
         place, _, reason = str(exc).partition(": ")
-    raise StartRefused(f"{path}: tenant {key}: {place}: {reason}: mend it")
+    raise StartRefused(f"{path}: tenant {key}: {place}: {reason}: fix it")

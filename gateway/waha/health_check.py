@@ -222,7 +222,7 @@ class HealthCheck:
             try:
                 await self.check()
             except Exception:  # whatever WAHA answers
-                log.exception("the look at WAHA failed unexpectedly", extra={"event": "waha.error"})
+                log.exception("the health check failed", extra={"event": "waha.error"})
             await asyncio.sleep(self._seconds_to_next_check())
 
     def _seconds_to_next_check(self) -> float:

@@ -198,6 +198,7 @@ def test_the_history_of_a_user(client: TestClient) -> None:
         "to_tenant": None,
         "message_id": None,
         "why": "operator",
+        "other": None,
     }
     older = client.get(f"/router/user/{ALI}/history?before={page['next']}").json()
     assert [(one["what"], one["message_id"]) for one in older["history"]] == [("locked", "3EB0A1")]

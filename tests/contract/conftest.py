@@ -7,17 +7,27 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway.store import Limits, Store, open_store
+from gateway.store import STORES, Limits, Store, open_store
 from tests.conftest import LIMITS
+from tests.contract.memory_store import MemoryStore
 
 Reopen = Callable[..., Awaitable[Store]]
 
 
-@pytest.fixture(params=["file", "redis"])
+async def _open_memory(url: str, limits: Limits, *_: object) -> Store:
+    return MemoryStore(url, limits)
+
+
+STORES["memory"] = _open_memory
+
+
+@pytest.fixture(params=["file", "redis", "memory"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a store of each kind lives; the same url opened again is the same store."""
     if request.param == "file":
         return f"file:{tmp_path / 'data'}"
+    if request.param == "memory":
+        return f"memory:{tmp_path}"
     # With REDIS_URL that server is used, and its database emptied.
     url = os.environ.get("REDIS_URL") or f"unix://{request.getfixturevalue('redis_socket')}"
     with redis.Redis.from_url(url) as client:

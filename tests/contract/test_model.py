@@ -284,14 +284,14 @@ def play(machine: type[Play], fresh: Callable[[], str], *, examples: int) -> Non
     )
 
 
-@pytest.mark.parametrize("kind", ["file", "redis"])
+@pytest.mark.parametrize("kind", ["file", "redis", "memory"])
 def test_play(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     socket = request.getfixturevalue("redis_socket") if kind == "redis" else ""
     numbers = itertools.count()
 
     def fresh() -> str:
-        if kind == "file":
-            return f"file:{tmp_path / str(next(numbers))}"
+        if kind != "redis":
+            return f"{kind}:{tmp_path / str(next(numbers))}"
         with redis.Redis(unix_socket_path=socket) as client:
             client.flushall()
         return f"unix:{socket}"

@@ -82,7 +82,7 @@ async def play(store: Store, steps: list[tuple[str, int, int | None, int]]) -> N
             assert line == sorted(line, key=lambda text: int(text.rpartition("#")[2]))
 
 
-@pytest.mark.parametrize("kind", ["file", "redis"])
+@pytest.mark.parametrize("kind", ["file", "redis", "memory"])
 def test_whatever_happens_to_the_phones_a_lock_stays_its_persons(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
@@ -92,7 +92,7 @@ def test_whatever_happens_to_the_phones_a_lock_stays_its_persons(
     @settings(max_examples=150, deadline=None)
     def run(steps: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            url = f"file:{Path(folder) / 'data'}"
+            url = f"{'file' if kind == 'redis' else kind}:{Path(folder) / 'data'}"
             if kind == "redis":
                 url = f"unix:{socket}"
                 with redis.Redis(unix_socket_path=socket) as client:

@@ -126,8 +126,8 @@ def test_a_quoted_text_does_not_bind() -> None:
     ],
 )
 def test_what_is_for_no_tenant(how: dict[str, Any], forward: set[str], reason: str | None) -> None:
-    user = how.pop("user", ALI) if "user" in how else ALI
-    assert reason_to_ignore(message("hi", user, **how), frozenset(forward)) == reason
+    inbound = message("hi", **{"user": ALI} | how)
+    assert reason_to_ignore(inbound, frozenset(forward)) == reason
 
 
 @pytest.mark.parametrize(

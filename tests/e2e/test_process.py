@@ -195,7 +195,7 @@ def test_a_database_damaged_while_it_runs_ends_the_router_with_a_clear_line(tmp_
         assert "malformed" in answer.json()["detail"]
         assert router.wait() == 1
         assert "What is kept cannot be trusted any longer" in router.log.read_text("utf-8")
-        assert (tmp_path / "data" / "router.distrust").exists()
+        assert (tmp_path / "data" / "router.suspect").exists()
         done = router.run()
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()

@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 
 from gateway.app import create_app
 from gateway.domain import phone_numbers
+from gateway.domain.lock_events import Kind
 from gateway.domain.model import Note
 from gateway.metrics import Metrics
 from gateway.operations import status
@@ -23,7 +24,6 @@ from gateway.operations.traffic import Traffic
 from gateway.page import views
 from gateway.page.login import COOKIE
 from gateway.page.words import LANGUAGES, wanted, words_of
-from gateway.store.files.history import Kind
 from tests.clients import HOOK, client_of, settings_of
 from tests.conftest import LIMITS, wait_until
 from tests.messages import ALI, OMAR, SARA, webhook

@@ -326,7 +326,7 @@ async def test_seen_keys_last_48_hours_and_are_then_emptied_little_by_little(
     )
 
     connection = sqlite3.connect(tmp_path / "router.db")
-    tables = ("seen_0", "seen_1", "seen_2")
+    tables = ("dedup_0", "dedup_1", "dedup_2")
 
     def rows() -> int:
         return sum(connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables)
@@ -351,7 +351,7 @@ async def test_many_old_keys_go_faster_than_the_watch_looks(
     await asyncio.gather(*(say(store, "hello", bare_id=f"A{n}", now=NOW) for n in range(200)))
     now = NOW + 97 * 3600
     connection = sqlite3.connect(tmp_path / "router.db")
-    tables = " UNION ALL ".join(f"SELECT * FROM seen_{n}" for n in range(3))
+    tables = " UNION ALL ".join(f"SELECT * FROM dedup_{n}" for n in range(3))
     left = f"SELECT count(*) FROM ({tables})"
     await wait_until(lambda: connection.execute(left).fetchone() == (0,))
     connection.close()
@@ -364,7 +364,7 @@ async def test_a_start_with_a_clock_that_went_back_forgets_no_key(
     store = await open_files(clock=lambda: NOW)
     await say(store, "start_realty_2", bare_id="A1", now=NOW)
     connection = sqlite3.connect(tmp_path / "router.db")
-    period = "SELECT value FROM meta WHERE name = 'seen_period'"
+    period = "SELECT value FROM meta WHERE name = 'dedup_period'"
     await wait_until(lambda: connection.execute(period).fetchone())
     connection.close()
     earlier = NOW - DedupKeys.PERIOD_SECONDS

@@ -395,7 +395,7 @@ async def test_keys_are_forgotten_in_time_though_the_clock_was_far_ahead(tmp_pat
 
     def rows() -> int:
         with sqlite3.connect(tmp_path / "router.db") as database:
-            queries = [f"SELECT count(*) FROM seen_{turn}" for turn in range(3)]
+            queries = [f"SELECT count(*) FROM dedup_{turn}" for turn in range(3)]
             return sum(database.execute(query).fetchone()[0] for query in queries)
 
     await store._sweep()

@@ -204,8 +204,9 @@ async def test_a_database_behind_a_link_is_served(killed: Path, tmp_path: Path) 
     await store.close()
 
 
+@pytest.mark.parametrize("name", ["router.suspect", "router.distrust"])
 async def test_after_suspected_damage_the_whole_database_is_checked(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     asked: list[float] = []
     first_damage = journal._first_damage
@@ -216,7 +217,7 @@ async def test_after_suspected_damage_the_whole_database_is_checked(
 
     await lock(folder)
     monkeypatch.setattr(journal, "_first_damage", looks)
-    (folder / "router.distrust").touch()
+    (folder / name).touch()
     await start(folder)
     await start(folder)
     assert asked == [math.inf, 1.0]

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from gateway.errors import NoBackUp, StartRefused
-from gateway.store.files import history, journal, mappings, opening
+from gateway.store.files import formats, history, journal, mappings, opening
 from gateway.tenants.registry import FILE_NAME as _TENANTS_NAME
 from gateway.tenants.registry import Tenants
 
@@ -120,7 +120,22 @@ def check(folder: Path) -> dict[str, str]:
         raise StartRefused(f"{folder}: is no back-up, or not whole ({exc})") from exc
     if wrong:
         raise StartRefused(f"{folder}: damaged: {', '.join(wrong)}: take another one")
+    _refuse_newer(folder / opening.DATABASE_NAME)
     return sums
+
+
+def _refuse_newer(database: Path) -> None:
+    try:
+        with contextlib.closing(_reader(database)) as connection:
+            number = formats.number_of(connection)
+    except sqlite3.Error:
+        return  # the start says what is wrong with it
+    formats.refuse_newer(database, number)
+
+
+def _reader(database: Path) -> sqlite3.Connection:
+    """Connect to read a database that nobody writes; nothing is written beside it."""
+    return sqlite3.connect(f"{database.resolve().as_uri()}?immutable=1", uri=True)
 
 
 def prove(folder: Path) -> None:
@@ -128,9 +143,7 @@ def prove(folder: Path) -> None:
     already."""
     database = folder / opening.DATABASE_NAME
     try:
-        # Nothing is written beside it, and nobody else writes.
-        uri = f"{database.resolve().as_uri()}?immutable=1"
-        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+        with contextlib.closing(_reader(database)) as connection:
             found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             has_locks = history.knows_of_locks(connection)
     except sqlite3.Error as exc:

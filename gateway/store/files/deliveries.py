@@ -16,8 +16,8 @@ from gateway.domain.model import Delivery, InboundMessage, Retry, TenantId, User
 from gateway.store.files.scheduler import Head
 
 _COLUMNS = (
-    "id, tenant, user, alias, idempotency_key, headers, body, attempts, own_faults, tried_at, age,"
-    " event_time"
+    "id, tenant, user, alias, idempotency_key, headers, body, attempts, poison_attempts,"
+    " tried_at, age, event_time"
 )
 _FIRST = "FROM delivery WHERE user = ? AND tenant = ? ORDER BY event_time, id LIMIT 1"
 
@@ -116,8 +116,9 @@ def put_back(tx: Tx, id_: int, sent_at: float | None) -> tuple[TenantId, UserId]
 def failed(tx: Tx, id_: int, outcome: Retry) -> tuple[TenantId, UserId] | None:
     """Count a failed attempt; its line, which needs a head now."""
     row: tuple[TenantId, UserId] | None = tx.execute(
-        "UPDATE delivery SET due = NULL, attempts = attempts + 1, own_faults = own_faults + ?,"
-        " tried_at = ?, age = ?, last_error = ? WHERE id = ? RETURNING tenant, user",
+        "UPDATE delivery SET due = NULL, attempts = attempts + 1,"
+        " poison_attempts = poison_attempts + ?, tried_at = ?, age = ?, last_error = ?"
+        " WHERE id = ? RETURNING tenant, user",
         (outcome.poison, outcome.tried_at, outcome.age, outcome.reason, id_),
     ).fetchone()
     return row
@@ -172,7 +173,7 @@ def some_due(tx: Tx, tenant: TenantId, now: float, *, without_poison: bool) -> i
     Store.all_due()."""
     return tx.execute(
         "UPDATE delivery SET due = ? WHERE id IN (SELECT id FROM delivery WHERE tenant = ?"
-        " AND due > ? AND own_faults <= ? LIMIT ?)",
+        " AND due > ? AND poison_attempts <= ? LIMIT ?)",
         (now, tenant, now, 0 if without_poison else math.inf, CHUNK),
     ).rowcount
 

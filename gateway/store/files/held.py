@@ -15,13 +15,7 @@ CHUNK = 1000  # deleted in one transaction
 _MOST_LIDS = 10_000
 
 
-def keep(
-    tx: sqlite3.Connection, user: UserId, sent: Moment, content: Content, *, most: int
-) -> None:
-    """Unless most of this user are kept already."""
-    query = "SELECT count(*) FROM held WHERE user = ?"
-    if tx.execute(query, (user,)).fetchone()[0] >= most:
-        return
+def add(tx: sqlite3.Connection, user: UserId, sent: Moment, content: Content) -> None:
     tx.execute(
         "INSERT INTO held (user, sent_second, sent_fraction, event_time, arrived, idempotency_key,"
         " message_id, headers, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -30,30 +24,23 @@ def keep(
     )  # fmt: skip
 
 
-def take(
-    tx: sqlite3.Connection, user: UserId, *, arrived_after: float
-) -> list[tuple[Moment, Content]]:
-    """What user wrote and is not too old, and when; nothing is held of the user then."""
-    rows = tx.execute(
-        "DELETE FROM held WHERE user = ? RETURNING id, sent_second, sent_fraction, arrived,"
-        " event_time, idempotency_key, message_id, headers, body",
-        (user,),
-    ).fetchall()
-    return [
-        (
-            Moment(second, fraction),
-            Content(
-                event_time,
-                arrived,
-                key,
-                message_id,
-                tuple((name, value) for name, value in orjson.loads(headers)),
-                body,
-            ),
-        )
-        for _, second, fraction, arrived, event_time, key, message_id, headers, body in sorted(rows)
-        if arrived > arrived_after
-    ]
+def take(tx: sqlite3.Connection, id_: int) -> Content | None:
+    """Return what is held under that id, and hold it no longer; None if it is not there."""
+    row = tx.execute(
+        "DELETE FROM held WHERE id = ? RETURNING event_time, arrived, idempotency_key, message_id,"
+        " headers, body",
+        (id_,),
+    ).fetchone()
+    if row is None:
+        return None
+    event_time, arrived, key, message_id, headers, body = row
+    pairs = tuple((name, value) for name, value in orjson.loads(headers))
+    return Content(event_time, arrived, key, message_id, pairs, body)
+
+
+def drop(tx: sqlite3.Connection, user: UserId) -> None:
+    """Hold nothing of user any more."""
+    tx.execute("DELETE FROM held WHERE user = ?", (user,))
 
 
 def lids(tx: sqlite3.Connection) -> list[UserId]:

@@ -6,23 +6,20 @@ A row waits while sent_at is NULL; from then on it is the cool-down of its perso
 import sqlite3
 
 from gateway.domain.model import UserId
-from gateway.store.base import HELP_SECONDS
+from gateway.domain.person import HELP_SECONDS, Help
 
 _CHUNK = 1000  # deleted in one transaction
 
 Tx = sqlite3.Connection
 
 
-def keep(tx: Tx, user: UserId, now: float, *, cooldown: float) -> bool:
-    """Let a help message for user wait; False if one does, or one was sent lately."""
-    query = "SELECT queued_at, sent_at FROM help WHERE user = ?"
-    if row := tx.execute(query, (user,)).fetchone():
-        at, span = (row[0], HELP_SECONDS) if row[1] is None else (row[1], cooldown)
-        # A clock that was ahead must not silence us for longer than the span.
-        if abs(now - at) < span:
-            return False
-    tx.execute("INSERT OR REPLACE INTO help VALUES (?, ?, NULL)", (user, now))
-    return True
+def put(tx: Tx, user: UserId, help_: Help | None) -> None:
+    """Store what is known of a help message to user; None: nothing."""
+    if help_ is None:
+        forget(tx, user)
+    else:
+        query = "INSERT OR REPLACE INTO help VALUES (?, ?, ?)"
+        tx.execute(query, (user, help_.queued_at, help_.sent_at))
 
 
 def waiting(tx: Tx, now: float) -> list[tuple[UserId, float]]:
@@ -56,14 +53,6 @@ def of(tx: Tx, user: UserId) -> tuple[float, float | None] | None:
     query = "SELECT queued_at, sent_at FROM help WHERE user = ?"
     row: tuple[float, float | None] | None = tx.execute(query, (user,)).fetchone()
     return row
-
-
-def rename(tx: Tx, old: UserId, new: UserId) -> None:
-    """old turned out to be new; of two rows the one that was sent last counts."""
-    query = "DELETE FROM help WHERE user IN (?, ?) RETURNING queued_at, sent_at"
-    if rows := tx.execute(query, (old, new)).fetchall():
-        queued_at, sent_at = max(rows, key=lambda row: (row[1] or 0.0, row[0]))
-        tx.execute("INSERT INTO help VALUES (?, ?, ?)", (new, queued_at, sent_at))
 
 
 def expire(tx: Tx, now: float, *, cooldown: float) -> None:

@@ -5,44 +5,22 @@ import json
 import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
-from enum import Enum
 
-from gateway.domain.model import HistoryEntry, Moment, Note, TenantId, UserId
+from gateway.domain.lock_events import Kind, LockEvent, Why
+from gateway.domain.model import HistoryEntry, TenantId, UserId
 
 _LOOKED_AT = 1000  # lines at once
 TOLERANCE_SECONDS = 2.0  # that a time may lie in the future: by WhatsApp's clock, not ours
-SAYS_WAHA = ", says WAHA"  # behind "is …" and "was …": not a message showed it
 
 
-class Kind(Enum):
-    """What a row of the history tells, beside the notes about links."""
-
-    IMPORTED = "imported"  # stood in the file before there was a history
-    LOCKED = "locked"
-    MOVED = "moved"
-    UNLOCKED = "unlocked"
-    MERGED = "merged"  # two ids turned out to be one person
-    ERASED = "erased"  # whose lines these were is forgotten
-
-
-def record(
-    tx: sqlite3.Connection,
-    at: float,
-    user: UserId,
-    kind: Kind | Note,
-    from_tenant: TenantId | None,
-    to_tenant: TenantId | None,
-    changed: Moment | None,
-    message_id: str | None,
-    why: str | None = None,
-) -> None:
-    """Add a line. changed is the time of the change of user's lock; None: it did not change."""
-    second, fraction = changed or (None, None)
+def record(tx: sqlite3.Connection, event: LockEvent) -> None:
+    second, fraction = event.changed or (None, None)
     tx.execute(
         "INSERT INTO history (at, user, kind, from_tenant, to_tenant, changed_second,"
-        " changed_fraction, message_id, why) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (at, user, kind.value, from_tenant, to_tenant, second, fraction, message_id, why),
-    )
+        " changed_fraction, message_id, why, who, other) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (event.at, event.user, event.kind.value, event.from_tenant, event.to_tenant, second,
+         fraction, event.message_id, event.why.value, event.by, event.other),
+    )  # fmt: skip
 
 
 def is_empty(tx: sqlite3.Connection) -> bool:
@@ -59,15 +37,6 @@ def changes(tx: sqlite3.Connection) -> Iterable[tuple[UserId, TenantId | None]]:
     return tx.execute(
         "SELECT user, to_tenant FROM history WHERE changed_second IS NOT NULL ORDER BY id"
     )
-
-
-def last_change(tx: sqlite3.Connection, user: UserId) -> Moment | None:
-    row = tx.execute(
-        "SELECT changed_second, changed_fraction FROM history"
-        " WHERE user = ? AND changed_second IS NOT NULL ORDER BY id DESC LIMIT 1",
-        (user,),
-    ).fetchone()
-    return Moment(*row) if row else None
 
 
 def redate(tx: sqlite3.Connection, now: float, ahead: float = 0.0) -> int:
@@ -111,29 +80,6 @@ def newest_sent(tx: sqlite3.Connection) -> int:
     return newest or 0
 
 
-def tenant_at(
-    tx: sqlite3.Connection, user: UserId, formerly: UserId, moment: Moment
-) -> TenantId | None:
-    """Where a person belonged then, who was known by either id."""
-    row = tx.execute(
-        "SELECT to_tenant FROM history WHERE user IN (?, ?) AND changed_second IS NOT NULL"
-        " AND (changed_second, changed_fraction) <= (?, ?)"
-        " ORDER BY changed_second DESC, changed_fraction DESC, id DESC LIMIT 1",
-        (user, formerly, *moment),
-    ).fetchone()
-    return row[0] if row else None
-
-
-def was_unlocked(tx: sqlite3.Connection, user: UserId) -> bool:
-    """Whether the last change was an operator's unlock, not the loss of the person behind it."""
-    row = tx.execute(
-        "SELECT kind FROM history"
-        " WHERE user = ? AND changed_second IS NOT NULL ORDER BY id DESC LIMIT 1",
-        (user,),
-    ).fetchone()
-    return row is not None and row[0] == Kind.UNLOCKED.value
-
-
 def move_all(
     tx: sqlite3.Connection,
     users: str,
@@ -160,7 +106,7 @@ def move_all(
             new,
             int(decided_at),
             decided_at,
-            "operator, with all of the tenant",
+            Why.TENANT_MOVE.value,
             users,
         ),
     )
@@ -171,8 +117,8 @@ def of_person(
 ) -> list[HistoryEntry]:
     """Newest first."""
     rows = tx.execute(
-        "SELECT id, at, user, kind, from_tenant, to_tenant, message_id, why FROM history"
-        f" WHERE user IN ({_marks(ids)}) AND id < ? ORDER BY id DESC LIMIT ?",
+        "SELECT id, at, user, kind, from_tenant, to_tenant, message_id, why, who, other"
+        f" FROM history WHERE user IN ({_marks(ids)}) AND id < ? ORDER BY id DESC LIMIT ?",
         (*ids, 2**63 - 1 if before is None else before, limit),
     )
     return [HistoryEntry(*row) for row in rows]
@@ -184,29 +130,22 @@ def erase(tx: sqlite3.Connection, ids: Sequence[UserId], at: float) -> int:
     They no longer count as changes of a lock, so that rebuild finds none.
     """
     nobody = UserId(f"erased-{secrets.token_hex(8)}")
-    count = tx.execute(
-        "UPDATE history SET user = ?, message_id = NULL, why = NULL, changed_second = NULL,"
-        f" changed_fraction = NULL WHERE user IN ({_marks(ids)})",
-        (nobody, *ids),
-    ).rowcount
+    anonymous = (
+        "UPDATE history SET user = ?, message_id = NULL, why = NULL, who = NULL, other = NULL,"
+        " changed_second = NULL, changed_fraction = NULL WHERE "
+    )
+    count = tx.execute(f"{anonymous} user IN ({_marks(ids)})", (nobody, *ids)).rowcount
     for id_ in ids:
-        # Lines from when the person had another id, up to where that turned out to be this one.
-        is_, was = (
-            [f"{verb} {id_}{source}" for source in ("", SAYS_WAHA)] for verb in ("is", "was")
-        )
-        query = "SELECT user, max(id) FROM history WHERE why IN (?, ?) GROUP BY user"
-        for former, until in tx.execute(query, is_).fetchall():
+        # Entries from when the person had another id, up to where that turned out to be this one.
+        query = "SELECT user, max(id) FROM history WHERE why = ? AND other = ? GROUP BY user"
+        merged = tx.execute(query, (Why.MERGED_INTO.value, id_)).fetchall()
+        for former, until in merged:
             count += tx.execute(
-                "UPDATE history SET user = ?, message_id = NULL, why = NULL, changed_second = NULL,"
-                " changed_fraction = NULL WHERE user = ? AND id <= ?",
-                (nobody, former, until),
+                f"{anonymous} user = ? AND id <= ?", (nobody, former, until)
             ).rowcount
-        tx.execute(
-            "UPDATE history SET why = NULL, message_id = NULL WHERE why IN (?, ?, ?, ?)",
-            [*is_, *was],
-        )
+        tx.execute("UPDATE history SET message_id = NULL, other = NULL WHERE other = ?", (id_,))
     if count:
-        record(tx, at, nobody, Kind.ERASED, None, None, None, None, "operator")
+        record(tx, LockEvent(at, nobody, Kind.ERASED, None, None, None, Why.OPERATOR))
     return count
 
 

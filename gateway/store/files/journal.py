@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.errors import StartRefused, StoreUnavailable
+from gateway.store.files import formats
 from gateway.store.files.identity import Identity
 from gateway.store.retry_after import RetryAfter
 
@@ -31,7 +32,8 @@ _BATCH = 256
 _TEST_SECONDS = 5.0  # between the store's tests of itself while it fails
 _CHECK_SECONDS = 1.0  # of the start spent on looking for damage
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # low byte of a result code
-SUSPECT_NAME = "router.distrust"  # in the folder: the next start looks at the whole database
+SUSPECT_NAME = "router.suspect"  # in the folder: the next start checks the whole database
+_OLD_SUSPECT_NAME = "router.distrust"  # as routers before format 2 call it
 _PRAGMAS = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
@@ -48,20 +50,23 @@ def connect(path: Path) -> sqlite3.Connection:
     """Open the database and create what it lacks; raise StartRefused if SQLite calls it damaged."""
     if sqlite3.sqlite_version_info < (3, 35):
         raise StartRefused(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed")
-    marker = path.with_name(SUSPECT_NAME)
+    marks = [path.with_name(name) for name in (SUSPECT_NAME, _OLD_SUSPECT_NAME)]
     try:
         path = path.resolve()  # SQLite keeps the WAL beside the file itself, not beside a link
         if path.exists():
             rewrite_from_disk(path.with_name(path.name + "-wal"))
-            if damage := _first_damage(path, math.inf if marker.exists() else _CHECK_SECONDS):
+            if damage := _first_damage(
+                path, math.inf if any(one.exists() for one in marks) else _CHECK_SECONDS
+            ):
                 raise StartRefused(
                     f"{path}: SQLite calls it damaged ({damage}): put the back-up in its place,"
                     " without its -wal and -shm"
                 )
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         connection.executescript(_PRAGMAS)
-        connection.executescript((Path(__file__).parent / "schema.sql").read_text("utf-8"))
-        marker.unlink(missing_ok=True)
+        formats.set_up(connection, path)
+        for mark in marks:
+            mark.unlink(missing_ok=True)
     except (sqlite3.OperationalError, OSError) as exc:
         raise StartRefused(f"{path}: {exc}: check the disk, the owner and the rights") from exc
     except sqlite3.Error as exc:

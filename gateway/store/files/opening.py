@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import quote
 
+from gateway.domain.lock_events import Kind, LockEvent, Why
 from gateway.domain.model import LONGEST_RETRY_AFTER, Moment, TenantId, UserId
 from gateway.errors import StartRefused
 from gateway.store.files import deliveries, history, mappings
@@ -354,9 +355,8 @@ def _import_predecessors(
     written = Moment.of(min(now, path.stat().st_mtime))
     connection.execute("BEGIN")
     for user, tenant in locks.items():
-        history.record(
-            connection, now, user, history.Kind.IMPORTED, None, tenant, written, None, path.name
-        )
+        event = LockEvent(now, user, Kind.IMPORTED, None, tenant, written, Why.IMPORT)
+        history.record(connection, event)
     connection.execute("COMMIT")
 
 

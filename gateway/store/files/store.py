@@ -7,7 +7,6 @@ the JSON says. So one commit decides, and the JSON, which people read with `cat`
 
 import asyncio
 import contextlib
-import hashlib
 import heapq
 import json
 import logging
@@ -18,32 +17,24 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
+from gateway.domain import person
 from gateway.domain.model import (
     ALL_TENANTS,
-    NEVER,
     Accepted,
-    AskForLink,
     Backlog,
-    Bind,
     DeadLetter,
     DeadLettered,
     Decide,
-    Decision,
     Delivered,
     Delivery,
     DryRun,
     Erased,
     Export,
-    Forward,
     Health,
     HistoryEntry,
-    IdentityLink,
     InboundMessage,
-    LinkNote,
-    Lock,
-    Moment,
-    Note,
     Outcome,
     PersonSummary,
     Requeue,
@@ -56,32 +47,24 @@ from gateway.domain.model import (
     Unreadable,
     UnreadableReason,
     UserId,
-    is_lid,
 )
+from gateway.domain.person import Changed, Known
 from gateway.errors import NoBackUp, StoreUnavailable
-from gateway.store.base import Limits, LocksPage, in_batches, whole_history
+from gateway.store.base import Limits, LocksPage, backlog_refusal, in_batches, whole_history
 from gateway.store.files import (
     backup,
     dead_letters,
-    dedup,
     deliveries,
     held,
     mappings,
     unreadable,
 )
+from gateway.store.files import dedup as dedup_keys
 from gateway.store.files import help as help_rows
 from gateway.store.files import history as history_rows
+from gateway.store.files.changes import Effects, apply
 from gateway.store.files.counters import Count, Counts
-from gateway.store.files.dedup import Found
-from gateway.store.files.deliveries import Content
-from gateway.store.files.history import (
-    SAYS_WAHA,
-    Kind,
-    last_change,
-    record,
-    tenant_at,
-    was_unlocked,
-)
+from gateway.store.files.dedup import DedupKeys
 from gateway.store.files.identity import Identity
 from gateway.store.files.journal import SUSPECT_NAME, Committed, Journal, connect
 from gateway.store.files.opening import (
@@ -91,7 +74,9 @@ from gateway.store.files.opening import (
     heal_clock_step,
     open_folder,
 )
+from gateway.store.files.persons import Persons
 from gateway.store.files.scheduler import FairScheduler, Head
+from gateway.store.person_operations import PersonOperations, Rule
 from gateway.store.retry_after import RetryAfter
 
 MAPPINGS_WAIT_SECONDS = 0.05  # who reads the file right after the answer finds the lock in it
@@ -104,28 +89,7 @@ log = logging.getLogger(__name__)
 
 Tx = sqlite3.Connection
 Clock = Callable[[], float]
-
-
-@dataclass(slots=True)
-class _Changes:
-    """What a transaction did, for memory to follow after its commit."""
-
-    locks: list[tuple[UserId, TenantId | None, int]] = field(default_factory=list)
-    counts: list[tuple[TenantId, int]] = field(default_factory=list)
-    heads: list[Head] = field(default_factory=list)
-    renamed: list[tuple[UserId, UserId]] = field(default_factory=list)
-    reread: list[TenantId] = field(default_factory=list)
-    settled: int | None = None
-    delivered: TenantId | None = None
-    accepted: TenantId | None = None
-
-    def offer(self, head: Head | None) -> None:
-        if head:
-            self.heads.append(head)
-
-    def note_rename(self, old: UserId, new: UserId, tenants: Iterable[TenantId]) -> None:
-        self.renamed.append((old, new))
-        self.reread.extend(tenants)
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -137,7 +101,7 @@ class _Staged:
     added: Counter[TenantId] = field(default_factory=Counter)
 
 
-class FileStore:
+class FileStore(PersonOperations):
     """See base.Store. One process; a second one on the same folder refuses to start."""
 
     @classmethod
@@ -172,9 +136,9 @@ class FileStore:
         clock: Clock,
         write_file: Callable[[Path, bytes], None],
     ) -> None:
+        super().__init__(limits)
         self._lock_of_folder = lock
         self._folder = folder
-        self._limits = limits
         self._clock = clock
         self._scheduler = FairScheduler(limits.max_in_flight, limits.max_in_flight_per_tenant)
         for tenant, count in deliveries.counts(connection):
@@ -187,7 +151,8 @@ class FileStore:
             folder / mappings.FILE_NAME, locks, written=self._in_file, write_file=write_file
         )
         self._staged = _Staged(0)
-        self._seen = dedup.DedupKeys(connection)
+        self._dedup = DedupKeys(connection)
+        self._persons = Persons()
         self._counts = Counts(connection)
         self._work = asyncio.Event()  # something may be due that was not
         self._fetching = asyncio.Lock()
@@ -209,23 +174,53 @@ class FileStore:
 
     async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
         if self._low_disk:
-            raise self._retry_after.unavailable(self._low_disk)
-        changes, accepted = await self._journal.run(
-            lambda tx: self._accept(tx, message, decide), lambda result: self._publish(result[0])
-        )
-        if isinstance(accepted, str):
-            raise self._retry_after.unavailable(accepted)
+            raise self.unavailable(self._low_disk)
+        accepted = await super().accept(message, decide)
         self._retry_after.over()
-        if changes.locks:
-            await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
         return accepted
 
-    async def link_identity(self, identity_link: IdentityLink) -> None:
-        changes = await self._journal.run(
-            lambda tx: self._link_identity(tx, identity_link), self._publish
-        )
-        if changes.locks:
-            await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
+    async def dry_run(self, message: InboundMessage, decide: Decide) -> DryRun:
+        found = await super().dry_run(message, decide)
+        return replace(found, refused=found.refused or self._low_disk)
+
+    def unavailable(self, reason: str) -> StoreUnavailable:
+        return self._retry_after.unavailable(reason)
+
+    async def change(
+        self, ids: Sequence[UserId], rule: Rule[T], message: InboundMessage | None = None
+    ) -> T:
+        def work(tx: Tx) -> tuple[Effects, T]:
+            result, changed = rule(self._load(tx, ids, message))
+            return self._apply(tx, changed, message), result
+
+        effects, result = await self._journal.run(work, lambda done: self._publish(done[0]))
+        await self._in_mappings_file(effects)
+        return result
+
+    async def load(self, ids: Sequence[UserId], message: InboundMessage | None = None) -> Known:
+        return await self._journal.run(lambda tx: self._load(tx, ids, message))
+
+    def _load(self, tx: Tx, ids: Sequence[UserId], message: InboundMessage | None = None) -> Known:
+        self._staged_here()
+        known = self._persons.load(tx, ids, self._tenant)
+        if message and message.dedup_key:
+            seen = self._dedup.find(tx, message.dedup_key, message.arrived)
+            known = replace(known, seen=tuple(seen))
+        return known
+
+    def _apply(self, tx: Tx, changed: Changed, message: InboundMessage | None = None) -> Effects:
+        effects, staged = Effects(known=changed.known), self._staged_here()
+        apply(tx, changed.changes, effects, self._clock(), message=message, dedup_keys=self._dedup)
+        self._persons.stage(changed.known)
+        staged.locks |= {user: tenant for user, tenant, _ in effects.locks}
+        for tenant, count in effects.counts:
+            staged.added[tenant] += count
+        return effects
+
+    async def _in_mappings_file(self, effects: Effects) -> None:
+        """Wait a moment until the lock changes are in that file."""
+        if effects.locks:
+            await self._mappings.in_file(effects.locks[-1][2], MAPPINGS_WAIT_SECONDS)
 
     async def add_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
         if self._low_disk:
@@ -235,220 +230,16 @@ class FileStore:
     async def unreadable(self, *, limit: int, before: int | None = None) -> list[Unreadable]:
         return await self._journal.run(lambda tx: unreadable.some(tx, limit=limit, before=before))
 
-    def _link_identity(self, tx: Tx, identity_link: IdentityLink) -> _Changes:
-        changes = _Changes()
-        self._apply_identity_link(tx, identity_link, changes)
-        return changes
+    def _ids_of(self, tx: Tx, user: UserId) -> tuple[UserId, UserId | None]:
+        self._staged_here()
+        return self._persons.ids_of(tx, user)
 
-    def _accept(
-        self, tx: Tx, message: InboundMessage, decide: Decide
-    ) -> tuple[_Changes, Accepted | str]:
-        """What was done and decided; a text if it was refused."""
-        changes = _Changes()
-        user, alias = self._person(tx, message, changes)
-        key, found = message.idempotency_key, Found.NOTHING
-        if message.dedup_key:
-            ids = dedup.hashed(None, user) if is_lid(user) else dedup.hashed(user, alias)
-            found = self._seen.find(tx, message.dedup_key, ids, message.arrived)
-            if found is Found.ITSELF:
-                return changes, Accepted(user, None)
-            if found is Found.ANOTHERS:  # it needs a key of its own
-                key = _key_of(key, user)
-        lock = self._lock(tx, user)
-        decision = decide(lock)
-        if not isinstance(decision, AskForLink) and (full := self._backlog_full(decision.tenant)):
-            return changes, full
-        if message.dedup_key:
-            routed = not isinstance(decision, AskForLink)
-            self._seen.add(tx, message.dedup_key, ids, message.arrived, routed=routed)
-        self._note(tx, message, user, lock, decision, changes)
-        content = Content.of(message, key)
-        if not isinstance(decision, AskForLink):
-            if found is Found.NOBODYS:
-                held.forget(tx, key)  # it was kept aside then
-            self._add_delivery(tx, content, decision.tenant, user, alias, changes)
-            changes.accepted = decision.tenant
-        elif decision.hold and self._limits.hold_seconds:
-            held.keep(tx, user, message.sent, content, most=self._limits.max_held_per_user)
-        if isinstance(decision, Bind):
-            self._release_held(tx, user, alias, decision.tenant, message.sent, changes)
-        help_waits = isinstance(decision, AskForLink) and decision.help
-        if help_waits:
-            help_waits = help_rows.keep(
-                tx, user, self._clock(), cooldown=self._limits.help_cooldown
-            )
-        return changes, Accepted(user, decision, help_waits)
+    def _all_ids_of(self, tx: Tx, user: UserId) -> tuple[UserId, ...]:
+        """Return the id that the person is stored under, and the other one if it is known."""
+        return tuple(one for one in self._ids_of(tx, user) if one)
 
-    def _release_held(
-        self,
-        tx: Tx,
-        user: UserId,
-        alias: UserId | None,
-        tenant: TenantId,
-        sent_after: Moment,
-        changes: _Changes,
-    ) -> None:
-        """What user wrote after that moment goes to tenant, too."""
-        for sent, content in held.take(tx, user, arrived_after=self._oldest_held()):
-            if sent >= sent_after:
-                self._add_delivery(tx, content, tenant, user, alias, changes)
-
-    def _oldest_held(self) -> float:
-        return self._clock() - self._limits.hold_seconds
-
-    def _note(
-        self,
-        tx: Tx,
-        message: InboundMessage,
-        user: UserId,
-        lock: Lock,
-        decision: Decision,
-        changes: _Changes,
-    ) -> None:
-        if isinstance(decision, Bind):
-            kind = Kind.LOCKED if lock.tenant is None else Kind.MOVED
-            self._set_lock(tx, user, decision.tenant, changes)
-            record(tx, message.arrived, user, kind, lock.tenant, decision.tenant,
-                  message.sent, message.message_id)  # fmt: skip
-        elif isinstance(link := decision.link, LinkNote):
-            changed = message.sent if link.note is Note.CONFIRMED else None
-            record(tx, message.arrived, user, link.note, lock.tenant, link.tenant,
-                  changed, message.message_id)  # fmt: skip
-
-    def _add_delivery(
-        self,
-        tx: Tx,
-        content: Content,
-        tenant: TenantId,
-        user: UserId,
-        alias: UserId | None,
-        changes: _Changes,
-    ) -> None:
-        changes.offer(deliveries.add(tx, content, tenant, user, alias))
-        changes.counts.append((tenant, 1))
-        self._staged_here().added[tenant] += 1
-
-    async def are_known(self, messages: Sequence[InboundMessage]) -> list[bool]:
-        def look(tx: Tx) -> list[bool]:
-            return [self._is_known(tx, message) for message in messages]
-
-        return await self._journal.run(look)
-
-    def _is_known(self, tx: Tx, message: InboundMessage) -> bool:
-        if message.dedup_key is None:
-            return False
-        phone, lid = message.phone, message.lid
-        if lid and not phone:
-            phone = _phone_of(tx, lid)
-        elif phone and not lid:
-            lid = _lid_of(tx, phone)
-        ids = dedup.hashed(phone, lid)
-        return self._seen.find(tx, message.dedup_key, ids, message.arrived) is Found.ITSELF
-
-    async def dry_run(self, message: InboundMessage, decide: Decide) -> DryRun:
-        def work(tx: Tx) -> DryRun:
-            staged = self._staged_here()
-            before = replace(staged, locks=dict(staged.locks), added=Counter(staged.added))
-            tx.execute("SAVEPOINT rehearsal")
-            try:
-                return self._dry_run(tx, message, decide)
-            finally:
-                tx.execute("ROLLBACK TO rehearsal")
-                tx.execute("RELEASE rehearsal")
-                self._staged = before
-
-        return await self._journal.run(work)
-
-    def _dry_run(self, tx: Tx, message: InboundMessage, decide: Decide) -> DryRun:
-        user, _ = self._person(tx, message, _Changes())
-        lock = self._lock(tx, user)
-        changes, accepted = self._accept(tx, message, decide)
-        if isinstance(accepted, str):
-            return DryRun(Accepted(user, decide(lock)), lock, 0, refused=accepted)
-        added = sum(count for _, count in changes.counts)
-        released = max(0, added - isinstance(accepted.decision, Bind | Forward))
-        return DryRun(accepted, lock, released, refused=self._low_disk)
-
-    # who a person is
-
-    def _person(
-        self, tx: Tx, message: InboundMessage, changes: _Changes
-    ) -> tuple[UserId, UserId | None]:
-        """The id to keep the person under, and the other one; what message shows is learnt."""
-        phone, lid = message.phone, message.lid
-        if identity_link := message.identity_link:
-            self._apply_identity_link(tx, identity_link, changes)
-        if lid:
-            phone = _phone_of(tx, lid)
-        elif phone:
-            lid = _lid_of(tx, phone)
-        user, alias = (phone, lid) if phone else (lid, None)
-        assert user is not None, "only a person's message is accepted"
-        if alias and self._tenant(alias):  # a file from elsewhere may hold the lock under it
-            self._merge(tx, alias, user, message, changes)
-        return user, alias
-
-    def _apply_identity_link(self, tx: Tx, identity_link: IdentityLink, changes: _Changes) -> None:
-        """The newer sighting wins, the lock follows the LID."""
-        lid, phone = identity_link.lid, identity_link.phone
-        before = tx.execute("SELECT phone, sighted FROM alias WHERE lid = ?", (lid,)).fetchone()
-        if before and before[0] == phone:
-            return
-        owner = tx.execute("SELECT lid, sighted FROM alias WHERE phone = ?", (phone,)).fetchone()
-        newest = max((row[1] for row in (before, owner) if row), default=0.0)
-        if identity_link.at < newest:
-            return
-        if owner:  # the number changed hands: whoever had it is known by LID only
-            # The time stays: an older sighting that comes late must not win.
-            tx.execute("UPDATE alias SET phone = lid WHERE lid = ?", (owner[0],))
-            self._merge(tx, phone, owner[0], identity_link, changes)
-        tx.execute("INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (lid, phone, identity_link.at))
-        if before and before[0] != lid:
-            self._merge(tx, before[0], phone, identity_link, changes)
-        self._merge(tx, lid, phone, identity_link, changes)
-
-    def _merge(
-        self,
-        tx: Tx,
-        old: UserId,
-        new: UserId,
-        shown_by: InboundMessage | IdentityLink,
-        changes: _Changes,
-    ) -> None:
-        """All that is kept under old is kept under new from now on."""
-        now, message_id = self._clock(), shown_by.message_id
-        source = SAYS_WAHA if isinstance(shown_by, IdentityLink) and shown_by.asked else ""
-        was, is_ = self._lock(tx, old), self._lock(tx, new)
-        changed = max(was.changed, is_.changed)
-        # What was decided for either id counts, and the newer decision wins: a lock, or an unlock.
-        decided = [
-            lock
-            for lock, user in ((is_, new), (was, old))
-            if lock.tenant is not None or was_unlocked(tx, user)
-        ]
-        stays = max(decided, key=lambda lock: lock.changed).tenant if decided else None
-        if was.tenant is not None:
-            self._set_lock(tx, old, None, changes)
-            record(tx, now, old, Kind.MERGED, was.tenant, None, changed,
-                  message_id, f"is {new}{source}")  # fmt: skip
-        if stays != is_.tenant:
-            self._set_lock(tx, new, stays, changes)
-        if was.tenant is not None or changed > is_.changed:
-            record(tx, now, new, Kind.MERGED, is_.tenant, stays, changed,
-                  message_id, f"was {old}{source}")  # fmt: skip
-        self._move_lines(tx, old, new, changes)
-        if stays is not None:  # what was held was a person's with a lock, only we did not know
-            alias = None if is_lid(new) else _lid_of(tx, new)
-            for sent, content in held.take(tx, new, arrived_after=self._oldest_held()):
-                if (tenant := tenant_at(tx, new, old, sent)) is not None:
-                    self._add_delivery(tx, content, tenant, new, alias, changes)
-
-    def _move_lines(self, tx: Tx, old: UserId, new: UserId, changes: _Changes) -> None:
-        alias = None if is_lid(new) else _lid_of(tx, new)
-        changes.note_rename(old, new, deliveries.rename(tx, old, new, alias, self._clock()))
-        tx.execute("UPDATE dead_letter SET user = ?, alias = ? WHERE user = ?", (new, alias, old))
-        tx.execute("UPDATE held SET user = ? WHERE user = ?", (new, old))
-        help_rows.rename(tx, old, new)
+    def _by_known_id(self, tx: Tx, which: Selection) -> Selection:
+        return replace(which, user=self._ids_of(tx, which.user)[0]) if which.user else which
 
     # locks
 
@@ -461,18 +252,8 @@ class FileStore:
         """What this transaction has changed so far; a new one starts with nothing."""
         if self._staged.batch != self._journal.batch:
             self._staged = _Staged(self._journal.batch)
+            self._persons.begin()
         return self._staged
-
-    def _lock(self, tx: Tx, user: UserId) -> Lock:
-        return Lock(self._tenant(user), last_change(tx, user) or NEVER)
-
-    def _set_lock(self, tx: Tx, user: UserId, tenant: TenantId | None, changes: _Changes) -> None:
-        number = tx.execute(
-            "INSERT INTO lock_redo (user, tenant) VALUES (?, ?)", (user, tenant)
-        ).lastrowid
-        assert number is not None
-        self._staged_here().locks[user] = tenant
-        changes.locks.append((user, tenant, number))
 
     def _in_file(self, number: int) -> None:
         """The mappings file holds every change up to number: its redo rows are not needed."""
@@ -489,55 +270,21 @@ class FileStore:
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 
-    async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
-        def look(tx: Tx) -> tuple[UserId, Lock]:
-            known = _known_as(tx, user)
-            return known, self._lock(tx, known)
-
-        return await self._journal.run(look)
-
     async def unlock(
         self, user: UserId, *, drop_waiting: bool = False, at: float | None = None
     ) -> tuple[UserId, TenantId | None, int]:
-        def work(tx: Tx) -> tuple[_Changes, UserId, TenantId | None, int]:
-            changes, known = _Changes(), _known_as(tx, user)
-            dropped = self._drop_waiting(tx, known, changes) if drop_waiting else 0
-            lock = self._lock(tx, known)
-            if lock.tenant is not None:
-                now = self._clock()
-                changed = max(Moment.of(now if at is None else at), lock.changed)
-                self._set_lock(tx, known, None, changes)
-                record(tx, now, known, Kind.UNLOCKED, lock.tenant, None, changed, None, "operator")
-            return changes, known, lock.tenant, dropped
+        def work(tx: Tx) -> tuple[Effects, UserId, TenantId | None, int]:
+            now = self._clock()
+            unlocked, tenant, changed = person.unlock(self._load(tx, (user,)), user, at=at, now=now)
+            effects = self._apply(tx, changed)
+            dropped = self._drop_waiting(tx, unlocked, effects) if drop_waiting else 0
+            return effects, unlocked, tenant, dropped
 
-        changes, known, tenant, dropped = await self._journal.run(
+        effects, unlocked, tenant, dropped = await self._journal.run(
             work, lambda result: self._publish(result[0])
         )
-        if changes.locks:
-            await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
-        return known, tenant, dropped
-
-    async def lock(
-        self, user: UserId, tenant: TenantId, *, at: float | None = None
-    ) -> tuple[UserId, TenantId | None, int]:
-        def work(tx: Tx) -> tuple[_Changes, UserId, TenantId | None, int]:
-            changes, known = _Changes(), _known_as(tx, user)
-            lock, now = self._lock(tx, known), self._clock()
-            kind = Kind.LOCKED if lock.tenant in (None, tenant) else Kind.MOVED
-            changed = max(Moment.of(now if at is None else at), lock.changed)
-            self._set_lock(tx, known, tenant, changes)
-            record(tx, now, known, kind, lock.tenant, tenant, changed, None, "operator")
-            alias = None if is_lid(known) else _lid_of(tx, known)
-            self._release_held(tx, known, alias, tenant, NEVER, changes)
-            if changes.counts:
-                changes.accepted = tenant
-            return changes, known, lock.tenant, len(changes.counts)
-
-        changes, known, before, released = await self._journal.run(
-            work, lambda result: self._publish(result[0])
-        )
-        await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
-        return known, before, released
+        await self._in_mappings_file(effects)
+        return unlocked, tenant, dropped
 
     async def move(
         self,
@@ -575,6 +322,7 @@ class FileStore:
             users, moved, number = result
             if users:
                 self._mappings.move(users, old, new, number)
+                self._persons.forget(users)
             self._scheduler.add(old, -moved)
             self._scheduler.add(new, moved)
             self._work.set()
@@ -623,28 +371,30 @@ class FileStore:
         self, user: UserId, *, limit: int, before: int | None = None
     ) -> list[HistoryEntry]:
         return await self._journal.run(
-            lambda tx: history_rows.of_person(tx, _ids_of(tx, user), limit=limit, before=before)
+            lambda tx: history_rows.of_person(
+                tx, self._all_ids_of(tx, user), limit=limit, before=before
+            )
         )
 
     async def erase(self, user: UserId) -> tuple[tuple[UserId, ...], Erased]:
-        changes, ids, erased = await self._journal.run(
+        effects, ids, erased = await self._journal.run(
             lambda tx: self._erase(tx, user), lambda result: self._publish(result[0])
         )
-        if changes.locks:
-            await self._mappings.in_file(changes.locks[-1][2], MAPPINGS_WAIT_SECONDS)
+        await self._in_mappings_file(effects)
         return ids, erased
 
-    def _erase(self, tx: Tx, user: UserId) -> tuple[_Changes, tuple[UserId, ...], Erased]:
-        changes, ids = _Changes(), _ids_of(tx, user)
+    def _erase(self, tx: Tx, user: UserId) -> tuple[Effects, tuple[UserId, ...], Erased]:
+        ids = self._all_ids_of(tx, user)
+        effects = self._forgotten(*ids)
         counts: Counter[str] = Counter()
         for id_ in ids:
             if self._tenant(id_) is not None:
-                self._set_lock(tx, id_, None, changes)
+                effects.set_lock(tx, id_, None)
                 counts["locks"] += 1
             tenants = deliveries.erase(tx, id_)
             counts["waiting"] += len(tenants)
-            changes.counts += [(tenant, -1) for tenant in tenants]
-            changes.reread += tenants
+            effects.counts += [(tenant, -1) for tenant in tenants]
+            effects.stale += tenants
             for table in ("held", "dead_letter", "help"):
                 gone = tx.execute(f"DELETE FROM {table} WHERE user = ?", (id_,))
                 counts[table] += gone.rowcount
@@ -652,7 +402,7 @@ class FileStore:
             gone = tx.execute("DELETE FROM alias WHERE lid = ? OR phone = ?", (id_, id_))
             counts["alias"] += gone.rowcount
         # Nothing of it is claimed before the commit.
-        self._scheduler.forget(changes.reread)
+        self._scheduler.forget(effects.stale)
         lines_left = history_rows.erase(tx, ids, self._clock())
         erased = Erased(
             locks=counts["locks"],
@@ -664,11 +414,12 @@ class FileStore:
             unreadable=counts["unreadable"],
             history=lines_left,
         )
-        return changes, ids, erased
+        self._staged_here().locks |= dict.fromkeys(ids)
+        return effects, ids, erased
 
     async def export(self, user: UserId) -> Export:
         def work(tx: Tx) -> Export:
-            ids = _ids_of(tx, user)
+            ids = self._all_ids_of(tx, user)
             messages = [stored for id_ in ids for stored in _messages_of(tx, id_)]
             locked = next((its for id_ in ids if (its := self._tenant(id_))), None)
             return Export(ids, locked, tuple(messages), (), help_rows.of(tx, ids[0]))
@@ -678,7 +429,7 @@ class FileStore:
 
     async def summary(self, user: UserId, *, limit: int) -> PersonSummary:
         def work(tx: Tx) -> PersonSummary:
-            ids = _ids_of(tx, user)
+            ids = self._all_ids_of(tx, user)
             some = [stored for id_ in ids for stored in _messages_of(tx, id_, limit)][:limit]
             counts = [
                 sum(
@@ -790,8 +541,8 @@ class FileStore:
     async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         await self._journal.run(lambda tx: self._settle(tx, delivery, outcome), self._publish)
 
-    def _settle(self, tx: Tx, delivery: Delivery, outcome: Outcome) -> _Changes:
-        changes = _Changes(settled=delivery.id)
+    def _settle(self, tx: Tx, delivery: Delivery, outcome: Outcome) -> Effects:
+        effects = Effects(settled=delivery.id)
         due: float | None = self._clock()
         match outcome:
             case Delivered():
@@ -813,14 +564,14 @@ class FileStore:
                 )
                 line = deliveries.delete(tx, delivery.id)
         if line is None:  # an operator took it away meanwhile: that wins
-            changes.reread.append(delivery.tenant)  # what came since had to wait for its end
-            return changes
+            effects.stale.append(delivery.tenant)  # what came since had to wait for its end
+            return effects
         if isinstance(outcome, Delivered | DeadLettered):
-            changes.counts.append((line[0], -1))
+            effects.counts.append((line[0], -1))
         if isinstance(outcome, Delivered):
-            changes.delivered = line[0]
-        changes.offer(deliveries.promote(tx, *line, due))
-        return changes
+            effects.delivered = line[0]
+        effects.offer(deliveries.promote(tx, *line, due))
+        return effects
 
     async def make_due(
         self, tenants: TenantFilter = ALL_TENANTS, *, without_poison: bool = False
@@ -852,7 +603,9 @@ class FileStore:
         self, which: Selection, *, limit: int, before: int | None = None
     ) -> list[DeadLetter]:
         return await self._journal.run(
-            lambda tx: dead_letters.some(tx, _by_known_id(tx, which), limit=limit, before=before)
+            lambda tx: dead_letters.some(
+                tx, self._by_known_id(tx, which), limit=limit, before=before
+            )
         )
 
     async def dead_letter(self, id_: int) -> DeadLetter | None:
@@ -864,35 +617,35 @@ class FileStore:
         )  # what dies meanwhile is not replayed again
         total = 0
         while True:
-            changes = await self._journal.run(
+            effects = await self._journal.run(
                 lambda tx: self._replay_some(tx, which, up_to), self._publish
             )
-            replayed = sum(count for _, count in changes.counts)
+            replayed = sum(count for _, count in effects.counts)
             total += replayed
             if replayed < dead_letters.CHUNK:
                 return total
 
-    def _replay_some(self, tx: Tx, which: Selection, up_to: int) -> _Changes:
-        changes, now = _Changes(), self._clock()
-        which = _by_known_id(tx, which)
+    def _replay_some(self, tx: Tx, which: Selection, up_to: int) -> Effects:
+        effects, now = Effects(), self._clock()
+        which = self._by_known_id(tx, which)
         replayed = dead_letters.take_back(tx, which, up_to=up_to, now=now)
-        changes.counts = [(tenant, 1) for tenant, _ in replayed]
+        effects.counts = [(tenant, 1) for tenant, _ in replayed]
         for line in dict.fromkeys(replayed):
-            changes.offer(deliveries.find_head(tx, *line, now))
-        return changes
+            effects.offer(deliveries.find_head(tx, *line, now))
+        return effects
 
     async def delete_dead_letters(self, which: Selection) -> int:
         up_to = await self._journal.run(dead_letters.newest)
         total = 0
         while True:
             gone = await self._journal.run(
-                lambda tx: dead_letters.delete(tx, _by_known_id(tx, which), up_to=up_to)
+                lambda tx: dead_letters.delete(tx, self._by_known_id(tx, which), up_to=up_to)
             )
             total += gone
             if gone < dead_letters.CHUNK:
                 return total
 
-    def _drop_waiting(self, tx: Tx, user: UserId, changes: _Changes) -> int:
+    def _drop_waiting(self, tx: Tx, user: UserId, effects: Effects) -> int:
         """What waits of user and is not in flight becomes dead letters; how many."""
         rows = deliveries.of_user(tx, user)
         tenants = {tenant for _, tenant in rows}
@@ -904,10 +657,10 @@ class FileStore:
                 tx, id_, died_at=self._clock(), reason="dropped by an operator's unlock"
             )
             deliveries.delete(tx, id_)
-            changes.counts.append((tenant, -1))
+            effects.counts.append((tenant, -1))
         for tenant in tenants:
             deliveries.find_head(tx, tenant, user, self._clock())  # offered when it is read again
-        changes.reread.extend(tenants)
+        effects.stale.extend(tenants)
         return len(waiting)
 
     # help messages
@@ -915,63 +668,48 @@ class FileStore:
     async def help_waits(self) -> list[tuple[UserId, float]]:
         return await self._journal.run(lambda tx: help_rows.waiting(tx, self._clock()))
 
-    async def begin_help(self, user: UserId) -> UserId | None:
-        def work(tx: Tx) -> UserId | None:
-            known = _known_as(tx, user)
-            if self._tenant(known) is not None:
-                help_rows.forget(tx, known)
-                return None
-            return known if help_rows.begin(tx, known, self._clock()) else None
-
-        return await self._journal.run(work)
-
-    async def undo_help(self, user: UserId, *, retry: bool) -> None:
-        undo = help_rows.put_back if retry else help_rows.forget
-
-        def work(tx: Tx) -> None:
-            # Known by another id since: its row may be of a message that was sent.
-            if _known_as(tx, user) == user:
-                undo(tx, user)
-
-        await self._journal.run(work)
+    def _forgotten(self, *users: UserId) -> Effects:
+        """Statements of this transaction's own have changed users."""
+        self._staged_here()
+        self._persons.forget_staged(users)
+        return Effects(forgotten=list(users))
 
     async def held_lids(self) -> list[UserId]:
         return await self._journal.run(held.lids)
 
     # what memory knows
 
-    def _publish(self, changes: _Changes) -> None:
+    def _publish(self, effects: Effects) -> None:
         """Memory follows the disk: called right after the commit."""
-        for user, lock, number in changes.locks:
+        if effects.known:
+            self._persons.keep(effects.known)
+        self._persons.forget(effects.forgotten)
+        for user, lock, number in effects.locks:
             self._mappings.change(user, lock, number)
-        for tenant, count in changes.counts:
+        for tenant, count in effects.counts:
             self._scheduler.add(tenant, count)
-        if changes.accepted is not None:
-            self._counts.seen(changes.accepted, self._clock())
-        if changes.delivered is not None:
-            self._counts.delivered(changes.delivered)
-        for old, new in changes.renamed:
+        if effects.accepted is not None:
+            self._counts.seen(effects.accepted, self._clock())
+        if effects.delivered is not None:
+            self._counts.delivered(effects.delivered)
+        for old, new in effects.renamed:
             self._scheduler.rename(old, new)
-        self._scheduler.forget(changes.reread)
-        if changes.settled is not None:
-            self._scheduler.release(changes.settled)
+        self._scheduler.forget(effects.stale)
+        if effects.settled is not None:
+            self._scheduler.release(effects.settled)
         now = self._clock()
-        for head in changes.heads:
+        for head in effects.heads:
             self._scheduler.offer(head, now)
         self._work.set()
 
-    def _backlog_full(self, tenant: TenantId) -> str | None:
-        added, limits = self._staged_here().added, self._limits
-        waiting = self._scheduler.waiting + added.total()
-        if waiting >= limits.max_backlog:
-            return f"{waiting} messages wait, MAX_BACKLOG={limits.max_backlog}"
-        waiting = self._scheduler.waiting_of(tenant) + added[tenant]
-        if waiting >= limits.max_backlog_per_tenant:
-            return (
-                f"{waiting} messages of tenant {tenant} wait, "
-                f"MAX_BACKLOG_PER_TENANT={limits.max_backlog_per_tenant}"
-            )
-        return None
+    def refusal(self, tenant: TenantId) -> str | None:
+        added = self._staged_here().added
+        return backlog_refusal(
+            self.limits,
+            self._scheduler.waiting + added.total(),
+            tenant,
+            self._scheduler.waiting_of(tenant) + added[tenant],
+        )
 
     async def note_heard(self, times: Mapping[str, float]) -> None:
         def note(tx: Tx) -> None:
@@ -992,7 +730,7 @@ class FileStore:
             raise NoBackUp("another back-up is under way")
         self._backing_up = True
         try:
-            least = self._limits.min_free_disk_bytes
+            least = self.limits.min_free_disk_bytes
             return await asyncio.to_thread(backup.write, self._folder, least_free=least)
         finally:
             self._backing_up = False
@@ -1010,7 +748,7 @@ class FileStore:
         refusing = self._low_disk
         if self._journal.trouble:
             refusing = f"router.db cannot be written: {self._journal.trouble}"
-        elif self._scheduler.waiting >= self._limits.max_backlog:
+        elif self._scheduler.waiting >= self.limits.max_backlog:
             refusing = f"{self._scheduler.waiting} messages wait, as many as MAX_BACKLOG allows"
         return Health(refusing, self._mappings.trouble, self._mappings.lag)
 
@@ -1036,7 +774,9 @@ class FileStore:
         while await self._journal.run(lambda tx: heal_clock_step(tx, now)):
             self._scheduler.forget_all()
             self._work.set()
-        decided = await self._journal.run(lambda tx: history_rows.redate(tx, now, ahead))
+        decided = await self._journal.run(
+            lambda tx: history_rows.redate(tx, now, ahead), lambda _: self._persons.forget()
+        )
         log.warning(
             "The clock has gone back by %.1f s: what was put off is due, and %s lock changes that"
             " lay in the future have their own time again",
@@ -1056,8 +796,8 @@ class FileStore:
     async def _sweep(self) -> bool:
         """Delete some of what is out of date; whether there is more."""
         now = self._clock()
-        keys = await self._journal.run(lambda tx: self._seen.purge(tx, now))
-        until = now - self._limits.hold_seconds
+        keys = await self._journal.run(lambda tx: self._dedup.purge(tx, now))
+        until = now - self.limits.hold_seconds
         if gone := await self._journal.run(lambda tx: held.expire(tx, arrived_until=until)):
             log.info(
                 "%s held messages got no link and are deleted",
@@ -1065,16 +805,16 @@ class FileStore:
                 extra={"event": "held.expired", "count": gone},
             )
         await self._write_counts()
-        cooldown = self._limits.help_cooldown
+        cooldown = self.limits.help_cooldown
         await self._journal.run(lambda tx: help_rows.expire(tx, now, cooldown=cooldown))
         await self._journal.run(lambda tx: unreadable.expire(tx, now))
-        return keys >= dedup.CHUNK or gone >= held.CHUNK
+        return keys >= dedup_keys.CHUNK or gone >= held.CHUNK
 
     async def _write_counts(self) -> None:
         await self._journal.run(self._counts.write, lambda _: self._counts.written())
 
     def _check_disk(self) -> None:
-        least = self._limits.min_free_disk_bytes
+        least = self.limits.min_free_disk_bytes
         try:
             free = shutil.disk_usage(self._folder).free
             low = f"{self._folder}: {free >> 20} MB free on its disk, {least >> 20} MB are needed"
@@ -1098,35 +838,6 @@ class FileStore:
         await self._journal.close()
         self._identity.close()
         self._lock_of_folder.close()
-
-
-def _key_of(key: str, user: UserId) -> str:
-    return hashlib.sha1(f"{key}|{user}".encode(), usedforsecurity=False).hexdigest()[:32]
-
-
-def _phone_of(tx: Tx, lid: UserId) -> UserId | None:
-    row = tx.execute("SELECT phone FROM alias WHERE lid = ? AND phone != lid", (lid,)).fetchone()
-    return row[0] if row else None
-
-
-def _lid_of(tx: Tx, phone: UserId) -> UserId | None:
-    row = tx.execute("SELECT lid FROM alias WHERE phone = ? AND phone != lid", (phone,)).fetchone()
-    return row[0] if row else None
-
-
-def _by_known_id(tx: Tx, which: Selection) -> Selection:
-    return replace(which, user=_known_as(tx, which.user)) if which.user else which
-
-
-def _known_as(tx: Tx, user: UserId) -> UserId:
-    return (_phone_of(tx, user) if is_lid(user) else None) or user
-
-
-def _ids_of(tx: Tx, user: UserId) -> tuple[UserId, ...]:
-    """The id under which the person is kept, and the other one if it is known."""
-    known = _known_as(tx, user)
-    lid = None if is_lid(known) else _lid_of(tx, known)
-    return (known, lid) if lid else (known,)
 
 
 def _messages_of(tx: Tx, user: UserId, limit: int = -1) -> list[StoredMessage]:

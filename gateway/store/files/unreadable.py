@@ -59,7 +59,7 @@ def expire(tx: sqlite3.Connection, now: float) -> None:
         (MAX_UNREADABLE, MAX_UNREADABLE_BYTES),
     )
     came = " OR ".join(
-        f"EXISTS (SELECT 1 FROM seen_{turn} AS seen WHERE seen.key = newest.key)"
+        f"EXISTS (SELECT 1 FROM dedup_{turn} AS seen WHERE seen.key = newest.key)"
         for turn in range(3)
     )
     tx.execute(

@@ -17,9 +17,9 @@ Row = dict[str, Any]
 _CHUNK, _BODIES = 1000, 50  # read in one go; a body may be of megabytes
 _WITH_BODY = ("held", "delivery", "dead_letter", "unreadable")
 _COLUMNS = {
-    "alias": "lid, phone, sighted",
+    "alias": "lid, phone, linked_at",
     "history": "id, at, user, kind, from_tenant, to_tenant, changed_second, changed_fraction,"
-    " message_id, why",
+    " message_id, why, who, other",
     "help": "user, queued_at, sent_at",
     "heard": "session, at",
     "tenant": "id, delivered, first_seen, last_seen",
@@ -29,7 +29,7 @@ _COLUMNS = {
     " headers, body",
     "unreadable": "key, arrived, session, event, reason, user, message_id, body",
     "delivery": "id, tenant, user, alias, event_time, arrived, idempotency_key, message_id,"
-    " headers, due, attempts, own_faults, tried_at, age, body",
+    " headers, due, attempts, poison_attempts, tried_at, age, body",
 }
 # Lines of one user together: so a store that keeps them by user takes them in one go.
 _ORDER = {
@@ -121,7 +121,7 @@ class FileContents:
         self._locks.clear()
         self._tx.execute("PRAGMA synchronous = OFF")  # it is synced as a whole when all is there
         self._tx.execute("BEGIN")
-        for name in (*_COLUMNS, "seen_0", "seen_1", "seen_2", "lock_redo"):
+        for name in (*_COLUMNS, "dedup_0", "dedup_1", "dedup_2", "lock_redo"):
             self._tx.execute(f"DELETE FROM {name}")
         self._tx.execute("COMMIT")
 

@@ -15,6 +15,8 @@ from redis.exceptions import RedisError
 
 from gateway.domain.model import UserId
 from gateway.errors import StartRefused, StoreUnavailable
+from gateway.store.redis import history_rows, packing
+from gateway.store.redis.history_rows import Cause
 from gateway.store.redis.scripts import (
     ARRIVED,
     HOME,
@@ -39,7 +41,7 @@ _HISTORY = ("id", "at", "user", "kind", "from_tenant", "to_tenant", "changed_sec
 _NUMBERS = {
     "id": int, "at": float, "from_tenant": int, "to_tenant": int, "changed_second": int,
     "changed_fraction": float, "tenant": int, "event_time": float, "arrived": float, "due": float,
-    "attempts": int, "own_faults": int, "tried_at": float, "age": float, "died_at": float,
+    "attempts": int, "poison_attempts": int, "tried_at": float, "age": float, "died_at": float,
     "status": int, "sent_second": int, "sent_fraction": float, "queued_at": float,
     "sent_at": float, "sighted": float, "delivered": int, "first_seen": float,
     "last_seen": float,
@@ -168,7 +170,7 @@ class RedisContents:
         async for some in _chunks(self._pairs(key + "phone")):
             times = await self._client.hmget(key + "sighted", [lid for lid, _ in some])
             for (lid, phone), linked_at in zip(some, times, strict=True):
-                yield {"lid": lid, "phone": phone, "sighted": float(linked_at)}
+                yield {"lid": lid, "phone": phone, "linked_at": float(linked_at)}
 
     async def _heard(self, key: str) -> AsyncIterator[Row]:
         async for session, at in self._pairs(key + "heard"):
@@ -202,7 +204,9 @@ class RedisContents:
             for one in await self._each("LRANGE", keys, 0, -1):
                 # An erasure mixes them.
                 for line in sorted(map(_read_json, one), key=lambda line: int(line[0])):
-                    yield _typed(zip(_HISTORY, line, strict=True))
+                    row = _typed(zip(_HISTORY, line, strict=True))
+                    cause = history_rows.unpack(row["why"] or "", user=row["user"])
+                    yield row | cause._asdict()
 
     async def _tenants(self, key: str) -> AsyncIterator[Row]:
         all_ = [await self._client.hgetall(key + name) for name in _OF_TENANTS]
@@ -270,8 +274,8 @@ class RedisContents:
                     phone, lid, routed = entry.split(",")
                     yield {
                         "key": one.removeprefix(key + "seen:"),
-                        "phone": _signed(phone),
-                        "lid": _signed(lid),
+                        "phone": packing.signed(phone),
+                        "lid": packing.signed(lid),
                         "routed": int(routed),
                     }
 
@@ -312,7 +316,7 @@ class RedisContents:
         by_session: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
             if table == "seen":  # of which session is hidden in its key
-                hashes = {name: _hexed(row[name]) for name in ("phone", "lid")}
+                hashes = {name: packing.hexed(row[name]) for name in ("phone", "lid")}
                 for session in self._numbers:
                     by_session[session].append(row | hashes)
             else:
@@ -324,6 +328,11 @@ class RedisContents:
         if session not in self._numbers:
             self._numbers[session] = await self._scripts.number_of(session)
         base = first_id(self._numbers[session])
+        if table == "history":
+            rows = [
+                row | {"why": history_rows.pack(Cause(row["why"], row["who"], row["other"]))}
+                for row in rows
+            ]
         packed = list(map(_packed, rows))
         if table in _WITH_BODY:
             run = self._scripts.run
@@ -412,6 +421,8 @@ def _message(id_: bytes, fields: dict[bytes, bytes]) -> Row:
         (name.decode(), value.decode()) for name, value in fields.items() if name not in binary
     )
     row["idempotency_key"] = row.pop("key")
+    if "own_faults" in row:  # as the key of Redis is called
+        row["poison_attempts"] = int(row.pop("own_faults") or 0)
     return row | {"id": int(id_), "body": fields[b"body"]}
 
 
@@ -432,12 +443,3 @@ def _as_text(value: str | float | None) -> str:
     if value is None:
         return ""
     return repr(value) if isinstance(value, float) else str(value)
-
-
-def _hexed(hashed: int) -> str:
-    return hashed.to_bytes(8, "big", signed=True).hex() if hashed else ""
-
-
-def _signed(hashed: str) -> int:
-    """As SQLite keeps it; 0 where it is unknown."""
-    return int.from_bytes(bytes.fromhex(hashed), "big", signed=True) if hashed else 0

@@ -29,7 +29,7 @@ from gateway.store.retry_after import RetryAfter
 
 _AT_ONCE = 64  # operations in one call, which keeps others waiting: some 3 ms
 _BYTES_AT_ONCE = 8_388_608
-_GROWING = frozenset({"test_write", "accept", "rehearse", "learn", "lock", "bring"})
+_GROWING = frozenset({"test_write", "change", "bring"})
 _SECONDS = 10.0  # for a connection or an answer
 _FILES = ("base", "people", "lines", "letters", "accept", "operators", "moving", "call")
 
@@ -40,6 +40,9 @@ LOOKING, UNFINISHED, ARRIVED = b"looking", b"unfinished", b"arrived"
 _IDS_OF_A_SESSION = 10**10
 _UNTIL = "!"  # no session's name: until when no new session is taken in, Unix seconds
 _ID = "#"  # no session's name either: the store's id
+_FORMAT = "%"  # the number of the format that the keys have
+# 1: the first that says its number; before, the keys were the same. No number is 1.
+FORMAT = 1
 # Told by a Redis that is empty, or holds another store, while a router works on this one.
 _ANOTHER_STORE = (
     "STOREID it does not hold the store that this router opened: it came back empty, or another"
@@ -203,7 +206,7 @@ class Scripts:
     async def sessions(self) -> dict[str, int]:
         """All that are known, each with its number."""
         found = await self.call(self.client.hgetall("gw:sessions"))
-        others = (_UNTIL.encode(), _ID.encode())
+        others = (_UNTIL.encode(), _ID.encode(), _FORMAT.encode())
         return {name.decode(): int(number) for name, number in found.items() if name not in others}
 
     async def store_id(self) -> str | None:
@@ -216,12 +219,23 @@ class Scripts:
         a new one, and a store of before there were ids gets its id now."""
         found = await self.call(self.client.hget("gw:sessions", _ID))
         if found is None:
+            await self.call(self.client.hset("gw:sessions", _FORMAT, str(FORMAT)))
             await self.call(self.client.hsetnx("gw:sessions", _ID, uuid.uuid4().hex))
             found = await self.call(self.client.hget("gw:sessions", _ID))
         self._store_id = found.decode()
+        await self._check_format()
         for session in await self.sessions():
             await self.mark(session)
         return self._store_id
+
+    async def _check_format(self) -> None:
+        """Raise StartRefused if what is there is of a newer router."""
+        found = await self.call(self.client.hget("gw:sessions", _FORMAT))
+        if found is not None and int(found) > FORMAT:
+            raise StartRefused(
+                f"STORE_URL: this Redis has format {int(found)}, and this router knows formats up"
+                f" to {FORMAT}: run a newer router on it"
+            )
 
     async def mark(self, session: str) -> None:
         """From now on all that is done to the session is done to this store, or fails."""
@@ -419,7 +433,7 @@ def _proves_writing(one: _Operation, answer: Any) -> bool:
     """Whether that answer is only given where something new could be written."""
     if isinstance(answer, Exception):
         return False
-    return one.name == "test_write" or (one.name == "accept" and answer[0] == b"accepted")
+    return one.name == "test_write" or (one.name == "change" and answer[0] == b"changed")
 
 
 def _reason(exc: Exception) -> str:

@@ -11,30 +11,28 @@ for others when the lease ends, and what it says afterwards is refused.
 import asyncio
 import contextlib
 import heapq
-import json
 import logging
 import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import orjson
 
+from gateway.domain import person
 from gateway.domain.model import (
     ALL_TENANTS,
     LONGEST_RETRY_AFTER,
     Accepted,
-    AskForLink,
     Backlog,
     Bind,
     DeadLetter,
     DeadLettered,
     Decide,
-    Decision,
     Delivered,
     Delivery,
     DryRun,
@@ -43,10 +41,7 @@ from gateway.domain.model import (
     Forward,
     Health,
     HistoryEntry,
-    IdentityLink,
     InboundMessage,
-    LinkNote,
-    Lock,
     Moment,
     Outcome,
     PersonSummary,
@@ -61,20 +56,32 @@ from gateway.domain.model import (
     UnreadableReason,
     UserId,
 )
+from gateway.domain.person import (
+    HELP_SECONDS,
+    AddDelivery,
+    Changed,
+    Known,
+    MarkSeen,
+    PairIds,
+    RecordEvent,
+    SetLock,
+)
 from gateway.errors import NoBackUp, StartRefused, StoreUnavailable
 from gateway.store.base import (
     DECRYPTION_SECONDS,
-    HELP_SECONDS,
     MAX_UNREADABLE,
     MAX_UNREADABLE_BYTES,
     UNREADABLE_SECONDS,
     Limits,
     LocksPage,
+    backlog_refusal,
     in_batches,
     whole_history,
 )
 from gateway.store.files import history, mappings, opening
 from gateway.store.files.journal import Committed
+from gateway.store.person_operations import PersonOperations, Rule, ids_in, is_known
+from gateway.store.redis import history_rows, packing
 from gateway.store.redis.scripts import (
     HOME,
     LOOKING,
@@ -100,6 +107,8 @@ _MOST_LIDS = 10_000
 _MOST_GUESSES = 100_000  # 40 MB
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 @dataclass(slots=True)
 class _Lease:
@@ -109,7 +118,7 @@ class _Lease:
     until: float
 
 
-class RedisStore:
+class RedisStore(PersonOperations):
     """See base.Store. Any number of routers may share one Redis."""
 
     @classmethod
@@ -140,7 +149,7 @@ class RedisStore:
 
     def __init__(self, scripts: Scripts, limits: Limits) -> None:
         self._scripts = scripts
-        self._limits = limits
+        super().__init__(limits)
         self._router = uuid.uuid4().hex
         self._sessions: dict[str, int] = {}  # each with its number
         self._leases: dict[str, _Lease] = {}
@@ -153,7 +162,8 @@ class RedisStore:
         self._counts_begun = 0
         self._counting = asyncio.Lock()
         self._known_as: dict[UserId, UserId] = {}  # LIDs with a phone: one person has one turn
-        self._guesses: dict[UserId, list[str]] = {}  # what a decision was taken on last time
+        self._guesses: dict[tuple[UserId, ...], bytes] = {}  # what was known of these last time
+        self._refused: tuple[TenantId, str] | None = None
         self._unknown: dict[str, set[str]] = {}  # claims of which nobody here knows, by session
         self._full_sessions: dict[str, str] = {}  # MAX_BACKLOG is reached there, in words
         self._turns: WeakValueDictionary[UserId, asyncio.Lock] = WeakValueDictionary()
@@ -372,7 +382,7 @@ class RedisStore:
             )
             users, many = users + count, max(many, its)
             tenants |= set(names)
-            if waiting < self._limits.max_backlog:
+            if waiting < self.limits.max_backlog:
                 self._full_sessions.pop(session, None)
         self._totals = users, len(tenants) or many
 
@@ -412,29 +422,19 @@ class RedisStore:
     # accepting
 
     async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
-        user = message.phone or message.lid
-        assert user is not None, "only a person's message is accepted"
         if self._lost:
-            raise self._scripts.retry_after.unavailable(f"Redis: {self._lost}")
-        session = await self._know(user)
-        # What one router is given is decided in that order, though it takes two steps.
+            raise self.unavailable(f"Redis: {self._lost}")
+        user = ids_in(message)[-1]
+        # What one router is given is decided in that order, though it may take two calls.
         async with self._turn_of(self._known_as.get(user, user)):
-            answer, decision = await self._accept("accept", session, message, decide)
-        known = UserId(answer[1].decode())
-        if known != user and answer[0] != b"full":
-            self._note_known_as(user, known)
-        if answer[0] == b"duplicate":
-            return Accepted(known, None)
-        if answer[0] == b"full":
-            reason = self._full(answer[1].decode(), decision)
-            if answer[1].startswith(b"all"):
-                self._full_sessions[session] = reason
-            raise self._scripts.retry_after.unavailable(reason)
+            accepted = await super().accept(message, decide)
+        if accepted.user != user:
+            self._note_known_as(user, accepted.user)
         self._scripts.retry_after.over()
-        self._work.set()
-        if isinstance(decision, Bind) or message.identity_link:
-            await self._count()
-        return Accepted(known, decision, help_waits=answer[2] == b"1")
+        return accepted
+
+    def unavailable(self, reason: str) -> StoreUnavailable:
+        return self._scripts.retry_after.unavailable(reason)
 
     def _note_known_as(self, lid: UserId, phone: UserId) -> None:
         if len(self._known_as) >= _MOST_GUESSES:
@@ -444,97 +444,143 @@ class RedisStore:
     def _turn_of(self, user: UserId) -> asyncio.Lock:
         return self._turns.setdefault(user, asyncio.Lock())
 
-    async def _accept(
-        self, op: str, session: str, message: InboundMessage, decide: Decide
-    ) -> tuple[list[Any], Decision | None]:
-        """The script's answer, and the decision it was given."""
-        args = {"message": _packed(message), **self._accept_limits()}
-        user, decision = message.phone or message.lid, None
-        assert user is not None
-        # Mostly nothing has changed since, and one call will do.
-        taken_on = self._guesses.pop(user, None) if op == "accept" else None
-        while True:
-            if taken_on:
-                decision = decide(_lock(*taken_on[1:]))
-                args |= {"taken_on": taken_on, "decision": _packed_decision(decision)}
-            answer = await self._scripts.run(session, op, message.body, **args)
-            if answer[0] != b"decide":
-                break
-            # The lock is not, or no longer, the one decided on.
-            taken_on = [part.decode() for part in answer[1:5]]
-        if taken_on and isinstance(decision, Forward) and not decision.link:
-            if len(self._guesses) >= _MOST_GUESSES:
-                self._guesses.clear()
-            self._guesses[user] = taken_on
-        return answer, decision
+    async def change(
+        self, ids: Sequence[UserId], rule: Rule[T], message: InboundMessage | None = None
+    ) -> T:
+        result, _ = await self._change(ids, rule, message)
+        return result
 
-    def _accept_limits(self) -> dict[str, Any]:
-        limits = self._limits
-        return {
-            "max_backlog": limits.max_backlog,
-            "max_backlog_per_tenant": limits.max_backlog_per_tenant,
-            "max_held_per_user": limits.max_held_per_user,
-            "help_cooldown": limits.help_cooldown,
-            "help_seconds": HELP_SECONDS,
+    async def _change(
+        self,
+        ids: Sequence[UserId],
+        rule: Rule[T],
+        message: InboundMessage | None = None,
+        *,
+        drop_waiting_of: Callable[[T], UserId | None] = lambda _: None,
+    ) -> tuple[T, int]:
+        """As change(); and how many deliveries were dropped."""
+        session, key = session_of(ids[0]), tuple(sorted(ids))
+        args: dict[str, Any] = {
+            "ids": list(ids),
+            "digest": _digest(message),
+            **self._backlog_limits(),
         }
+        if message:
+            args["message"] = packing.packed_message(message)
+        # Mostly nothing has changed since, and one call will do.
+        facts, seen = self._guesses.pop(key, None), b""
+        is_guess = facts is not None
+        refused: tuple[TenantId, str] | None = None
+        while True:
+            if facts is None:
+                _, facts, seen = await self._scripts.run(session, "change", **args)
+            result, changed = self._ask(rule, packing.known_from(facts, seen), refused)
+            dropped_of = drop_waiting_of(result)
+            if not (changed.changes or is_guess or dropped_of):
+                break
+            if changed.changes:
+                await self._know(ids[0])
+            answer = await self._scripts.run(
+                session,
+                "change",
+                message.body if message else b"",
+                **args,
+                known=facts.decode(),
+                seen=seen.decode(),
+                changes=[packing.change_from(one, message) for one in changed.changes],
+                drop=dropped_of,
+            )
+            if answer[0] == b"changed":
+                await self._changed(changed)
+                if not _changes_persons(changed):
+                    self._guess(key, facts)
+                return result, answer[1]
+            if answer[0] == b"full":
+                added = next(one for one in changed.changes if isinstance(one, AddDelivery))
+                refused = self._full(answer[1].decode(), added.tenant, session)
+            else:  # what is known is not, or no longer, what was decided on
+                (_, facts, seen), is_guess = answer, False
+        self._guess(key, facts)
+        return result, 0
 
-    def _full(self, entries: str, decision: Decision | None) -> str:
-        what, waiting = entries.split()
-        if what == "all":
-            return f"{waiting} messages wait, MAX_BACKLOG={self._limits.max_backlog}"
-        assert isinstance(decision, Bind | Forward)
-        return (
-            f"{waiting} messages of tenant {decision.tenant} wait, "
-            f"MAX_BACKLOG_PER_TENANT={self._limits.max_backlog_per_tenant}"
-        )
+    def _ask(
+        self, rule: Rule[T], known: Known, refused: tuple[TenantId, str] | None
+    ) -> tuple[T, Changed]:
+        self._refused = refused
+        try:
+            return rule(known)
+        finally:
+            self._refused = None
+
+    def refusal(self, tenant: TenantId) -> str | None:
+        """The script counts what waits; while a rule is asked again this is what it said."""
+        return self._refused[1] if self._refused and self._refused[0] == tenant else None
+
+    def _guess(self, key: tuple[UserId, ...], facts: bytes) -> None:
+        if len(self._guesses) >= _MOST_GUESSES:
+            self._guesses.clear()
+        self._guesses[key] = facts
+
+    async def _changed(self, changed: Changed) -> None:
+        for one in changed.changes:
+            if isinstance(one, PairIds) and one.pair.phone:
+                self._note_known_as(one.pair.lid, one.pair.phone)
+        if any(isinstance(one, SetLock) for one in changed.changes):
+            await self._count()
+        self._work.set()
+
+    async def load(self, ids: Sequence[UserId], message: InboundMessage | None = None) -> Known:
+        (known,) = await self._load_each([(ids, message)])
+        return known
+
+    async def _load_each(
+        self, asked: Sequence[tuple[Sequence[UserId], InboundMessage | None]]
+    ) -> list[Known]:
+        """Of one session."""
+        each = [[list(ids), _digest(message) or False] for ids, message in asked]
+        answers = await self._scripts.run(session_of(asked[0][0][0]), "load", each=each)
+        return [packing.known_from(facts, seen) for facts, seen in answers]
 
     async def are_known(self, messages: Sequence[InboundMessage]) -> list[bool]:
         known = [False] * len(messages)
         by_session: dict[str, list[int]] = {}
         for place, message in enumerate(messages):
-            user = message.phone or message.lid
-            if message.dedup_key and user:
-                by_session.setdefault(session_of(user), []).append(place)
-        for session, places in by_session.items():
-            packed = [_packed(messages[place]) for place in places]
-            answers = await self._scripts.run(session, "are_known", messages=packed)
-            for place, answer in zip(places, answers, strict=True):
-                known[place] = answer == 1
+            if message.dedup_key and (ids := ids_in(message)):
+                by_session.setdefault(session_of(ids[0]), []).append(place)
+        for places in by_session.values():
+            for start in range(0, len(places), _CHUNK):
+                some = [messages[place] for place in places[start : start + _CHUNK]]
+                found = await self._load_each([(ids_in(one), one) for one in some])
+                for place, one, its in zip(places[start:], some, found, strict=False):
+                    known[place] = is_known(its, one)
         return known
 
     async def dry_run(self, message: InboundMessage, decide: Decide) -> DryRun:
-        user = message.phone or message.lid
-        assert user is not None, "only a person's message is accepted"
-        seen: list[Lock] = []
-
-        def noted(lock: Lock) -> Decision:
-            seen.append(lock)
-            return decide(lock)
-
-        answer, decision = await self._accept("rehearse", session_of(user), message, noted)
-        known = UserId(answer[1].decode())
-        if answer[0] == b"duplicate":
-            return DryRun(Accepted(known, None), await self._lock(known), 0, refused=None)
-        lock = seen[-1]
-        if answer[0] == b"full":
-            known, _ = await self.lock_of(user)
-            refused = self._full(answer[1].decode(), decision)
-            return DryRun(Accepted(known, decision), lock, 0, refused)
-        accepted = Accepted(known, decision, help_waits=answer[2] == b"1")
-        return DryRun(accepted, lock, int(answer[3]), refused=None)
-
-    async def link_identity(self, identity_link: IdentityLink) -> None:
-        session = await self._know(identity_link.phone)
-        await self._scripts.run(
-            session,
-            "learn",
-            lid=identity_link.lid,
-            phone=identity_link.phone,
-            identity_link=_packed_identity_link(identity_link),
+        found = await super().dry_run(message, decide)
+        decision, session = found.accepted.decision, session_of(found.accepted.user)
+        if not isinstance(decision, Bind | Forward):
+            return found
+        (said,) = await self._scripts.run(
+            session, "full", tenant=str(decision.tenant), **self._backlog_limits()
         )
-        self._note_known_as(identity_link.lid, identity_link.phone)
-        await self._count()
-        self._work.set()
+        if not said:
+            return found
+        return replace(found, refused=self._full(said.decode(), decision.tenant, session)[1])
+
+    def _backlog_limits(self) -> dict[str, Any]:
+        return {
+            "max_backlog": self.limits.max_backlog,
+            "max_backlog_per_tenant": self.limits.max_backlog_per_tenant,
+        }
+
+    def _full(self, said: str, tenant: TenantId, session: str) -> tuple[TenantId, str]:
+        what, waiting = said.split()
+        everything = int(waiting) if what == "all" else 0
+        reason = backlog_refusal(self.limits, everything, tenant, int(waiting))
+        assert reason is not None
+        if what == "all":
+            self._full_sessions[session] = reason
+        return tenant, reason
 
     async def add_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
         # Under the user's session as far as there is a user; else all lie together.
@@ -618,8 +664,8 @@ class RedisStore:
             probe=probe is not None,
             named=[str(tenant) for tenant in tenants.named],
             others=tenants.others,
-            max_in_flight=self._limits.max_in_flight,
-            cap=self._limits.max_in_flight_per_tenant,
+            max_in_flight=self.limits.max_in_flight,
+            cap=self.limits.max_in_flight_per_tenant,
         )
         if state == b"lease":
             await self._renew(session)
@@ -735,33 +781,17 @@ class RedisStore:
 
     # locks
 
-    async def _lock(self, user: UserId) -> Lock:
-        return (await self.lock_of(user))[1]
-
-    async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
-        known, *lock = await self._scripts.run(session_of(user), "lock_of", user=user)
-        return UserId(known.decode()), _lock(*(part.decode() for part in lock))
-
-    async def lock(
-        self, user: UserId, tenant: TenantId, *, at: float | None = None
-    ) -> tuple[UserId, TenantId | None, int]:
-        session = await self._know(user)
-        known, before, released = await self._scripts.run(
-            session, "lock", user=user, tenant=str(tenant), at=_packed_time(at)
-        )
-        await self._count()
-        self._work.set()
-        return UserId(known.decode()), _tenant(before), released
-
     async def unlock(
         self, user: UserId, *, drop_waiting: bool = False, at: float | None = None
     ) -> tuple[UserId, TenantId | None, int]:
-        known, before, dropped = await self._scripts.run(
-            session_of(user), "unlock", user=user, drop=drop_waiting, at=_packed_time(at)
+        def rule(known: Known) -> tuple[tuple[UserId, TenantId | None], Changed]:
+            unlocked, tenant, changed = person.unlock(known, user, at=at, now=self.now())
+            return (unlocked, tenant), changed
+
+        (unlocked, tenant), dropped = await self._change(
+            (user,), rule, drop_waiting_of=lambda found: found[0] if drop_waiting else None
         )
-        await self._count()
-        self._work.set()
-        return UserId(known.decode()), _tenant(before), dropped
+        return unlocked, tenant, dropped
 
     async def move(
         self,
@@ -938,15 +968,6 @@ class RedisStore:
             found += [(UserId(user.decode()), float(at)) for user, at in _pairs(some)]
         return sorted(found, key=lambda pair: pair[1])
 
-    async def begin_help(self, user: UserId) -> UserId | None:
-        found = await self._scripts.run(
-            session_of(user), "begin_help", user=user, help_seconds=HELP_SECONDS
-        )
-        return UserId(found[0].decode()) if found else None
-
-    async def undo_help(self, user: UserId, *, retry: bool) -> None:
-        await self._scripts.run(session_of(user), "undo_help", user=user, retry=retry)
-
     # the whole
 
     async def note_heard(self, times: Mapping[str, float]) -> None:
@@ -985,59 +1006,21 @@ def _tenant(value: bytes) -> TenantId | None:
     return TenantId(int(value)) if value else None
 
 
-def _lock(tenant: str, second: str, fraction: str) -> Lock:
-    return Lock(
-        TenantId(int(tenant)) if tenant else None, Moment(int(float(second)), float(fraction))
-    )
-
-
-def _packed_moment(moment: Moment) -> list[str]:
-    return [str(moment.second), repr(moment.fraction)]
-
-
 def _packed_time(time: float | None) -> list[str] | None:
-    return None if time is None else _packed_moment(Moment.of(time))
+    return None if time is None else packing.packed_moment(Moment.of(time))
 
 
-def _packed_identity_link(identity_link: IdentityLink) -> dict[str, Any]:
-    packed = {
-        "at": repr(identity_link.at),
-        "message_id": identity_link.message_id,
-        "asked": identity_link.asked,
-    }
-    return without_none(packed)
+def _digest(message: InboundMessage | None) -> str | None:
+    return message.dedup_key.digest.hex() if message and message.dedup_key else None
 
 
-def _packed(message: InboundMessage) -> dict[str, Any]:
-    packed: dict[str, Any] = {
-        "phone": message.phone,
-        "lid": message.lid,
-        "sent": _packed_moment(message.sent),
-        "event_time": repr(message.event_time),
-        "arrived": repr(message.arrived),
-        "key": message.idempotency_key,
-        "message_id": message.message_id,
-        "headers": json.dumps(message.headers),
-    }
-    if message.identity_link:
-        packed["identity_link"] = _packed_identity_link(message.identity_link)
-    if message.dedup_key:
-        packed |= {"seen": message.dedup_key.digest.hex(), "twins": message.dedup_key.twins}
-    return without_none(packed)
-
-
-def _packed_decision(decision: Decision) -> dict[str, Any]:
-    packed: dict[str, Any] = {}
-    if isinstance(decision, AskForLink):
-        packed |= {"hold": decision.hold, "help": decision.help}
-    else:
-        packed |= {"tenant": str(decision.tenant), "delivers": True}
-    if isinstance(decision, Bind):
-        kind = "locked" if decision.previous is None else "moved"
-        packed |= {"binds": True, "kind": kind, "named": str(decision.tenant)}
-    elif isinstance(link := decision.link, LinkNote):
-        packed |= {"kind": link.note.value, "named": str(link.tenant)}
-    return packed
+def _changes_persons(changed: Changed) -> bool:
+    """Whether what is known of persons is another now."""
+    return any(
+        not isinstance(one, AddDelivery | MarkSeen)
+        and not (isinstance(one, RecordEvent) and one.event.changed is None)
+        for one in changed.changes
+    )
 
 
 def _packed_selection(which: Selection) -> dict[str, Any]:
@@ -1112,7 +1095,8 @@ def _unreadable(row: list[bytes], place: int, many: int) -> Unreadable:
 
 
 def _history_entry(row: list[bytes]) -> HistoryEntry:
-    id_, at, user, kind, from_, to, _, _, message_id, why = (part.decode() for part in row)
+    id_, at, user, kind, from_, to, _, _, message_id, text = (part.decode() for part in row)
+    cause = history_rows.unpack(text, user=user)
     return HistoryEntry(
         int(id_),
         float(at),
@@ -1121,7 +1105,9 @@ def _history_entry(row: list[bytes]) -> HistoryEntry:
         TenantId(int(from_)) if from_ else None,
         TenantId(int(to)) if to else None,
         message_id or None,
-        why or None,
+        cause.why,
+        cause.who,
+        UserId(cause.other) if cause.other else None,
     )
 
 

@@ -6,42 +6,18 @@
 
 local SEEN_SECONDS = 259200
 
-local function hashed(id) return id and string.sub(redis.sha1hex(id), 1, 16) or '' end
-
-local function same_person(one, other)
-  if one[1] ~= '' and one[1] == other[1] or one[2] ~= '' and one[2] == other[2] then
-    return 'yes'
-  end
-  if one[1] ~= '' and other[1] ~= '' or one[2] ~= '' and other[2] ~= '' then return 'no' end
-  return 'perhaps'
-end
-
--- 'itself', 'anothers', 'nobodys' or 'nothing': see seen.Found.
-local function find_seen(message, ids)
-  local found = 'nothing'
-  for entry in string.gmatch(redis.call('GET', P .. 'seen:' .. message.seen) or '', '[^;]+') do
-    local phone, lid, routed = string.match(entry, '^([^,]*),([^,]*),(.)$')
-    local same = message.twins and same_person({phone, lid}, ids) or 'yes'
-    if same == 'yes' or same == 'perhaps' and routed == '1' then return 'itself' end
-    if same == 'no' then found = 'anothers'
-    elseif found == 'nothing' then found = 'nobodys' end
-  end
-  return found
-end
-
-local function add_seen(message, ids, routed)
-  local key = 'seen:' .. message.seen
-  local entry = ids[1] .. ',' .. ids[2] .. ',' .. (routed and '1' or '0')
-  local before = redis.call('GET', P .. key)
+local function add_seen(digest, phone, lid, routed)
+  local key = P .. 'seen:' .. digest
+  local entry = phone .. ',' .. lid .. ',' .. (routed and '1' or '0')
+  local before = redis.call('GET', key)
   for old in string.gmatch(before or '', '[^;]+') do
-    local phone, lid = string.match(old, '^([^,]*),([^,]*),')
-    if phone == ids[1] and lid == ids[2] then return end
+    local its_phone, its_lid = string.match(old, '^([^,]*),([^,]*),')
+    if its_phone == phone and its_lid == lid then return end
   end
-  setex(key, SEEN_SECONDS, before and before .. ';' .. entry or entry)
+  redis.call('SET', key, before and before .. ';' .. entry or entry, 'EX', SEEN_SECONDS)
 end
 
-local function keep_held(user, message, body, most)
-  if redis.call('LLEN', P .. 'held:' .. user) >= most then return end
+local function keep_held(user, message, body)
   rpush('held:' .. user, cjson.encode({
     sent = message.sent, event_time = message.event_time, arrived = message.arrived,
     key = message.key, message_id = message.message_id or '', headers = message.headers,
@@ -51,32 +27,26 @@ local function keep_held(user, message, body, most)
   zadd('held_until', message.arrived, user)
 end
 
-local function forget_held(user, entry)
-  hdel('held_key', entry.key)
-end
-
-function take_held(user)
-  local found = {}
-  for _, line in ipairs(lrange('held:' .. user)) do
-    local entry = cjson.decode(line)
-    forget_held(user, entry)
-    if tonumber(entry.arrived) > NOW - HOLD_SECONDS then table.insert(found, entry) end
-  end
-  del_list('held:' .. user)
+-- Nothing is held of user any more.
+function drop_all_held(user)
+  for _, line in ipairs(lrange('held:' .. user)) do hdel('held_key', cjson.decode(line).key) end
+  del('held:' .. user)
   zrem('held_until', user)
-  return found
 end
 
--- The message with that key is delivered after all.
-local function drop_held(key)
-  local user = hget('held_key', key)
+-- The message that is held under that key, which is held no longer; nil if none is.
+local function take_held(key)
+  local user, found = hget('held_key', key), nil
   if not user then return end
   local all = lrange('held:' .. user)
-  del_list('held:' .. user)
+  del('held:' .. user)
   for _, line in ipairs(all) do
-    if cjson.decode(line).key ~= key then rpush('held:' .. user, line) end
+    local entry = cjson.decode(line)
+    if entry.key == key then found = entry else rpush('held:' .. user, line) end
   end
+  if #all < 2 then zrem('held_until', user) end
   hdel('held_key', key)
+  return found
 end
 
 function rename_held(old, new)
@@ -87,25 +57,14 @@ function rename_held(old, new)
     for _, line in ipairs(lrange('held:' .. user)) do table.insert(joined, cjson.decode(line)) end
   end
   table.sort(joined, function(a, b) return tonumber(a.arrived) < tonumber(b.arrived) end)
-  del_list('held:' .. old)
-  del_list('held:' .. new)
+  del('held:' .. old)
+  del('held:' .. new)
   for _, entry in ipairs(joined) do
     rpush('held:' .. new, cjson.encode(entry))
     hset('held_key', entry.key, new)
     zadd('held_until', entry.arrived, new)
   end
   zrem('held_until', old)
-end
-
-local function release_held(user, alias, tenant, sent_after)
-  local released = 0
-  for _, held in ipairs(take_held(user)) do
-    if not earlier(held.sent, sent_after) then
-      add_delivery(held, tenant, user, alias)
-      released = released + 1
-    end
-  end
-  return released
 end
 
 -- unreadable: ids of messages that went to nobody.  u:<id>: one.  unreadable_of:<user>: theirs.
@@ -119,7 +78,7 @@ local function delete_unreadable(id)
   zrem('unreadable', id)
   hdel('unreadable_key', key)
   if user ~= '' then zrem('unreadable_of:' .. user, id) end
-  del_hash('u:' .. id)
+  del('u:' .. id)
   return 1
 end
 
@@ -177,36 +136,6 @@ local function sweep_unreadable(args)
   end
 end
 
-local function keep_help(user, args)
-  local found = hget('help', user)
-  if found then
-    local queued, sent = string.match(found, '^(%S+) (%S+)$')
-    local at, span = queued, args.help_seconds
-    if sent ~= '-' then at, span = sent, args.help_cooldown end
-    if math.abs(NOW - tonumber(at)) < tonumber(span) then return false end
-  end
-  hset('help', user, text(NOW) .. ' -')
-  zadd('help_waits', text(NOW), user)
-  return true
-end
-
-function rename_help(old, new)
-  local mine, theirs = hget('help', old), hget('help', new)
-  if not mine then return end
-  local winner = mine
-  if theirs then
-    local q1, s1 = string.match(mine, '^(%S+) (%S+)$')
-    local q2, s2 = string.match(theirs, '^(%S+) (%S+)$')
-    local a, b = tonumber(s1) or 0, tonumber(s2) or 0
-    if b > a or b == a and tonumber(q2) > tonumber(q1) then winner = theirs end
-  end
-  hdel('help', old)
-  zrem('help_waits', old)
-  hset('help', new, winner)
-  local queued, sent = string.match(winner, '^(%S+) (%S+)$')
-  if sent == '-' then zadd('help_waits', queued, new) else zrem('help_waits', new) end
-end
-
 local function full(args, tenant)
   local all = tonumber(kget('waiting', '') or 0)
   if all >= args.max_backlog then return 'all ' .. all end
@@ -214,77 +143,138 @@ local function full(args, tenant)
   if theirs >= args.max_backlog_per_tenant then return 'tenant ' .. theirs end
 end
 
-local function accept(args, body)
-  local message = args.message
-  local user, alias = person(message)
-  local ids, found = nil, 'nothing'
-  if is_lid(user) then ids = {'', hashed(user)} else ids = {hashed(user), hashed(alias)} end
-  if message.seen then
-    found = find_seen(message, ids)
-    if found == 'itself' then return {'duplicate', user} end
-    if found == 'anothers' then -- it needs a key of its own
-      message.key = string.sub(redis.sha1hex(message.key .. '|' .. user), 1, 32)
+-- Of each of ids and of those who are or were the same persons, in order: id, tenant, last change,
+-- help, the other id, when that was linked (of a LID), what is held, and, if anything is, the changes
+-- of the lock that can tell where it belongs. As a text: an equal one means that nothing has changed.
+local function facts_of(ids)
+  local all, is_there = {}, {}
+  local function add(id)
+    if id and not is_there[id] then
+      table.insert(all, id)
+      is_there[id] = true
     end
   end
-  local tenant, changed = hget('lock', user), last_change(user)
-  local taken_on = {user, tenant or '', changed[1], changed[2]}
-  for place = 1, 4 do
-    if not args.taken_on or args.taken_on[place] ~= taken_on[place] then
-      return {'decide', unpack(taken_on)}
-    end
+  for _, id in ipairs(ids) do
+    add(id)
+    if is_lid(id) then add(phone_of(id)) else add(lid_of(id)) end
   end
-  local to = args.decision.tenant
-  if to and args.decision.delivers then
-    local why = full(args, to)
+  table.sort(all)
+  local found, oldest = {}, nil
+  for place, id in ipairs(all) do
+    local held = {}
+    for _, line in ipairs(lrange('held:' .. id)) do
+      local entry = cjson.decode(line)
+      table.insert(held, {entry.key, entry.sent[1], entry.sent[2], entry.arrived})
+      if not oldest or earlier(entry.sent, oldest) then oldest = entry.sent end
+    end
+    local of_a_lid = is_lid(id)
+    found[place] = {
+      id, hget('lock', id) or '', hget('change', id) or '', hget('help', id) or '',
+      of_a_lid and (hget('phone', id) or '') or lid_of(id) or '',
+      of_a_lid and hget('sighted', id) or '', #held > 0 and held or '',
+    }
+  end
+  for _, facts in ipairs(found) do facts[8] = oldest and changes_since(facts[1], oldest) or '' end
+  return cjson.encode(found)
+end
+
+local function seen_of(digest) return digest and redis.call('GET', P .. 'seen:' .. digest) or '' end
+
+function ops.full(args) return {full(args, args.tenant) or ''} end
+
+-- What was decided on that: each change is a list, its name first.
+local apply = {}
+
+function apply.set_lock(change) set_lock(change[2], change[3] ~= '' and change[3] or nil) end
+
+function apply.record(change)
+  local _, at, user, kind, from, to, second, fraction, message_id, why, other = unpack(change)
+  record(at, user, kind, from, to, second ~= '' and {second, fraction} or nil, message_id, why)
+  if other ~= '' then -- whose history names whom: an erasure must find it
+    sadd('named:' .. user, other)
+    sadd('named:' .. other, user)
+  end
+end
+
+function apply.pair(change)
+  local _, lid, phone, at = unpack(change)
+  local before = phone_of(lid)
+  if before and lid_of(before) == lid then hdel('lid', before) end
+  hset('phone', lid, phone ~= '' and phone or lid)
+  if phone ~= '' then hset('lid', phone, lid) end
+  hset('sighted', lid, at)
+end
+
+function apply.rename(change)
+  local _, old, new, alias = unpack(change)
+  move_lines(old, new, alias)
+  rename_letters(old, new, alias)
+  rename_held(old, new)
+end
+
+function apply.help(change)
+  local _, user, queued, sent = unpack(change)
+  if queued == '' then
+    hdel('help', user)
+  else
+    hset('help', user, queued .. ' ' .. (sent ~= '' and sent or '-'))
+  end
+  if queued ~= '' and sent == '' then zadd('help_waits', queued, user) else zrem('help_waits', user) end
+end
+
+local function deliver(content, tenant, user, alias)
+  add_delivery(content, tenant, user, alias)
+  if not kget('first_seen', tenant) then kset('first_seen', tenant, text(NOW)) end
+  kset('last_seen', tenant, text(NOW))
+end
+
+function apply.add(change, message, body)
+  local _, user, alias, tenant, key = unpack(change)
+  message.body, message.key = body, key
+  deliver(message, tenant, user, alias)
+end
+
+function apply.hold(change, message, body)
+  message.key = change[3]
+  keep_held(change[2], message, body)
+end
+
+function apply.release(change)
+  local _, user, key, alias, tenant = unpack(change)
+  local held = take_held(key)
+  if held then deliver(held, tenant, user, alias) end
+end
+
+function apply.drop_held(change) drop_all_held(change[2]) end
+
+function apply.forget_held(change) take_held(change[2]) end
+
+function apply.seen(change) add_seen(change[2], change[3], change[4], change[5] == '1') end
+
+-- Apply args.changes if what is known is still what they were decided on, args.known and args.seen;
+-- else say what is known. Without changes: say it. body: of args.message, which the changes add.
+function ops.change(args, body)
+  local known, seen = facts_of(args.ids), seen_of(args.digest)
+  if not args.changes or known ~= args.known or seen ~= args.seen then
+    return {'known', known, seen}
+  end
+  for _, change in ipairs(args.changes) do
+    local why = change[1] == 'add' and full(args, change[4])
     if why then return {'full', why} end
   end
-  if tonumber(message.sent[1]) > tonumber(kget('numbers', 'sent') or 0)
+  local message = args.message
+  if message and tonumber(message.sent[1]) > tonumber(kget('numbers', 'sent') or 0)
     and tonumber(message.sent[1]) < math.floor(tonumber(message.arrived)) then
     kset('numbers', 'sent', message.sent[1]) -- WhatsApp's time, and no message's arrival
   end
-  if args.decision.kind then
-    local binds = args.decision.binds
-    if binds then set_lock(user, to) end
-    record(message.arrived, user, args.decision.kind, tenant, args.decision.named,
-           (binds or args.decision.kind == 'confirmed') and message.sent or nil, message.message_id)
-  end
-  local released = 0
-  if args.decision.delivers then
-    if found == 'nobodys' then drop_held(message.key) end
-    message.body = body
-    add_delivery(message, to, user, alias)
-    if not kget('first_seen', to) then kset('first_seen', to, text(NOW)) end
-    kset('last_seen', to, text(NOW))
-  elseif args.decision.hold and HOLD_SECONDS > 0 then
-    keep_held(user, message, body, args.max_held_per_user)
-  end
-  if args.decision.binds then released = release_held(user, alias, to, message.sent) end
-  local helps = args.decision.help and keep_help(user, args)
-  -- Last: if an operation fails half-way its copy must not count as seen.
-  if message.seen then add_seen(message, ids, args.decision.delivers) end
-  return {'accepted', user, helps and '1' or '0', tostring(released)}
+  for _, change in ipairs(args.changes) do apply[change[1]](change, message, body) end
+  return {'changed', args.drop and drop_waiting(args.drop) or 0}
 end
 
-function ops.are_known(args)
+-- Of several messages at once: what ops.change() says.
+function ops.load(args)
   local answer = {}
-  for place, message in ipairs(args.messages) do
-    local phone, lid = message.phone, message.lid
-    if lid and not phone then phone = phone_of(lid) elseif phone and not lid then lid = lid_of(phone) end
-    local known = message.seen and find_seen(message, {hashed(phone) or '', hashed(lid) or ''})
-    answer[place] = known == 'itself' and 1 or 0
-  end
-  return answer
-end
-
-function ops.accept(args, body) return accept(args, body) end
-
--- What accept() would do; then all of it is taken back.
-function ops.rehearse(args, body)
-  place_all()
-  undo = {}
-  local answer = accept(args, body)
-  take_back()
-  to_place = {}
+  for place, one in ipairs(args.each) do answer[place] = {facts_of(one[1]), seen_of(one[2])} end
   return answer
 end
 
@@ -301,7 +291,7 @@ function ops.sweep(args)
   for _, user in ipairs(redis.call('ZRANGEBYSCORE', P .. 'held_until', '-inf',
                                    text(NOW - HOLD_SECONDS), 'LIMIT', 0, args.chunk)) do
     gone = gone + redis.call('LLEN', P .. 'held:' .. user)
-    take_held(user)
+    drop_all_held(user)
   end
   for _, user in ipairs(redis.call('ZRANGEBYSCORE', P .. 'help_waits', '-inf',
                                    text(NOW - args.help_seconds), 'LIMIT', 0, args.chunk)) do
@@ -315,34 +305,4 @@ end
 function ops.help_waits(args)
   return redis.call('ZRANGEBYSCORE', P .. 'help_waits', '(' .. text(NOW - args.help_seconds), '+inf',
                     'WITHSCORES')
-end
-
-function ops.begin_help(args)
-  local user = known_as(args.user)
-  if hget('lock', user) then
-    hdel('help', user)
-    zrem('help_waits', user)
-    return {}
-  end
-  local queued = zscore('help_waits', user)
-  if not queued or tonumber(queued) <= NOW - args.help_seconds then return {} end
-  zrem('help_waits', user)
-  hset('help', user, queued .. ' ' .. text(NOW))
-  return {user}
-end
-
-function ops.undo_help(args)
-  local user = args.user
-  -- Known by another id since: its row may be of a message that was sent.
-  if known_as(user) ~= user then return {} end
-  local found = hget('help', user)
-  if args.retry and found then
-    local queued = string.match(found, '^(%S+)')
-    hset('help', user, queued .. ' -')
-    zadd('help_waits', queued, user)
-  elseif not args.retry then
-    hdel('help', user)
-    zrem('help_waits', user)
-  end
-  return {}
 end

@@ -12,14 +12,6 @@ local NOW = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
 local function text(number) return string.format('%.17g', number) end
 
--- Writes, each with the step that undoes it: a rehearsal takes back what it did.
-
-local undo = nil
-
-local function undone_by(...)
-  if undo then table.insert(undo, {...}) end
-end
-
 local function hget(key, field) return redis.call('HGET', P .. key, field) or nil end
 
 -- Facts that operations of one call share, counters above all: read once, kept in memory, and
@@ -38,8 +30,7 @@ local function kget(key, field)
 end
 
 local function kset(key, field, value)
-  local old = kget(key, field) or ''
-  if undo then undone_by('kept', key, field, old) end
+  kget(key, field)
   kept[key][field] = value
   changed[key] = changed[key] or {}
   changed[key][field] = true
@@ -78,94 +69,25 @@ local function count(key, field, by)
   return value
 end
 
-local function take_back()
-  local steps = undo
-  undo = nil
-  for place = #steps, 1, -1 do
-    local step = steps[place]
-    if step[1] == 'kept' then kept[step[2]][step[3]] = step[4] else redis.call(unpack(step)) end
-  end
-end
+local function hset(key, field, value) redis.call('HSET', P .. key, field, value) end
 
-local function hset(key, field, value)
-  if undo then
-    local old = hget(key, field)
-    if old then undone_by('HSET', P .. key, field, old) else undone_by('HDEL', P .. key, field) end
-  end
-  redis.call('HSET', P .. key, field, value)
-end
-
-local function hdel(key, field)
-  if undo then
-    local old = hget(key, field)
-    if old then undone_by('HSET', P .. key, field, old) end
-  end
-  return redis.call('HDEL', P .. key, field)
-end
+local function hdel(key, field) return redis.call('HDEL', P .. key, field) end
 
 local function zscore(key, member) return redis.call('ZSCORE', P .. key, member) or nil end
 
-local function zadd(key, score, member)
-  if undo then
-    local old = zscore(key, member)
-    if old then undone_by('ZADD', P .. key, old, member)
-    else undone_by('ZREM', P .. key, member) end
-  end
-  redis.call('ZADD', P .. key, score, member)
-end
+local function zadd(key, score, member) redis.call('ZADD', P .. key, score, member) end
 
-local function zrem(key, member)
-  if undo then
-    local old = zscore(key, member)
-    if old then undone_by('ZADD', P .. key, old, member) end
-  end
-  return redis.call('ZREM', P .. key, member)
-end
+local function zrem(key, member) return redis.call('ZREM', P .. key, member) end
 
-local function sadd(key, member)
-  if redis.call('SADD', P .. key, member) == 1 then undone_by('SREM', P .. key, member) end
-end
+local function sadd(key, member) redis.call('SADD', P .. key, member) end
 
-local function srem(key, member)
-  if redis.call('SREM', P .. key, member) == 1 then undone_by('SADD', P .. key, member) end
-end
+local function srem(key, member) redis.call('SREM', P .. key, member) end
 
-local function rpush(key, value)
-  redis.call('RPUSH', P .. key, value)
-  undone_by('RPOP', P .. key)
-end
+local function rpush(key, value) redis.call('RPUSH', P .. key, value) end
 
 local function lrange(key) return redis.call('LRANGE', P .. key, 0, -1) end
 
-local function del_list(key)
-  if undo then
-    for _, value in ipairs(lrange(key)) do table.insert(undo, {'RPUSH', P .. key, value}) end
-    -- Undone from the last on: what was first must be pushed first.
-    local from = #undo - #lrange(key) + 1
-    local last = #undo
-    while from < last do
-      undo[from], undo[last] = undo[last], undo[from]
-      from, last = from + 1, last - 1
-    end
-  end
-  redis.call('DEL', P .. key)
-end
-
-local function del_hash(key)
-  if undo then
-    local all = redis.call('HGETALL', P .. key)
-    for place = 1, #all, 2 do undone_by('HSET', P .. key, all[place], all[place + 1]) end
-  end
-  redis.call('DEL', P .. key)
-end
-
-local function setex(key, seconds, value)
-  if undo then
-    local old, left = redis.call('GET', P .. key), redis.call('PTTL', P .. key)
-    if old then undone_by('SET', P .. key, old, 'PX', left) else undone_by('DEL', P .. key) end
-  end
-  redis.call('SET', P .. key, value, 'EX', seconds)
-end
+local function del(key) redis.call('DEL', P .. key) end
 
 -- A moment is two texts: whole second, and the time within it as a Unix time.
 

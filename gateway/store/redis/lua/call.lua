@@ -10,7 +10,6 @@ local answers = {}
 for place = 3, #ARGV, 3 do
   local well, answer = pcall(ops[ARGV[place]], cjson.decode(ARGV[place + 1]), ARGV[place + 2])
   if not well then
-    if undo then take_back() end
     answer = redis.error_reply(type(answer) == 'table' and answer.err or tostring(answer))
   end
   answers[#answers + 1] = answer

@@ -31,12 +31,11 @@ local function delete_letter(id)
   zrem('letters_of:' .. user, id)
   zrem('letters_to:' .. tenant, id)
   count('dead', tenant, -1)
-  del_hash('x:' .. id)
+  del('x:' .. id)
   return true
 end
 
-function rename_letters(old, new)
-  local alias = not is_lid(new) and lid_of(new) or ''
+function rename_letters(old, new, alias)
   for _, id in ipairs(redis.call('ZRANGE', P .. 'letters_of:' .. old, 0, -1)) do
     hset('x:' .. id, 'user', new)
     hset('x:' .. id, 'alias', alias)

@@ -71,7 +71,6 @@ end
 function add_delivery(content, tenant, user, alias)
   local id = new_id()
   local key = 'd:' .. id
-  undone_by('DEL', P .. key)
   redis.call('HSET', P .. key, 'tenant', tenant, 'user', user, 'alias', alias or '',
     'event_time', content.event_time, 'arrived', content.arrived, 'key', content.key,
     'message_id', content.message_id or '', 'headers', content.headers, 'attempts', '0',
@@ -102,7 +101,7 @@ end
 
 -- Take it out of its line; see_to() is the caller's.
 local function delete(id, tenant, user)
-  del_hash('d:' .. id)
+  del('d:' .. id)
   zrem('l:' .. line_of(tenant, user), id)
   zrem('ids', id)
   count_waiting(tenant, -1)
@@ -118,15 +117,14 @@ local function of_user(user)
   return found
 end
 
-function move_lines(old, new)
-  local alias = not is_lid(new) and lid_of(new) or ''
+function move_lines(old, new, alias)
   for _, tenant in ipairs(redis.call('SMEMBERS', P .. 'lines:' .. old)) do
     local from, to = line_of(tenant, old), line_of(tenant, new)
     for _, id in ipairs(redis.call('ZRANGE', P .. 'l:' .. from, 0, -1)) do
       zadd('l:' .. to, zscore('l:' .. from, id), id)
       zrem('l:' .. from, id)
       hset('d:' .. id, 'user', new)
-      hset('d:' .. id, 'alias', alias or '')
+      hset('d:' .. id, 'alias', alias)
       local flying = hget('fly', id)
       if flying then
         local lease = string.match(flying, '^(%S+)')

@@ -9,7 +9,7 @@ function bring.lock(row) set_lock(row.user, row.tenant) end
 function bring.alias(row)
   hset('phone', row.lid, row.phone)
   if row.phone ~= row.lid then hset('lid', row.phone, row.lid) end
-  hset('sighted', row.lid, row.sighted)
+  hset('sighted', row.lid, row.linked_at)
 end
 
 -- Lines of a user come in the order of their ids; one that is there already comes a second time.
@@ -39,7 +39,7 @@ function bring.heard(row) hset('heard', row.session, row.at) end
 
 function bring.held(row, body)
   row.sent = {row.sent_second, row.sent_fraction}
-  keep_held(row.user, row, body, math.huge)
+  keep_held(row.user, row, body)
 end
 
 function bring.unreadable(row, body) keep_unreadable(row, body) end
@@ -53,6 +53,7 @@ end
 function bring.delivery(row, body)
   row.body = body
   local id = add_delivery(row, row.tenant, row.user, row.alias)
+  row.own_faults = row.poison_attempts
   for _, field in ipairs({'attempts', 'own_faults', 'tried_at', 'age'}) do
     hset('d:' .. id, field, row[field])
   end
@@ -71,7 +72,7 @@ function bring.tenant(row)
   end
 end
 
-function bring.seen(row) add_seen({seen = row.key}, {row.phone, row.lid}, row.routed == '1') end
+function bring.seen(row) add_seen(row.key, row.phone, row.lid, row.routed == '1') end
 
 function ops.bring(args, body)
   kset('numbers', 'base', args.base)

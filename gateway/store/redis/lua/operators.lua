@@ -1,33 +1,17 @@
 -- What operators and offices ask and order.
 
-function ops.lock(args)
-  local user, tenant = known_as(args.user), args.tenant
-  local before, changed = hget('lock', user), last_change(user)
-  local kind = (not before or before == tenant) and 'locked' or 'moved'
-  set_lock(user, tenant)
-  record(text(NOW), user, kind, before, tenant, latest(changed, args.at or moment_now()), nil, 'operator')
-  local alias = not is_lid(user) and lid_of(user) or nil
-  return {user, before or '', release_held(user, alias, tenant, NEVER)}
-end
-
-function ops.unlock(args)
-  local user = known_as(args.user)
-  local before, changed, dropped = hget('lock', user), last_change(user), 0
-  if args.drop then
-    for _, one in ipairs(of_user(user)) do
-      local id, tenant = one[1], one[2]
-      if not hget('fly', id) then
-        bury(id, tenant, user, {died_at = text(NOW), reason = "dropped by an operator's unlock"}, 0)
-        dropped = dropped + 1
-        see_to(tenant, user)
-      end
+-- What waits of user and is not in flight is given up on; how many.
+function drop_waiting(user)
+  local dropped = 0
+  for _, one in ipairs(of_user(user)) do
+    local id, tenant = one[1], one[2]
+    if not hget('fly', id) then
+      bury(id, tenant, user, {died_at = text(NOW), reason = "dropped by an operator's unlock"}, 0)
+      dropped = dropped + 1
+      see_to(tenant, user)
     end
   end
-  if before then
-    set_lock(user, nil)
-    record(text(NOW), user, 'unlocked', before, nil, latest(changed, args.at or moment_now()), nil, 'operator')
-  end
-  return {user, before or '', dropped}
+  return dropped
 end
 
 -- Up to args.chunk users; what waits when they are the last.
@@ -176,7 +160,7 @@ function ops.erase(args)
       n.waiting = n.waiting + 1
     end
     n.held = n.held + #lrange('held:' .. user)
-    take_held(user)
+    drop_all_held(user)
     for _, id in ipairs(redis.call('ZRANGE', P .. 'letters_of:' .. user, 0, -1)) do
       delete_letter(id)
       n.letters = n.letters + 1

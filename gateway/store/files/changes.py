@@ -1,0 +1,124 @@
+"""Applying what the rules decided: the changes of domain/person.py as rows of router.db.
+
+Each function is part of a transaction. What memory must follow after the commit is noted beside.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gateway.domain.model import InboundMessage, TenantId, UserId
+from gateway.domain.person import (
+    AddDelivery,
+    Change,
+    DropHeld,
+    ForgetHeld,
+    Hold,
+    Known,
+    MarkSeen,
+    PairIds,
+    RecordEvent,
+    ReleaseHeld,
+    RenameUser,
+    SetHelp,
+    SetLock,
+)
+from gateway.store.files import deliveries, held, history
+from gateway.store.files import help as help_rows
+from gateway.store.files.dedup import DedupKeys
+from gateway.store.files.deliveries import Content
+from gateway.store.files.scheduler import Head
+
+Tx = sqlite3.Connection
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a transaction did, for memory to follow after its commit.
+
+    locks: user, tenant and number of the lock_redo row. counts: deliveries more (or fewer) of each
+    tenant. heads: of user queues that changed. stale: tenants whose heads must be read again.
+    """
+
+    known: Known | None = None
+    locks: list[tuple[UserId, TenantId | None, int]] = field(default_factory=list)
+    counts: list[tuple[TenantId, int]] = field(default_factory=list)
+    heads: list[Head] = field(default_factory=list)
+    renamed: list[tuple[UserId, UserId]] = field(default_factory=list)
+    stale: list[TenantId] = field(default_factory=list)
+    forgotten: list[UserId] = field(default_factory=list)
+    settled: int | None = None
+    delivered: TenantId | None = None
+    accepted: TenantId | None = None
+
+    def offer(self, head: Head | None) -> None:
+        if head:
+            self.heads.append(head)
+
+    def set_lock(self, tx: Tx, user: UserId, tenant: TenantId | None) -> None:
+        query = "INSERT INTO lock_redo (user, tenant) VALUES (?, ?)"
+        number = tx.execute(query, (user, tenant)).lastrowid
+        assert number is not None
+        self.locks.append((user, tenant, number))
+
+    def add_delivery(
+        self, tx: Tx, content: Content, tenant: TenantId, user: UserId, alias: UserId | None
+    ) -> None:
+        self.offer(deliveries.add(tx, content, tenant, user, alias))
+        self.counts.append((tenant, 1))
+        self.accepted = tenant
+
+
+def apply(
+    tx: Tx,
+    changes: Iterable[Change],
+    effects: Effects,
+    now: float,
+    *,
+    message: InboundMessage | None = None,
+    dedup_keys: DedupKeys | None = None,
+) -> None:
+    """Apply changes in their order. message: the one that they are about, if they add it."""
+    for change in changes:
+        match change:
+            case SetLock(user, tenant):
+                effects.set_lock(tx, user, tenant)
+            case RecordEvent(event):
+                history.record(tx, event)
+            case AddDelivery(user, alias, tenant, key):
+                assert message
+                effects.add_delivery(tx, Content.of(message, key), tenant, user, alias)
+            case MarkSeen(sent):
+                assert message
+                assert message.dedup_key
+                assert dedup_keys
+                dedup_keys.add(tx, message.dedup_key, sent, message.arrived)
+            case Hold(user, key):
+                assert message
+                held.add(tx, user, message.sent, Content.of(message, key))
+            case ReleaseHeld(user, one, alias, tenant):
+                if content := held.take(tx, one.id):
+                    effects.add_delivery(tx, content, tenant, user, alias)
+            case DropHeld(user):
+                held.drop(tx, user)
+            case ForgetHeld(key):
+                held.forget(tx, key)
+            case SetHelp(user, help_):
+                help_rows.put(tx, user, help_)
+            case PairIds(pair):
+                # A LID that lost its phone has itself in its place: phones are unique there.
+                tx.execute(
+                    "INSERT OR REPLACE INTO alias VALUES (?, ?, ?)",
+                    (pair.lid, pair.phone or pair.lid, pair.at),
+                )
+            case RenameUser(old, new, alias):
+                _rename(tx, old, new, alias, effects, now)
+
+
+def _rename(
+    tx: Tx, old: UserId, new: UserId, alias: UserId | None, effects: Effects, now: float
+) -> None:
+    effects.renamed.append((old, new))
+    effects.stale.extend(deliveries.rename(tx, old, new, alias, now))
+    tx.execute("UPDATE dead_letter SET user = ?, alias = ? WHERE user = ?", (new, alias, old))
+    tx.execute("UPDATE held SET user = ? WHERE user = ?", (new, old))

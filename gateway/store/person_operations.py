@@ -1,0 +1,152 @@
+"""The operations of base.Store that concern persons: the same in every store.
+
+A store adds change(), which loads what is known, asks a rule of domain/person.py and applies its
+changes in one commit. Nothing here knows how it does that.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from gateway.domain import dedup, person
+from gateway.domain.dedup import Found, PersonHash
+from gateway.domain.model import (
+    Accepted,
+    Decide,
+    DryRun,
+    IdentityLink,
+    InboundMessage,
+    Lock,
+    TenantId,
+    UserId,
+    is_lid,
+)
+from gateway.domain.person import Changed, Known, Rules
+from gateway.errors import StoreUnavailable
+from gateway.store.base import Limits
+
+_LOADED_TOGETHER = 500  # messages
+
+T = TypeVar("T")
+Rule = Callable[[Known], tuple[T, Changed]]
+
+
+class PersonOperations(ABC):
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._rules = Rules(limits.hold_seconds, limits.max_held_per_user, limits.help_cooldown)
+
+    @abstractmethod
+    async def change(
+        self, ids: Sequence[UserId], rule: Rule[T], message: InboundMessage | None = None
+    ) -> T:
+        """Tell rule what is known of ids (and, under message's dedup key, of copies), and apply its
+        changes in one commit; durable on return. message: what the changes add.
+
+        rule is pure. It is asked again if what it was told no longer holds at the commit.
+        """
+
+    @abstractmethod
+    async def load(self, ids: Sequence[UserId], message: InboundMessage | None = None) -> Known:
+        """Return what change() would tell a rule."""
+
+    @abstractmethod
+    def refusal(self, tenant: TenantId) -> str | None:
+        """Return why no more can wait for tenant, None if it can; as change() sees it."""
+
+    @abstractmethod
+    def now(self) -> float: ...
+
+    def unavailable(self, reason: str) -> StoreUnavailable:
+        return StoreUnavailable(reason)
+
+    # messages
+
+    async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
+        def rule(known: Known) -> tuple[person.Outcome, Changed]:
+            outcome = self._decide(known, message, decide)
+            return outcome, outcome.changed
+
+        outcome = await self.change(ids_in(message), rule, message)
+        if outcome.accepted is None:
+            raise self.unavailable(outcome.refused or "")
+        return outcome.accepted
+
+    async def dry_run(self, message: InboundMessage, decide: Decide) -> DryRun:
+        known = await self.load(ids_in(message), message)
+        outcome = self._decide(known, message, decide)
+        accepted = outcome.accepted or Accepted(outcome.user, decide(outcome.lock))
+        return DryRun(accepted, outcome.lock, outcome.changed.released, outcome.refused)
+
+    async def are_known(self, messages: Sequence[InboundMessage]) -> list[bool]:
+        async def known(message: InboundMessage) -> bool:
+            if message.dedup_key is None:
+                return False
+            return is_known(await self.load(ids_in(message), message), message)
+
+        found: list[bool] = []
+        for start in range(0, len(messages), _LOADED_TOGETHER):
+            some = messages[start : start + _LOADED_TOGETHER]
+            found += await asyncio.gather(*map(known, some))
+        return found
+
+    def _decide(self, known: Known, message: InboundMessage, decide: Decide) -> person.Outcome:
+        return person.accept(
+            known, message, decide, refusal=self.refusal, rules=self._rules, now=self.now()
+        )
+
+    async def link_identity(self, identity_link: IdentityLink) -> None:
+        def rule(known: Known) -> tuple[None, Changed]:
+            hold = self.limits.hold_seconds
+            return None, person.link_identity(
+                known, identity_link, hold_seconds=hold, now=self.now()
+            )
+
+        await self.change((identity_link.lid, identity_link.phone), rule)
+
+    # locks
+
+    async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
+        known = await self.load((user,))
+        stored_as, _ = known.ids_of(user)
+        return stored_as, known.person(stored_as).lock
+
+    async def lock(
+        self, user: UserId, tenant: TenantId, *, at: float | None = None
+    ) -> tuple[UserId, TenantId | None, int]:
+        def rule(known: Known) -> tuple[tuple[UserId, TenantId | None, int], Changed]:
+            hold = self.limits.hold_seconds
+            locked, before, changed = person.lock(
+                known, user, tenant, at=at, hold_seconds=hold, now=self.now()
+            )
+            return (locked, before, changed.released), changed
+
+        return await self.change((user,), rule)
+
+    # help messages
+
+    async def begin_help(self, user: UserId) -> UserId | None:
+        return await self.change(
+            (user,), lambda known: person.begin_help(known, user, now=self.now())
+        )
+
+    async def undo_help(self, user: UserId, *, retry: bool) -> None:
+        await self.change((user,), lambda known: (None, person.undo_help(known, user, retry=retry)))
+
+
+def ids_in(message: InboundMessage) -> list[UserId]:
+    """Return the ids that message itself shows."""
+    return [one for one in (message.lid, message.phone) if one]
+
+
+def is_known(known: Known, message: InboundMessage) -> bool:
+    """Return whether message came before."""
+    phone, lid = message.phone, message.lid
+    if not (phone and lid):
+        user, other = known.ids_of(ids_in(message)[0])
+        phone, lid = (None, user) if is_lid(user) else (user, other)
+    assert message.dedup_key
+    whose = PersonHash.of(phone, lid)
+    found = dedup.find(known.seen, whose, for_one_person=message.dedup_key.twins)
+    return found is Found.THIS_ONE
