@@ -1,5 +1,6 @@
 """Whether a message came before: what tells a copy from a new one."""
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def _same_person(one: PersonHash, other: PersonHash) -> bool | None:
     return None
 
 
+@functools.lru_cache(maxsize=100_000)
 def _hash(user: UserId | None) -> int:
     if user is None:
         return 0

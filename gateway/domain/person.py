@@ -558,36 +558,44 @@ def _queue_help(draft: "_Draft", user: UserId, cooldown: float) -> bool:
 class _Draft:
     """What is known, as the rules change it, and the changes so far."""
 
+    __slots__ = ("_changes", "_held_since", "_known", "_order", "now")
+
     def __init__(self, known: Known, now: float, hold_seconds: float) -> None:
         self.now = now
-        self.pairs = dict(known.pairs)
-        self._persons = dict(known.persons)
+        self._known = known  # replaced at each change: mostly there is none
         self._held_since = now - hold_seconds
         self._order = 0
         self._changes: list[Change] = []
 
     def changed(self) -> Changed:
-        return Changed(tuple(self._changes), Known(self._persons, self.pairs))
+        return Changed(tuple(self._changes), self._known)
+
+    @property
+    def pairs(self) -> Mapping[UserId, Pair]:
+        return self._known.pairs
 
     def person(self, user: UserId) -> Person:
-        return self._persons.get(user, NOBODY)
+        return self._known.person(user)
 
     def ids_of(self, user: UserId) -> tuple[UserId, UserId | None]:
-        return Known(self._persons, self.pairs).ids_of(user)
+        return self._known.ids_of(user)
 
     def pair_of_phone(self, phone: UserId) -> Pair | None:
         return next((pair for pair in self.pairs.values() if pair.phone == phone), None)
+
+    def _put(self, user: UserId, person: Person) -> None:
+        self._known = replace(self._known, persons={**self._known.persons, user: person})
 
     def add(self, change: Change) -> None:
         self._changes.append(change)
 
     def pair(self, pair: Pair) -> None:
-        self.pairs[pair.lid] = pair
+        self._known = replace(self._known, pairs={**self._known.pairs, pair.lid: pair})
         self.add(PairIds(pair))
 
     def set_lock(self, user: UserId, tenant: TenantId | None) -> None:
         person = self.person(user)
-        self._persons[user] = replace(person, lock=replace(person.lock, tenant=tenant))
+        self._put(user, replace(person, lock=replace(person.lock, tenant=tenant)))
         self.add(SetLock(user, tenant))
 
     def record(
@@ -607,11 +615,14 @@ class _Draft:
         if changed is not None:
             person, self._order = self.person(user), self._order + 1
             change = LockChange(changed, _LATER_THAN_STORED + self._order, to_tenant)
-            self._persons[user] = replace(
-                person,
-                lock=replace(person.lock, changed=changed),
-                is_unlocked=kind is Kind.UNLOCKED,
-                lock_changes=(*person.lock_changes, change),
+            self._put(
+                user,
+                replace(
+                    person,
+                    lock=replace(person.lock, changed=changed),
+                    is_unlocked=kind is Kind.UNLOCKED,
+                    lock_changes=(*person.lock_changes, change),
+                ),
             )
         self.add(
             RecordEvent(
@@ -634,13 +645,13 @@ class _Draft:
         person = self.person(user)
         if len(person.held) < most:
             held = HeldMessage(_NOT_STORED_YET, key, message.sent, message.arrived)
-            self._persons[user] = replace(person, held=(*person.held, held))
+            self._put(user, replace(person, held=(*person.held, held)))
             self.add(Hold(user, key))
 
     def forget_held(self, user: UserId, key: str) -> None:
         person = self.person(user)
         left = tuple(held for held in person.held if held.idempotency_key != key)
-        self._persons[user] = replace(person, held=left)
+        self._put(user, replace(person, held=left))
         self.add(ForgetHeld(key))  # it may be held under an id that nobody connects with user
 
     def release(self, user: UserId, tenant_of: Callable[[HeldMessage], TenantId | None]) -> None:
@@ -653,11 +664,11 @@ class _Draft:
         for held in person.held:
             if held.arrived > self._held_since and (tenant := tenant_of(held)) is not None:
                 self.add(ReleaseHeld(user, held, alias, tenant))
-        self._persons[user] = replace(person, held=())
+        self._put(user, replace(person, held=()))
         self.add(DropHeld(user))
 
     def set_help(self, user: UserId, help_: Help | None) -> None:
-        self._persons[user] = replace(self.person(user), help=help_)
+        self._put(user, replace(self.person(user), help=help_))
         self.add(SetHelp(user, help_))
 
     def rename(self, old: UserId, new: UserId) -> None:
@@ -665,8 +676,9 @@ class _Draft:
         _, alias = self.ids_of(new)
         self.add(RenameUser(old, new, None if is_lid(new) else alias))
         held = sorted((*was.held, *is_.held), key=lambda one: (one.arrived, one.id))
-        self._persons[old] = replace(was, held=())
-        self._persons[new] = replace(is_, held=tuple(held))
+        if held:
+            self._put(old, replace(was, held=()))
+            self._put(new, replace(is_, held=tuple(held)))
         if was.help:
             # Of two help messages the one that was sent last counts.
             both = [was.help, is_.help] if is_.help else [was.help]

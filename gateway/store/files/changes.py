@@ -5,7 +5,7 @@ Each function is part of a transaction. What memory must follow after the commit
 
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gateway.domain.model import InboundMessage, TenantId, UserId
 from gateway.domain.person import (
@@ -41,31 +41,31 @@ class Effects:
     """
 
     known: Known | None = None
-    locks: list[tuple[UserId, TenantId | None, int]] = field(default_factory=list)
-    counts: list[tuple[TenantId, int]] = field(default_factory=list)
-    heads: list[Head] = field(default_factory=list)
-    renamed: list[tuple[UserId, UserId]] = field(default_factory=list)
-    stale: list[TenantId] = field(default_factory=list)
-    forgotten: list[UserId] = field(default_factory=list)
+    locks: tuple[tuple[UserId, TenantId | None, int], ...] = ()
+    counts: tuple[tuple[TenantId, int], ...] = ()
+    heads: tuple[Head, ...] = ()
+    renamed: tuple[tuple[UserId, UserId], ...] = ()
+    stale: tuple[TenantId, ...] = ()
+    forgotten: tuple[UserId, ...] = ()
     settled: int | None = None
     delivered: TenantId | None = None
     accepted: TenantId | None = None
 
     def offer(self, head: Head | None) -> None:
         if head:
-            self.heads.append(head)
+            self.heads += (head,)
 
     def set_lock(self, tx: Tx, user: UserId, tenant: TenantId | None) -> None:
         query = "INSERT INTO lock_redo (user, tenant) VALUES (?, ?)"
         number = tx.execute(query, (user, tenant)).lastrowid
         assert number is not None
-        self.locks.append((user, tenant, number))
+        self.locks += ((user, tenant, number),)
 
     def add_delivery(
         self, tx: Tx, content: Content, tenant: TenantId, user: UserId, alias: UserId | None
     ) -> None:
         self.offer(deliveries.add(tx, content, tenant, user, alias))
-        self.counts.append((tenant, 1))
+        self.counts += ((tenant, 1),)
         self.accepted = tenant
 
 
@@ -118,7 +118,7 @@ def apply(
 def _rename(
     tx: Tx, old: UserId, new: UserId, alias: UserId | None, effects: Effects, now: float
 ) -> None:
-    effects.renamed.append((old, new))
-    effects.stale.extend(deliveries.rename(tx, old, new, alias, now))
+    effects.renamed += ((old, new),)
+    effects.stale += tuple(deliveries.rename(tx, old, new, alias, now))
     tx.execute("UPDATE dead_letter SET user = ?, alias = ? WHERE user = ?", (new, alias, old))
     tx.execute("UPDATE held SET user = ? WHERE user = ?", (new, old))

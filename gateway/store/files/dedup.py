@@ -7,6 +7,13 @@ from gateway.domain.model import DedupKey
 
 CHUNK = 2000  # deleted in one transaction: 2.4 ms of a table of two million
 
+_FIND = [
+    f"SELECT phone, lid, routed FROM dedup_{turn} WHERE key = ?"
+    f" UNION ALL SELECT phone, lid, routed FROM dedup_{(turn - 1) % 3} WHERE key = ?"
+    for turn in range(3)
+]
+_ADD = [f"INSERT OR IGNORE INTO dedup_{turn} VALUES (?, ?, ?, ?)" for turn in range(3)]
+
 
 class DedupKeys:
     """Keys of the events of the last 48 hours, and up to 96.
@@ -23,16 +30,12 @@ class DedupKeys:
 
     def find(self, tx: sqlite3.Connection, key: DedupKey, now: float) -> list[Sent]:
         """Return the messages that came under key before."""
-        part = "SELECT phone, lid, routed FROM {} WHERE key = ?"
-        both = f"{part.format(self.table(now))} UNION ALL {part.format(self.table(now, -1))}"
-        rows = tx.execute(both, (key.digest, key.digest))
+        turn = self._turn(now)
+        rows = tx.execute(_FIND[turn], (key.digest, key.digest))
         return [Sent(PersonHash(phone, lid), bool(routed)) for phone, lid, routed in rows]
 
     def add(self, tx: sqlite3.Connection, key: DedupKey, sent: Sent, now: float) -> None:
-        tx.execute(
-            f"INSERT OR IGNORE INTO {self.table(now)} VALUES (?, ?, ?, ?)",
-            (key.digest, *sent.person, sent.routed),
-        )
+        tx.execute(_ADD[self._turn(now)], (key.digest, *sent.person, sent.routed))
 
     def purge(self, tx: sqlite3.Connection, now: float) -> int:
         """Delete CHUNK rows of the oldest table, or a few more; how many."""
@@ -48,9 +51,15 @@ class DedupKeys:
         ).rowcount
 
     def table(self, now: float, turn: int = 0) -> str:
+        """Return the name of the table that is written; turn -1: of the one before."""
+        return f"dedup_{(self._turn(now) + turn) % 3}"
+
+    def _turn(self, now: float) -> int:
+        """Return the number of the table that is written."""
         # A clock that goes back must not empty the table that is being written.
         current = int(now // self.PERIOD_SECONDS)
         # One that was far ahead must not stop the tables' turns for as long: three turns make none.
-        self._period -= max(0, self._period - current) // 3 * 3
-        self._period = max(self._period, current)
-        return f"dedup_{(self._period + turn) % 3}"
+        if current != self._period:
+            self._period -= max(0, self._period - current) // 3 * 3
+            self._period = max(self._period, current)
+        return self._period % 3

@@ -6,8 +6,8 @@ transaction has changed is staged for the works behind it, and kept once it is d
 
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from gateway.domain.lock_events import Kind
 from gateway.domain.model import NEVER, Lock, Moment, TenantId, UserId, is_lid
@@ -52,24 +52,32 @@ class _Facts:
 
     persons: OrderedDict[UserId, Person] = field(default_factory=OrderedDict)
     pairs: OrderedDict[UserId, Pair | None] = field(default_factory=OrderedDict)
+    alone: dict[UserId, Known] = field(default_factory=dict)  # of persons with one id
 
     def take(self, known: Known) -> None:
+        if len(known.persons) == 1 and not known.pairs:  # the usual case, in less time
+            ((user, person),) = known.persons.items()
+            if not person.held:
+                self.pairs[user] = None
+                self.persons[user] = person
+                self.alone[user] = known if not known.seen else replace(known, seen=())
+                return
         pairs = {pair.lid: pair for pair in known.pairs.values()}
         pairs |= {pair.phone: pair for pair in known.pairs.values() if pair.phone}
         for user, person in known.persons.items():
+            self.alone.pop(user, None)
             self.pairs[user] = pairs.get(user)
-            self.pairs.move_to_end(user)
             if person.held:
                 # Held messages end by themselves, and new ones get their ids from the database.
                 self.persons.pop(user, None)
             else:
                 self.persons[user] = person
-                self.persons.move_to_end(user)
 
     def drop(self, users: Iterable[UserId]) -> None:
         for user in users:
             self.persons.pop(user, None)
             self.pairs.pop(user, None)
+            self.alone.pop(user, None)
 
 
 class Persons:
@@ -86,11 +94,17 @@ class Persons:
         self._staged = _Facts()
         self._unknown = set()
 
-    def load(self, tx: Tx, ids: Iterable[UserId], tenant_of: TenantOf) -> Known:
+    def load(self, tx: Tx, ids: Sequence[UserId], tenant_of: TenantOf) -> Known:
         """Return what is known of ids and of those that are or were the same persons.
 
         tenant_of: where a user is locked to as this transaction has it.
         """
+        if len(ids) == 1:  # the usual case, in less time
+            user = ids[0]
+            known = self._recent.alone.get(user)
+            if known and user not in self._unknown and user not in self._staged.pairs:
+                return known
+
         all_ids, pairs = ids_to_load(
             ids, lambda lid: self._pair(tx, lid), lambda phone: self._pair(tx, phone)
         )
@@ -115,7 +129,8 @@ class Persons:
         """What a work has loaded or changed is durable."""
         self._recent.take(known)
         while len(self._recent.persons) > self._max_recent:
-            self._recent.persons.popitem(last=False)
+            user, _ = self._recent.persons.popitem(last=False)
+            self._recent.alone.pop(user, None)
         while len(self._recent.pairs) > self._max_recent:
             self._recent.pairs.popitem(last=False)
 

@@ -98,7 +98,8 @@ class _Staged:
 
     batch: int
     locks: dict[UserId, TenantId | None] = field(default_factory=dict)
-    added: Counter[TenantId] = field(default_factory=Counter)
+    added: Counter[TenantId] = field(default_factory=Counter)  # deliveries
+    added_in_all: int = 0
 
 
 class FileStore(PersonOperations):
@@ -190,8 +191,9 @@ class FileStore(PersonOperations):
         self, ids: Sequence[UserId], rule: Rule[T], message: InboundMessage | None = None
     ) -> T:
         def work(tx: Tx) -> tuple[Effects, T]:
-            result, changed = rule(self._load(tx, ids, message))
-            return self._apply(tx, changed, message), result
+            known = self._load(tx, ids, message)
+            result, changed = rule(known)
+            return self._apply(tx, changed, message, known), result
 
         effects, result = await self._journal.run(work, lambda done: self._publish(done[0]))
         await self._in_mappings_file(effects)
@@ -203,18 +205,26 @@ class FileStore(PersonOperations):
     def _load(self, tx: Tx, ids: Sequence[UserId], message: InboundMessage | None = None) -> Known:
         self._staged_here()
         known = self._persons.load(tx, ids, self._tenant)
-        if message and message.dedup_key:
-            seen = self._dedup.find(tx, message.dedup_key, message.arrived)
-            known = replace(known, seen=tuple(seen))
-        return known
+        if message is None or message.dedup_key is None:
+            return known
+        seen = self._dedup.find(tx, message.dedup_key, message.arrived)
+        return replace(known, seen=tuple(seen)) if seen else known
 
-    def _apply(self, tx: Tx, changed: Changed, message: InboundMessage | None = None) -> Effects:
+    def _apply(
+        self,
+        tx: Tx,
+        changed: Changed,
+        message: InboundMessage | None = None,
+        before: Known | None = None,
+    ) -> Effects:
         effects, staged = Effects(known=changed.known), self._staged_here()
         apply(tx, changed.changes, effects, self._clock(), message=message, dedup_keys=self._dedup)
-        self._persons.stage(changed.known)
+        if changed.known is not before:
+            self._persons.stage(changed.known)
         staged.locks |= {user: tenant for user, tenant, _ in effects.locks}
         for tenant, count in effects.counts:
             staged.added[tenant] += count
+            staged.added_in_all += count
         return effects
 
     async def _in_mappings_file(self, effects: Effects) -> None:
@@ -393,8 +403,8 @@ class FileStore(PersonOperations):
                 counts["locks"] += 1
             tenants = deliveries.erase(tx, id_)
             counts["waiting"] += len(tenants)
-            effects.counts += [(tenant, -1) for tenant in tenants]
-            effects.stale += tenants
+            effects.counts += tuple((tenant, -1) for tenant in tenants)
+            effects.stale += tuple(tenants)
             for table in ("held", "dead_letter", "help"):
                 gone = tx.execute(f"DELETE FROM {table} WHERE user = ?", (id_,))
                 counts[table] += gone.rowcount
@@ -564,10 +574,10 @@ class FileStore(PersonOperations):
                 )
                 line = deliveries.delete(tx, delivery.id)
         if line is None:  # an operator took it away meanwhile: that wins
-            effects.stale.append(delivery.tenant)  # what came since had to wait for its end
+            effects.stale += (delivery.tenant,)  # what came since had to wait for its end
             return effects
         if isinstance(outcome, Delivered | DeadLettered):
-            effects.counts.append((line[0], -1))
+            effects.counts += ((line[0], -1),)
         if isinstance(outcome, Delivered):
             effects.delivered = line[0]
         effects.offer(deliveries.promote(tx, *line, due))
@@ -629,7 +639,7 @@ class FileStore(PersonOperations):
         effects, now = Effects(), self._clock()
         which = self._by_known_id(tx, which)
         replayed = dead_letters.take_back(tx, which, up_to=up_to, now=now)
-        effects.counts = [(tenant, 1) for tenant, _ in replayed]
+        effects.counts = tuple((tenant, 1) for tenant, _ in replayed)
         for line in dict.fromkeys(replayed):
             effects.offer(deliveries.find_head(tx, *line, now))
         return effects
@@ -657,10 +667,10 @@ class FileStore(PersonOperations):
                 tx, id_, died_at=self._clock(), reason="dropped by an operator's unlock"
             )
             deliveries.delete(tx, id_)
-            effects.counts.append((tenant, -1))
+            effects.counts += ((tenant, -1),)
         for tenant in tenants:
             deliveries.find_head(tx, tenant, user, self._clock())  # offered when it is read again
-        effects.stale.extend(tenants)
+        effects.stale += tuple(tenants)
         return len(waiting)
 
     # help messages
@@ -672,7 +682,7 @@ class FileStore(PersonOperations):
         """Statements of this transaction's own have changed users."""
         self._staged_here()
         self._persons.forget_staged(users)
-        return Effects(forgotten=list(users))
+        return Effects(forgotten=users)
 
     async def held_lids(self) -> list[UserId]:
         return await self._journal.run(held.lids)
@@ -703,12 +713,12 @@ class FileStore(PersonOperations):
         self._work.set()
 
     def refusal(self, tenant: TenantId) -> str | None:
-        added = self._staged_here().added
+        staged = self._staged_here()
         return backlog_refusal(
             self.limits,
-            self._scheduler.waiting + added.total(),
+            self._scheduler.waiting + staged.added_in_all,
             tenant,
-            self._scheduler.waiting_of(tenant) + added[tenant],
+            self._scheduler.waiting_of(tenant) + staged.added[tenant],
         )
 
     async def note_heard(self, times: Mapping[str, float]) -> None:
