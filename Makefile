@@ -1,10 +1,10 @@
-# make run | test | check | check-all | docs-check | demo | bench | screens | lock | audit | clean. Needs Python 3.11 or newer and make; the rest is installed in .venv.
+# make run | test | check | check-all | docs-check | mutants | demo | bench | screens | lock | audit | clean. Needs Python 3.11 or newer and make; the rest is installed in .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check check-all docs-check demo bench screens lock audit clean
+.PHONY: run test check check-all docs-check mutants demo bench screens lock audit clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python whatsapp_router.py
@@ -26,6 +26,11 @@ check-all: check
 # Dead links in the documents, and settings, endpoints, metrics or commands that there are not.
 docs-check: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/test_documents.py
+
+# Wrong lines in the rules, one at a time: each should make a test fail. Minutes; not in CI.
+mutants: $(VENV)/dev.stamp
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python examples/demo.py
@@ -51,7 +56,7 @@ audit: $(BIN)/python
 	$(BIN)/pip-audit --disable-pip --require-hashes -r requirements.txt
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -193,7 +193,7 @@ def _warn_of_open_doors(settings: Settings) -> None:
     if shut := settings.shut_doors:
         log.warning("%s", " ".join(shut), extra={"event": "start.shut"})
     if settings.listens_on_loopback and not settings.admin_api_key.get_secret_value():
-        # nginx 1.29.7 and later passes a call on as HTTP/1.1 and adds nothing it could be told by.
+        # nginx 1.29.7 and later passes a call on as HTTP/1.1 and adds nothing that shows it.
         log.info(
             "Without ADMIN_API_KEY whoever calls from this machine may administer; set it and"
             " WEBHOOK_HMAC_KEY where a reverse proxy stands in front",

@@ -186,13 +186,13 @@ class Metrics:
         )
         self._session_status = Gauge(
             "gateway_waha_session_status",
-            "1 for the status that WAHA last told of a session, 0 for those it had before",
+            "1 for the status that WAHA reported last of a session, 0 for those it had before",
             ["session", "status"],
             registry=self._registry,
         )
         self._session_up = Gauge(
             "gateway_waha_session_up",
-            "Whether the last status that WAHA told of a session is WORKING",
+            "Whether the last status that WAHA reported of a session is WORKING",
             ["session"],
             registry=self._registry,
         )

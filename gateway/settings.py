@@ -376,7 +376,7 @@ class Settings(BaseSettings):
         shut = []
         if not self.webhook_hmac_key.get_secret_value():
             without = (
-                "Webhooks get 401 without WAHA_API_KEY as X-Api-Key, which WAHA sends only if told"
+                "Webhooks get 401 without WAHA_API_KEY as X-Api-Key, which WAHA must be set to send"
                 if self.waha_api_key.get_secret_value()
                 else "Every webhook gets 403"
             )

@@ -137,7 +137,7 @@ def _check_key(connection: HTTPConnection, keys: Sequence[str], setting: str) ->
 
 
 def _compare(given: Sequence[bytes], keys: Sequence[str], what: str, setting: str) -> None:
-    # Every key is compared, so that the time does not tell which one fits.
+    # Every key is compared, so that the time does not show which one fits.
     if not any([hmac.compare_digest(key.encode(), one) for key in keys for one in given]):
         kind = BadKey if any(given) else BadSignature
         raise kind(f"{what} is missing or not what {setting} says")

@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from gateway.errors import BadKey, GatewayError, TooManyGuesses
 
 GUESS_SECONDS = 0.5  # between the answers to two wrong keys from one address
-_MOST_WAITING = 10  # for such an answer, from one address; more are told so at once
+_MOST_WAITING = 10  # for such an answer, from one address; more are refused at once
 _MOST_ADDRESSES = 10_000  # of all others together there are no more than from one
 
 

@@ -38,7 +38,7 @@ class Guard:
         connection = HTTPConnection(scope)
         limit = self._of_webhooks if scope["path"] == EXPLAIN else LIMIT
         try:
-            # What no route takes is told so: somebody may mean the webhook's path.
+            # What no route takes is answered so: somebody may mean the webhook's path.
             if not is_open(scope["path"]) and _is_taken(routes, scope):
                 self._access.check_admin(connection)
             bodies.check_announced(connection, limit)

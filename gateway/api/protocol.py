@@ -24,7 +24,7 @@ _TOO_LARGE = ("431 Request Header Fields Too Large", f"a head over {MAX_HEAD_BYT
 _NO_HTTP = ("400 Bad Request", "what it sends is no HTTP")
 
 log = logging.getLogger(__name__)
-# For uvicorn's own lines: it tells of each malformed request, which could fill the log.
+# For uvicorn's own lines: it logs each malformed request, which could fill the log.
 _errors = logging.getLogger(f"{__name__}.uvicorn")
 _errors.setLevel("ERROR")
 _tracebacks = Throttle()
@@ -146,7 +146,7 @@ class BoundedProtocol(HttpToolsProtocol):
         source = self.client[0] if self.client else "nowhere"
         if self._refusals.passes((source, reason)):
             log.warning(
-                "🚫 Closed a connection from %s: %s (told once a minute)",
+                "🚫 Closed a connection from %s: %s (logged once a minute)",
                 source,
                 reason,
                 extra={"event": "refused.connection", "source": source},

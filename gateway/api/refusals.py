@@ -43,7 +43,7 @@ class Refusals:
         source = connection.client.host if connection.client else "nowhere"
         if self._throttle.passes((source, "path", status)):
             log.warning(
-                "🚫 %s %a from %s: nothing is there (%s, said once a minute). The webhook is POST"
+                "🚫 %s %a from %s: nothing is there (%s, logged once a minute). The webhook is POST"
                 " /webhook/waha",
                 method,
                 path[:100],
@@ -56,7 +56,7 @@ class Refusals:
         side = "webhook" if path.startswith("/webhook/") else "admin"
         if self._throttle.passes((source, side, type(error))):
             log.warning(
-                "🚫 Refused a call from %s with %s: %s (%s, told once a minute)",
+                "🚫 Refused a call from %s with %s: %s (%s, logged once a minute)",
                 source,
                 status,
                 error,

@@ -90,7 +90,7 @@ def _refusal(exc: GatewayError) -> str:
 
 
 def answer_of(outcome: Accepted | Ignored) -> dict[str, Any]:
-    """What WAHA is told; the keys in this order."""
+    """What WAHA is answered; the keys in this order."""
     if isinstance(outcome, Ignored):
         return {"status": "ignored", "reason": outcome.reason}
     user, decision = unscoped(outcome.user), outcome.decision

@@ -25,7 +25,7 @@ Ask = Callable[[str], str]
 
 
 def wanted(settings: Settings, url: str | None) -> Wanted | str:
-    """The webhook as it should be; a text if the URL cannot be told or is of no use."""
+    """The webhook as it should be; a text if the URL is unknown or of no use."""
     if url is None:
         if settings.listens_everywhere:
             return (

@@ -211,7 +211,7 @@ def _open_to_all(path: Path) -> bool:
 
 
 def _file_system(path: Path) -> str | None:
-    """The kind of file system that path is on; None where that cannot be told."""
+    """The kind of file system that path is on; None where that is unknown."""
     try:
         mounts = Path("/proc/mounts").read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -415,7 +415,7 @@ def _clock(what: str, answer: httpx.Response) -> Finding:
     try:
         ahead = time.time() - parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (KeyError, ValueError):
-        return warn(what, "it does not tell its time", "compare the clocks by hand")
+        return warn(what, "it does not say its time", "compare the clocks by hand")
     return _compared(what, ahead)
 
 

@@ -1,5 +1,5 @@
-"""How the attempts of each tenant went, of late: whether a failure is the message's own fault, and
-when a backoff may end before its time.
+"""How the attempts of each tenant went, of late: whether a failure counts against the message
+itself, and when a backoff may end before its time.
 
 By tenant, not by target: one URL serves many tenants, and the fault of one must cost its messages
 nothing because another's get through. Times are handed in, in Unix seconds.

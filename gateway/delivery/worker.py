@@ -1,8 +1,8 @@
-"""The worker: claim, forward, settle; again after a backoff, or a dead letter.
+"""The worker: claim, send, settle; again after a backoff, or a dead letter.
 
-It never forgets a claim: whatever happens to an attempt, its outcome is told to the store, as often
-as that takes. If the process dies in between, the claim dies with it and the message goes again,
-with the same Idempotency-Key.
+It never forgets a claim: whatever happens to an attempt, its outcome is settled in the store, as
+often as that takes. If the process dies in between, the claim dies with it and the message goes
+again, with the same Idempotency-Key.
 """
 
 import asyncio
@@ -178,7 +178,7 @@ class DeliveryWorker:
             if await self._store.waits(tenants):
                 await asyncio.sleep(_STORE_SECONDS)  # in flight yet, or not due
             else:
-                target.breaker.close(self._monotonic())  # the next message will tell
+                target.breaker.close(self._monotonic())  # the next message will show
         for delivery in claimed:
             if self._waits_for_phone(delivery):
                 probe = self._start(self._wait_for_phone(delivery))

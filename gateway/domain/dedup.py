@@ -1,4 +1,4 @@
-"""Whether a message came before: what tells a copy from a new one."""
+"""Whether a message came before: what distinguishes a copy from a new one."""
 
 import functools
 import hashlib

@@ -102,7 +102,7 @@ def _chat(message: InboundMessage) -> str:
         ids = [unscoped(one) for one in (message.phone, message.lid) if one]
         sender = "the gateway's own number" if message.own else "the person"
         return f"a direct chat with {' = '.join(ids)}; sent by {sender}"
-    return _CHATS.get(message.chat, "none can be told from it, or it concerns no person")
+    return _CHATS.get(message.chat, "it names none, or it concerns no person")
 
 
 def _user(message: InboundMessage, accepted: Accepted) -> str:

@@ -114,7 +114,7 @@ class InboundMessage:
     event: str
     session: str
     chat: Chat
-    phone: UserId | None  # of the person in the chat, as far as this event tells
+    phone: UserId | None  # of the person in the chat, as far as this event shows
     lid: UserId | None
     own: bool  # sent by the gateway's number itself
     text: str  # what the person wrote, or "": the only place where a deep link counts
@@ -124,7 +124,7 @@ class InboundMessage:
     stamped_at: float | None  # Unix seconds, WhatsApp's own time of it, if it has one
     event_time: float  # Unix seconds; orders a line
     arrived: float  # Unix seconds, our clock
-    dedup_key: DedupKey | None  # None: nothing tells a copy from a new one
+    dedup_key: DedupKey | None  # None: a copy looks like a new one
     idempotency_key: str
     message_id: str | None
     session_status: str | None  # what a session.status event says, as WAHA writes it
@@ -204,7 +204,7 @@ class AskForLink:
     link: one that does not, STALE or (of a tenant that is unknown or inactive) REFUSED.
 
     hold: keep the message a while, for a link that was sent before it may still be on its way.
-    help: tell the user about the link, if that was not done lately.
+    help: send the user a note about the link, if that was not done lately.
     """
 
     link: LinkNote | None = None
@@ -271,7 +271,7 @@ class Delivery:
     headers: tuple[tuple[str, str], ...]
     body: bytes
     attempt: int
-    poison_attempts: int  # failed attempts that were this message's own fault
+    poison_attempts: int  # failed attempts that count against the message itself
     tried_at: float | None  # when the last attempt ended
     age: float  # seconds since the first attempt that count towards MAX_DELIVERY_AGE
     event_time: float = 0.0  # when WAHA raised the event, or it was replayed

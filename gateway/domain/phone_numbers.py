@@ -1,7 +1,7 @@
 """A person's id as people write it: "+971 50 123 4567", "00971…", "050 123 4567",
 "971501234567@c.us", "…@lid".
 
-What numbers each country has is told by Google's libphonenumber (phonenumberslite).
+The numbers of each country come from Google's libphonenumber (phonenumberslite).
 """
 
 import re

@@ -163,7 +163,7 @@ class Ingest:
     def _complain(self, message: InboundMessage, reason: UnreadableReason) -> None:
         if self._complaints.passes((message.session, reason)):
             log.warning(
-                "🧩 A message of session %s goes to nobody (%s, said once a minute): see GET"
+                "🧩 A message of session %s goes to nobody (%s, logged once a minute): see GET"
                 " /router/unreadable",
                 message.session,
                 reason.value,

@@ -1,7 +1,7 @@
 """Taking in what WAHA has and the router has not.
 
 WAHA gives up on a webhook after its retries, forgets it when it ends itself, and now and then
-sends none. What it still has in its store (GOWS, and NOWEB with its store, can tell; WEBJS and WPP
+sends none. What it still has in its store (GOWS, and NOWEB with its store, can say; WEBJS and WPP
 cannot) is taken in the ordinary way, oldest first: an old link acts only as any old link does, and
 what is known already is skipped without a write.
 
@@ -136,7 +136,7 @@ class Recovery:
             if session.endswith(_FIRST) or session.startswith(HASHED_SESSION):
                 continue
             now = self._clock()
-            # A clock that was ahead tells nothing of when.
+            # A clock that was ahead says nothing of when.
             at = heard if heard <= now else now - self.hours * 3600
             self._sessions.heard_before(session, at)
             if self.hours:
@@ -207,7 +207,7 @@ class Recovery:
     def session_status_changed(self, session: str, status: str) -> None:
         if not self.hours:
             return
-        # Also if it works: another router may have been told that it did not.
+        # Also if it works: another router may have heard that it did not.
         gap = self._open_gap(session)
         if gap and status == "WORKING":
             self._ask_now(session)
@@ -283,7 +283,7 @@ class Recovery:
         return False
 
     def _give_up(self, session: str, gap: _Gap, exc: WahaRefused) -> bool:
-        """Close the gap if WAHA will never tell; whether it was closed."""
+        """Close the gap if WAHA will never say; whether it was closed."""
         if exc.status in _UNSUPPORTED_STATUSES:
             self._note_unsupported(session, exc)
             self._gaps.pop(session, None)
@@ -303,7 +303,7 @@ class Recovery:
     def _note_unsupported(self, session: str, exc: WahaRefused) -> None:
         if session not in self._unsupported:
             log.info(
-                "WAHA cannot tell what came while nobody listened (%s)",
+                "WAHA cannot say what came while nobody listened (%s)",
                 masked(str(exc)),
                 extra={"event": "recovery.refused", "session": session},
             )
@@ -413,7 +413,7 @@ class Recovery:
     async def _take_in_all(self, session: str, since: int, *, until: int | None) -> Outcomes:
         async with self._turns.setdefault(session, asyncio.Lock()), self._few:
             asked_at = self._clock()
-            with contextlib.suppress(WahaRefused):  # it may tell of messages all the same
+            with contextlib.suppress(WahaRefused):  # it may list messages all the same
                 info = await self._waha.session_info(session)
                 self._sessions.asked(session, info.status, info.own_ids, asked_at)
             outcomes = Outcomes()
@@ -585,7 +585,7 @@ def _size(session: str, page: list[Message]) -> int:
 
 
 def _with_id(payload: Message) -> Message:
-    """WEBJS has objects for ids; a message without one is told from others by what it holds."""
+    """WEBJS has objects for ids; a message without one is distinguished by what it holds."""
     id_ = payload.get("id")
     if isinstance(id_, dict):
         id_ = id_.get("_serialized")

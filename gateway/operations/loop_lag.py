@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 _BEAT_SECONDS = 0.02
-_TURN_SECONDS = 60.0  # what is told is of the last minute, and up to two
+_TURN_SECONDS = 60.0  # what is reported is of the last minute, and up to two
 
 
 class LoopLag:

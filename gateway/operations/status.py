@@ -54,7 +54,7 @@ SENTENCES = {
     "recovery.unasked": "WAHA was not asked yet what it has",
     "recovery.reconciled": "reconciled up to {at}",
     "recovery.off": "off: RECOVER_HOURS=0",
-    "recovery.cannot": "WAHA's engine cannot tell what may be missing",
+    "recovery.cannot": "WAHA's engine cannot say what may be missing",
     "recovery.gap": "what came of session {sessions} in the last {seconds:.0f} s is not known yet",
     "waha_sessions.none": "no event since the start",
     "waha_session.ok": "{status}, {heard}",

@@ -38,8 +38,10 @@ class PageAccess:
         return bool(self._access.admin_keys)
 
     def login(self, request: Request) -> str:
-        """What tells this visit from others. Raise BadSignature if it must log in, NotAllowed if
-        that would not help."""
+        """Return what distinguishes this login from others.
+
+        Raise BadSignature if the caller must log in, NotAllowed if that would not help.
+        """
         if not self.has_key:
             self._access.check_page(request)
             return _LOCAL_LOGIN

@@ -83,7 +83,7 @@ class Store(Protocol):
         said before the link never does.
         AskForLink with help keeps a help message to be sent, unless one waits or one went to the
         person within help_cooldown.
-        Both ids of a person, where message shows them, are learnt on the way: the newer sighting
+        Both ids of a person, where message shows them, are learnt on the way: the newer pair
         wins, the lock follows the LID, and of two locks the newer one stays.
         Lock changes are in the mappings file on return, or soon after (see FileStore).
         """
@@ -140,7 +140,7 @@ class Store(Protocol):
     ) -> None:
         """Whatever of these tenants waits for a backoff is due now; durable, not in one step.
 
-        without_own_faults: only what has no own faults.
+        without_poison: only what has no attempt counted against it.
         """
 
     async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
@@ -204,9 +204,9 @@ class Store(Protocol):
         """Nothing is held of the person any more, durable; the ids that were known of it, first the
         one it was kept under.
 
-        What is in flight cannot be called back, but nothing more comes of it. Lines of the history
-        stay without id, message and reason, and one more says that somebody was erased. Seen keys
-        stay: they hold hashes.
+        What is in flight cannot be called back, but nothing more comes of it. Entries of the
+        history stay without id, message and reason, and one more says that somebody was erased.
+        Dedup keys stay: they hold hashes.
         """
 
     async def export(self, user: UserId) -> Export:
@@ -226,7 +226,7 @@ class Store(Protocol):
     async def replay(self, which: Selection) -> int:
         """Put dead letters back into their lines, as of now; durable. How many.
 
-        They keep their keys; own faults and age start again.
+        They keep their keys; what counts against them and their age start again.
         """
 
     async def delete_dead_letters(self, which: Selection) -> int:
@@ -268,7 +268,7 @@ class Store(Protocol):
         than the one that is known changes nothing. Durable."""
 
     async def heard(self) -> dict[str, float]:
-        """What note_heard() was told."""
+        """Return what note_heard() noted."""
 
     def health(self) -> Health: ...
 

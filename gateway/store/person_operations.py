@@ -41,15 +41,15 @@ class PersonOperations(ABC):
     async def change(
         self, ids: Sequence[UserId], rule: Rule[T], message: InboundMessage | None = None
     ) -> T:
-        """Tell rule what is known of ids (and, under message's dedup key, of copies), and apply its
+        """Ask rule with what is known of ids, and of copies under message's dedup key; apply its
         changes in one commit; durable on return. message: what the changes add.
 
-        rule is pure. It is asked again if what it was told no longer holds at the commit.
+        rule is pure. It is asked again if what it was asked with no longer holds at the commit.
         """
 
     @abstractmethod
     async def load(self, ids: Sequence[UserId], message: InboundMessage | None = None) -> Known:
-        """Return what change() would tell a rule."""
+        """Return what change() would ask a rule with."""
 
     @abstractmethod
     def refusal(self, tenant: TenantId) -> str | None:

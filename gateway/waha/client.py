@@ -49,7 +49,7 @@ class Waha:
         self._client = httpx.AsyncClient(
             # Bytes: httpx refuses a text outside ASCII.
             headers={b"X-Api-Key": key.encode()} if key else {},
-            # The shorter ones tell whether WAHA can have heard us at all.
+            # The shorter ones show whether WAHA can have heard us at all.
             timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=_CONNECTIONS),
             transport=transport,
@@ -115,7 +115,7 @@ class Waha:
         stand in the order in which they came, either way.
 
         Some may be left out of a page: the list ends where a page is empty. Raise WahaRefused where
-        the engine cannot tell (WEBJS; NOWEB without its store).
+        the engine cannot say (WEBJS; NOWEB without its store).
         """
         path = f"/{_quoted(session)}/chats/all/messages"
         path += f"?limit={limit}&offset={offset}&downloadMedia=false"

@@ -18,7 +18,7 @@ _SAMPLE_SECONDS = 600.0  # those of before count only while there are too few la
 _AHEAD_SECONDS = 60.0  # messages may be late, and then all of them for a while
 _BEHIND_SECONDS = 30.0  # none can be early
 _TOLERANCE_SECONDS = 60.0  # between two messages' differences
-_JUMP_SECONDS = 5.0  # of our clock: what was noted before tells nothing any more
+_JUMP_SECONDS = 5.0  # of our clock: what was noted before says nothing any more
 _MAX_USERS = 10_000  # whose newest time is remembered
 
 
@@ -54,7 +54,7 @@ class ClockSkew:
 
     def seconds_ahead(self) -> float | None:
         """Seconds that our clock is ahead of WhatsApp's, negative if it is behind, 0.0 if they
-        agree; None while too few messages have come to tell."""
+        agree; None while too few messages have come to know."""
         self._forget_after_jump()
         oldest = self._monotonic() - _SAMPLE_SECONDS
         differences = [seconds for noted_at, seconds in self._samples if noted_at >= oldest]

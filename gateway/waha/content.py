@@ -2,7 +2,7 @@
 
 Engines raise `message` also for what nobody wrote: notices of WhatsApp (encryption, calls, pins),
 and placeholders of messages that cannot be decrypted yet, whose content comes later under the same
-id. `_data` tells them apart, by WhatsApp Web's `type` (WEBJS, WPP) or by the name of the protobuf
+id. `_data` distinguishes them, by WhatsApp Web's `type` (WEBJS, WPP) or by the name of the protobuf
 field that is set (NOWEB `message`, GOWS `Message`).
 
 Sources: WAHA docs "Receive messages", its engines' source at 2026.4.1, WhatsApp Web's MsgType as

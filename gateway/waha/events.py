@@ -42,7 +42,7 @@ from gateway.waha import content
 
 Json = dict[str, Any]
 
-# A participant is told by its @: ids made by hand ("…_test_1") have underscores of their own.
+# A participant is known by its @: ids made by hand ("…_test_1") have underscores of their own.
 # Each part ends where the next begins, or a long id of @ would take for ever.
 _WAHA_ID = re.compile(r"(true|false)_([^_@]+@[^_@]+)_(.+?)(?:_[^_@]+@[^_@]+)?", re.DOTALL)
 _LONGEST_ID = 128  # characters; a longer one is no person's
@@ -337,7 +337,7 @@ def _both_ids(user: str, payload: Json, own: bool, ours: set[str]) -> tuple[str 
 def _other_ids(user: str, payload: Json, own: bool) -> Iterator[str]:
     """What the engine's raw data show beside user: LID or phone of the same person.
 
-    Each stands beside the id that it belongs to: that of somebody else tells nothing of user.
+    Each stands beside the id that it belongs to: that of somebody else says nothing of user.
     """
     data = _dict(payload.get("_data"))
     key, info = _dict(data.get("key")), _dict(data.get("Info"))
@@ -450,7 +450,7 @@ def _dedup_key(
     envelope: Json,
     headers: Mapping[str, str],
 ) -> tuple[bytes | None, bool]:
-    """SHA-256 of what tells this event from others, and whether it may come as twins.
+    """SHA-256 of what distinguishes this event from others, and whether it may come as twins.
 
     WAHA gives `message` and `message.any` of one message the same or different envelope ids,
     depending on engine and version; WhatsApp's own bare id is the same in both, at every retry,

@@ -66,7 +66,7 @@ class _Hook:
 
 class HealthCheck:
     """silent_since: Unix seconds; None while WAHA answers, or was not asked yet. ever: whether it
-    has answered since the start. refused: why it tells us nothing of WAHA_SESSION, None if it
+    has answered since the start. refused: why it says nothing of WAHA_SESSION, None if it
     does."""
 
     def __init__(

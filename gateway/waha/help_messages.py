@@ -176,7 +176,7 @@ class HelpMessages:
         self._metrics.help(outcome)
         if self._complaints.passes(outcome):
             log.warning(
-                "WAHA did not send a help message (told once a minute): %s",
+                "WAHA did not send a help message (logged once a minute): %s",
                 masked(str(exc)),
                 extra={"event": f"help.{outcome}"},
             )

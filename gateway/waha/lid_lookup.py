@@ -162,7 +162,7 @@ class LidLookup:
             except WahaRefused as exc:
                 self._complain(name, "refused", exc)
             except StoreUnavailable:
-                return False  # the store has told of it itself
+                return False  # the store has logged it itself
             except WahaUnavailable as exc:
                 session.rests_until = self._monotonic() + _REST_SECONDS
                 self._complain(name, "failed", exc)
@@ -188,7 +188,7 @@ class LidLookup:
         self._metrics.lookup(outcome)
         if self._complaints.passes((session, outcome)):
             log.warning(
-                "WAHA could not be asked whose LIDs these are (told once a minute): %s",
+                "WAHA could not be asked whose LIDs these are (logged once a minute): %s",
                 masked(str(exc)),
                 extra={"event": f"lid.{outcome}", "session": session},
             )

@@ -67,7 +67,7 @@ class Media:
         envelope = _message_in(delivery.body)
         if envelope is None:
             return delivery
-        # Without an address WAHA was told to fetch none (WHATSAPP_DOWNLOAD_MEDIA).
+        # Without an address WAHA was set to fetch none (WHATSAPP_DOWNLOAD_MEDIA).
         if not is_recovered and _address_of(envelope["payload"].get("media")) is None:
             return delivery
 
@@ -116,7 +116,7 @@ class Media:
     def _complain(self, session: str, exc: Exception) -> None:
         if self._complaints.passes(session):
             log.warning(
-                "WAHA did not fetch media of session %s again (said once a minute): %s",
+                "WAHA did not fetch media of session %s again (logged once a minute): %s",
                 session,
                 masked(str(exc) or type(exc).__name__),
                 extra={"event": "media.failed", "session": session},

@@ -13,7 +13,7 @@ from gateway.log import Throttle
 from gateway.metrics import Metrics
 from gateway.settings import WAHA_EVENTS
 
-_TURN_SECONDS = 1800.0  # of two: what is told is of the last half hour, and up to an hour
+_TURN_SECONDS = 1800.0  # of two: what is reported is of the last half hour, and up to an hour
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class SchemaDrift:
         self._now[name, message.odd_part] += 1
         if self._complaints.passes((name, message.odd_part)):
             log.warning(
-                "🧩 An event %s of session %s has no usable `%s` (told once a minute): has WAHA"
+                "🧩 An event %s of session %s has no usable `%s` (logged once a minute): has WAHA"
                 " changed its form?",
                 name,
                 message.session,

@@ -1,4 +1,4 @@
-"""What webhooks, and WAHA when it was asked, told of each session: its status, its own number, when
+"""What webhooks, and WAHA when it was asked, said of each session: its status, its own number, when
 it last sent."""
 
 import functools
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Session:
-    """status None: none was told yet. Times are Unix seconds."""
+    """status None: none is known yet. Times are Unix seconds."""
 
     status: str | None = None
-    status_at: float = 0.0  # of the event that told it; WAHA's clock
+    status_at: float = 0.0  # of the event that said it; WAHA's clock
     reported_at: float = 0.0  # when that came; our clock
     started_at: float = 0.0  # when it began to work after it had not; our clock; 0: unknown
     last_event: float = 0.0  # our clock; 0: none came
@@ -58,7 +58,7 @@ class Sessions:
         self._refused_listeners.append(listener)
 
     def hear(self, message: InboundMessage) -> None:
-        """Note what an event tells of its session."""
+        """Note what an event says of its session."""
         known = self._known_as(message.session)
         if known is None:
             return
@@ -77,7 +77,7 @@ class Sessions:
             self._set_status(message.session, known, message.session_status, message.arrived)
             self._report_status(message.session, message.session_status)
         elif not known.works and message.event in MESSAGE_EVENTS and reported_at > known.status_at:
-            # Of several routers one alone was told that it works again.
+            # Of several routers one alone heard that it works again.
             known.status_at, known.reported_at = reported_at, message.arrived
             self._set_status(message.session, known, "WORKING", message.arrived)
             self._report_status(message.session, "WORKING")

@@ -31,7 +31,7 @@ def verify(
     if algorithm is not None and algorithm.lower() != ALGORITHM:
         raise BadSignature(f"X-Webhook-Hmac-Algorithm is {algorithm[:20]!a}, not {ALGORITHM}")
     # Bytes, because compare_digest refuses str outside ASCII. Every key is compared, so that the
-    # time does not tell which one fits.
+    # time does not show which one fits.
     given = signature.lower().encode()
     if not any([hmac.compare_digest(sign(body, key).encode(), given) for key in keys]):
         raise BadSignature(

@@ -64,7 +64,7 @@ def test_every_way_is_explained_as_it_then_goes(client: TestClient) -> None:
         (now_webhook("x", event="message.ack"), "event", "message.ack: is not in FORWARD_EVENTS="),
         (b'{"event":"message","payload":{}}', "chat", "none can be told from it"),
         (b'{"event":"message","engine":"GOWS"}', "shape", "no usable `payload`"),
-        (example(30), "chat", "none can be told from it, or it concerns no person"),
+        (example(30), "chat", "it names none, or it concerns no person"),
     ):
         answer, rules = explain(client, body)
         assert rules[rule].startswith(says), rules

@@ -19,6 +19,7 @@ from gateway.domain.dedup import Sent
 from gateway.domain.lock_events import Kind, LockEvent, Why
 from gateway.domain.model import (
     ALL_TENANTS,
+    NEVER,
     Backlog,
     DeadLetter,
     DeadLettered,
@@ -29,6 +30,7 @@ from gateway.domain.model import (
     Health,
     HistoryEntry,
     InboundMessage,
+    Lock,
     Outcome,
     PersonSummary,
     Requeue,
@@ -470,6 +472,11 @@ class MemoryStore(PersonOperations):
                 )
             elif one.other in ids:
                 history[place] = replace(one, message_id=None, other=None)
+        for former in until:
+            times = [one.changed for one in history if one.user == former and one.changed]
+            person_before = self._data.persons[former]
+            lock = Lock(person_before.lock.tenant, max(times, default=NEVER))
+            self._data.persons[former] = replace(person_before, lock=lock)
         if count:
             history.append(
                 LockEvent(self.now(), nobody, Kind.ERASED, None, None, None, Why.OPERATOR)

@@ -998,3 +998,30 @@ async def test_what_is_known_is_reported_without_a_write(store: Store) -> None:
     for _ in range(2):
         assert await store.are_known(asked) == [True, True, False, True, False, False]
     assert await store.are_known([]) == []
+
+
+async def test_what_two_people_hold_under_one_id_stays_each_ones_own(store: Store) -> None:
+    """The id is chosen by the sender's phone, and which phone the LID is nobody knows."""
+    now = time.time()
+    await say(store, "from the LID", user=LID, bare_id="3EB0SAME", sent=now, now=now)
+    await say(store, "from the phone", user=ALI, bare_id="3EB0SAME", sent=now, now=now)
+    assert (await store.backlog()).held >= 1
+
+    await say(store, "start_realty_2", user=LID, sent=now - 1, now=now)
+    await say(store, "start_realty_3", user=ALI, sent=now - 1, now=now)
+    delivered = {(one.tenant, one.user, texts([one])[0]) for one in await drain(store)}
+    assert (2, LID, "from the LID") in delivered
+    assert (3, ALI, "from the phone") in delivered
+    assert len(delivered) == 4
+
+
+async def test_an_erasure_frees_the_number_that_was_the_persons_before(store: Store) -> None:
+    """Its next owner's link counts, though it is older than what the erased one decided."""
+    other = "158764321000099@lid"
+    await say(store, "start_realty_2", user=LID, other_id=ALI, sent=NOW, raised=NOW)
+    await say(store, "hello", user=LID, other_id=SARA, sent=NOW + 1, raised=NOW + 1)
+    assert await tenant_of(store, SARA) == 2
+    await store.erase(user(SARA))
+    link = message("start_realty_5", other, other_id=ALI, sent=NOW - 5, raised=NOW + 9)
+    fresh = await accept(store, link)
+    assert fresh.decision == Bind(tenant(5))

@@ -385,7 +385,7 @@ async def test_where_waha_cannot_report_nothing_else_is_harmed(
     assert await post(router, webhook("hello", sent=NOW)) == "routed"
     await stop(router)
     log = router.log.read_text("utf-8")
-    assert "WAHA cannot tell what came while nobody listened" in log
+    assert "WAHA cannot say what came while nobody listened" in log
     assert "Traceback" not in log
 
 

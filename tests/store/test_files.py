@@ -8,12 +8,24 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.domain.model import Accepted, AskForLink, Bind, Delivered, Delivery, Requeue, Retry
+from gateway.domain.model import (
+    Accepted,
+    AskForLink,
+    Bind,
+    Delivered,
+    Delivery,
+    Moment,
+    Requeue,
+    Retry,
+    TenantId,
+    UserId,
+)
 from gateway.errors import StoreUnavailable
 from gateway.store import Limits, Store, retry_after
 from gateway.store.files import dedup, deliveries, journal, mappings
@@ -600,3 +612,26 @@ async def test_what_was_acknowledged_while_a_head_is_read_back_goes_before_it(
             arrived.append(delivery.body)
             await store.settle(delivery, Delivered())
     assert b"older" in arrived[0]
+
+
+async def test_a_message_beside_the_healing_of_the_clock_does_not_bring_the_wrong_time_back(
+    open_files: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was loaded in the same transaction, from memory."""
+    monkeypatch.setattr(store_module, "_MAINTENANCE_SECONDS", 10_000)
+    now = NOW + 3600.0  # ahead
+    store = await open_files(clock=lambda: now)
+    await store.lock(UserId(ALI), TenantId(2))
+    await say(store, "hello")
+    now = NOW + 5.0
+    await asyncio.gather(store._heal_clock_step(now, 3595.0), say(store, "hello again"))
+    for text in ("one more", "and another"):
+        await asyncio.gather(store._heal_clock_step(now, 0.0), say(store, text))
+    assert (await store.lock_of(UserId(ALI)))[1].changed <= Moment.of(now)
+
+
+async def test_a_dry_run_counts_what_waits_once(open_files: Open) -> None:
+    store = await open_files(limits=replace(LIMITS, max_backlog=3))
+    await asyncio.gather(say(store, "start_realty_2"), say(store, "start_realty_2", SARA))
+    inbound = message("hello")
+    assert (await store.dry_run(inbound, by_the_rules(inbound))).refused is None

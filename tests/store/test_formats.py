@@ -138,6 +138,33 @@ async def test_killed_at_any_step_the_next_start_finds_all(folder: Path, number:
     assert found["backlog"] == (8, 1, 1)
 
 
+@pytest.mark.parametrize("missing", ["unreadable", "heard", "history_why"])
+async def test_an_older_one_of_that_format_that_lacks_something_starts(
+    tmp_path: Path, missing: str
+) -> None:
+    """A router of format 1 made what was missing at each start."""
+    folder = Path(shutil.copytree(FORMATS / "1", tmp_path / "data"))
+    with closing(sqlite3.connect(folder / "router.db")) as database:
+        kind = "INDEX" if missing == "history_why" else "TABLE"
+        database.execute(f"DROP {kind} {missing}")
+    store = await opened(folder)
+    assert (await store.backlog()).waiting == 8
+    assert await store.unreadable(limit=9) == [] or missing != "unreadable"
+    await store.close()
+
+
+async def test_the_copy_is_of_the_last_upgrade(tmp_path: Path) -> None:
+    """Who went back to an older router, and comes again, goes back to that."""
+    folder = Path(shutil.copytree(FORMATS / "1", tmp_path / "data"))
+    await (await opened(folder)).close()
+    shutil.copy(FORMATS / "1" / "router.db", folder / "router.db")
+    with closing(sqlite3.connect(folder / "router.db")) as database, database:
+        database.execute("DELETE FROM held")
+    await (await opened(folder)).close()
+    with closing(sqlite3.connect(folder / "router.db.format-1")) as copy:
+        assert copy.execute("SELECT count(*) FROM held").fetchone() == (0,)
+
+
 async def test_without_room_for_the_copy_nothing_is_changed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

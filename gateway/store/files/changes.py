@@ -46,7 +46,7 @@ class Effects:
     heads: tuple[Head, ...] = ()
     renamed: tuple[tuple[UserId, UserId], ...] = ()
     stale: tuple[TenantId, ...] = ()
-    forgotten: tuple[UserId, ...] = ()
+    forgets_everybody: bool = False
     settled: int | None = None
     delivered: TenantId | None = None
     accepted: TenantId | None = None

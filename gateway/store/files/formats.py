@@ -14,6 +14,7 @@ import sqlite3
 from pathlib import Path
 
 from gateway.errors import StartRefused
+from gateway.store.files.mappings import sync_directory
 
 FORMAT = 2
 COPY_SUFFIX = ".format-"  # router.db.format-1: what there was before it was brought up
@@ -21,10 +22,12 @@ COPY_SUFFIX = ".format-"  # router.db.format-1: what there was before it was bro
 log = logging.getLogger(__name__)
 
 _SCHEMA = (Path(__file__).parent / "schema.sql").read_text("utf-8")
+# A router of format 1 made what was missing at each start: older ones had fewer tables.
+_SCHEMA_1 = (Path(__file__).parent / "schema_1.sql").read_text("utf-8")
 
 _WAHA = "', says WAHA'"
 _UPGRADES = {
-    1: f"""
+    1: f"""{_SCHEMA_1}
 DROP INDEX history_why;
 ALTER TABLE history ADD COLUMN who TEXT;
 ALTER TABLE history ADD COLUMN other TEXT;
@@ -38,7 +41,7 @@ UPDATE history SET
         WHEN why = 'operator' THEN 'operator'
         WHEN why LIKE 'operator, %' THEN 'tenant_move'
         WHEN kind = 'imported' THEN 'import'
-        WHEN user LIKE 'erased-%' THEN NULL
+        WHEN user LIKE 'erased-%' OR kind = 'merged' THEN NULL
         ELSE 'link' END;
 CREATE INDEX history_other ON history (other) WHERE other IS NOT NULL;
 ALTER TABLE delivery RENAME COLUMN own_faults TO poison_attempts;
@@ -115,8 +118,6 @@ def _copy_of(path: Path, number: int) -> Path:
 
 def _copy_beside(path: Path, number: int) -> None:
     target = _copy_of(path, number)
-    if target.exists():  # the start that made it was killed before the upgrade, or after it
-        return
     temporary = target.with_name(f"{target.name}.tmp")
     try:
         temporary.unlink(missing_ok=True)
@@ -128,6 +129,7 @@ def _copy_beside(path: Path, number: int) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
+        sync_directory(path.parent)
     except (OSError, sqlite3.Error) as exc:
         temporary.unlink(missing_ok=True)
         raise StartRefused(

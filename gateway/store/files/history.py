@@ -125,7 +125,7 @@ def of_person(
 
 
 def erase(tx: sqlite3.Connection, ids: Sequence[UserId], at: float) -> int:
-    """Whose lines they are is no longer told, by any line; how many they were.
+    """Take the names off these persons' entries; return how many entries they were.
 
     They no longer count as changes of a lock, so that rebuild finds none.
     """

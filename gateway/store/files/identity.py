@@ -1,7 +1,7 @@
 """Whether the files of a data folder are still those that were opened.
 
 A file that is removed or replaced under a running router goes on to take what is written to it, and
-all of that is gone with the process: no error ever tells.
+all of that is gone with the process: no error ever says so.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class Identity:
             try:
                 now = stamp(path)
             except OSError:
-                continue  # a disk that fails tells nothing of the file, and tells of itself
+                continue  # a disk that fails says nothing of the file, and shows itself
             if now and self._known.setdefault(path, now) != now:
                 return f"{path} was replaced by another while the router ran"
             if now is None and path in self._known:

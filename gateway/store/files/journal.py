@@ -128,7 +128,7 @@ class Journal:
     calls it damaged, a failed transaction cannot be undone, its files are no longer where they
     were, or refuse() is called. Nothing is committed from then on.
 
-    identity: of the database's files. It is looked at after each commit, before anybody is told.
+    identity: of the database's files, checked after each commit, before anybody is answered.
     """
 
     def __init__(
@@ -180,6 +180,11 @@ class Journal:
         self._queue.append(entry)
         self._filled.set()
         return await entry.done
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether works have run that are not committed yet."""
+        return self._connection.in_transaction
 
     async def close(self) -> None:
         """Commit what is queued, then close the file."""

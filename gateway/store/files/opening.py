@@ -28,6 +28,7 @@ _NAMES = (
     DATABASE_NAME,
     f"{DATABASE_NAME}-wal",
     f"{DATABASE_NAME}-shm",
+    f"{DATABASE_NAME}.format-1",
     LOCK_NAME,
     mappings.FILE_NAME,
     f"{mappings.FILE_NAME}.tmp",
@@ -37,7 +38,7 @@ _NAMES = (
     BACKUP_NAME,
 )
 
-STEP_SECONDS = 0.5  # that the clock may go back without being told of
+STEP_SECONDS = 0.5  # that the clock may go back without a word
 
 Tx = sqlite3.Connection
 
@@ -115,8 +116,8 @@ def open_folder(
                 pass
             if redated := history.redate(connection, now):
                 log.warning(
-                    "%s lines of the history lay in the future: the clock was ahead; they count as"
-                    " of now",
+                    "%s entries of the history lay in the future: the clock was ahead; they count"
+                    " as of now",
                     redated,
                     extra={"event": "store.clock", "count": redated},
                 )

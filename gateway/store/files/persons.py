@@ -59,7 +59,9 @@ class _Facts:
             ((user, person),) = known.persons.items()
             if not person.held:
                 self.pairs[user] = None
+                self.pairs.move_to_end(user)
                 self.persons[user] = person
+                self.persons.move_to_end(user)
                 self.alone[user] = known if not known.seen else replace(known, seen=())
                 return
         pairs = {pair.lid: pair for pair in known.pairs.values()}
@@ -67,11 +69,13 @@ class _Facts:
         for user, person in known.persons.items():
             self.alone.pop(user, None)
             self.pairs[user] = pairs.get(user)
+            self.pairs.move_to_end(user)
             if person.held:
                 # Held messages end by themselves, and new ones get their ids from the database.
                 self.persons.pop(user, None)
             else:
                 self.persons[user] = person
+                self.persons.move_to_end(user)
 
     def drop(self, users: Iterable[UserId]) -> None:
         for user in users:
@@ -88,11 +92,13 @@ class Persons:
         self._recent = _Facts()  # what the disk has
         self._staged = _Facts()  # what this transaction has changed
         self._unknown: set[UserId] = set()  # of whom this transaction must ask the database
+        self._everybody_is = False
 
     def begin(self) -> None:
         """Forget what an earlier transaction staged: it is durable, or was rolled back."""
         self._staged = _Facts()
         self._unknown = set()
+        self._everybody_is = False
 
     def load(self, tx: Tx, ids: Sequence[UserId], tenant_of: TenantOf) -> Known:
         """Return what is known of ids and of those that are or were the same persons.
@@ -102,7 +108,7 @@ class Persons:
         if len(ids) == 1:  # the usual case, in less time
             user = ids[0]
             known = self._recent.alone.get(user)
-            if known and user not in self._unknown and user not in self._staged.pairs:
+            if known and self._is_recent(user) and user not in self._staged.pairs:
                 return known
 
         all_ids, pairs = ids_to_load(
@@ -134,10 +140,17 @@ class Persons:
         while len(self._recent.pairs) > self._max_recent:
             self._recent.pairs.popitem(last=False)
 
-    def forget_staged(self, users: Collection[UserId]) -> None:
-        """This transaction has changed users by statements of its own."""
-        self._staged.drop(users)
-        self._unknown.update(users)
+    def forget_staged(self, users: Collection[UserId] | None = None) -> None:
+        """This transaction has changed users by statements of its own; None: perhaps everybody."""
+        if users is None:
+            self._staged = _Facts()
+            self._everybody_is = True
+        else:
+            self._staged.drop(users)
+            self._unknown.update(users)
+
+    def _is_recent(self, user: UserId) -> bool:
+        return not self._everybody_is and user not in self._unknown
 
     def forget(self, users: Iterable[UserId] | None = None) -> None:
         """Ask the database for users from now on; None: for everybody."""
@@ -149,7 +162,7 @@ class Persons:
     def _pair(self, tx: Tx, user: UserId) -> Pair | None:
         if user in self._staged.pairs:
             return self._staged.pairs[user]
-        if user in self._recent.pairs and user not in self._unknown:
+        if user in self._recent.pairs and self._is_recent(user):
             return self._recent.pairs[user]
         column = "lid" if is_lid(user) else "phone"
         query = f"SELECT lid, phone, linked_at FROM alias WHERE {column} = ?"
@@ -160,7 +173,7 @@ class Persons:
     def _person(self, tx: Tx, user: UserId, tenant_of: TenantOf) -> Person:
         if user in self._staged.persons:
             return self._staged.persons[user]
-        if user in self._recent.persons and user not in self._unknown:
+        if user in self._recent.persons and self._is_recent(user):
             return self._recent.persons[user]
         queued_at, sent_at, has_held, second, fraction, kind = tx.execute(
             _PERSON, (user,)
@@ -186,7 +199,7 @@ def _held(tx: Tx, user: UserId) -> tuple[HeldMessage, ...]:
 
 
 def _with_lock_changes(tx: Tx, persons: dict[UserId, Person]) -> dict[UserId, Person]:
-    """Add of each person those changes of the lock that can tell where a held message belongs."""
+    """Add of each person those changes of the lock that show where a held message belongs."""
     oldest = min(held.sent for person in persons.values() for held in person.held)
     return {
         user: Person(

@@ -43,7 +43,7 @@ class _Tenant:
 
 
 class FairScheduler:
-    """Changed only after the commit of what it is told: it never knows more than the disk."""
+    """Changed only after a commit: it never knows more than the disk."""
 
     def __init__(self, max_in_flight: int, max_in_flight_per_tenant: int) -> None:
         self._half = max_in_flight / 2

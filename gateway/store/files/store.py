@@ -82,7 +82,7 @@ from gateway.store.retry_after import RetryAfter
 MAPPINGS_WAIT_SECONDS = 0.05  # who reads the file right after the answer finds the lock in it
 _MAINTENANCE_SECONDS = 5.0
 _CHECK_SECONDS = 0.5  # between looks whether the files are still there: stat() of five
-_SWEEP_SECONDS = 0.2  # between deletions while there is more: 10,000 seen keys a second
+_SWEEP_SECONDS = 0.2  # between deletions while there is more: 10,000 dedup keys a second
 _LATER_SECONDS = 1.0  # at least so often claim() looks at the clock, which may jump
 
 log = logging.getLogger(__name__)
@@ -395,7 +395,7 @@ class FileStore(PersonOperations):
 
     def _erase(self, tx: Tx, user: UserId) -> tuple[Effects, tuple[UserId, ...], Erased]:
         ids = self._all_ids_of(tx, user)
-        effects = self._forgotten(*ids)
+        effects = Effects(forgets_everybody=True)  # whoever was known by one of ids before, too
         counts: Counter[str] = Counter()
         for id_ in ids:
             if self._tenant(id_) is not None:
@@ -425,6 +425,7 @@ class FileStore(PersonOperations):
             history=lines_left,
         )
         self._staged_here().locks |= dict.fromkeys(ids)
+        self._persons.forget_staged()
         return effects, ids, erased
 
     async def export(self, user: UserId) -> Export:
@@ -678,12 +679,6 @@ class FileStore(PersonOperations):
     async def help_waits(self) -> list[tuple[UserId, float]]:
         return await self._journal.run(lambda tx: help_rows.waiting(tx, self._clock()))
 
-    def _forgotten(self, *users: UserId) -> Effects:
-        """Statements of this transaction's own have changed users."""
-        self._staged_here()
-        self._persons.forget_staged(users)
-        return Effects(forgotten=users)
-
     async def held_lids(self) -> list[UserId]:
         return await self._journal.run(held.lids)
 
@@ -693,7 +688,8 @@ class FileStore(PersonOperations):
         """Memory follows the disk: called right after the commit."""
         if effects.known:
             self._persons.keep(effects.known)
-        self._persons.forget(effects.forgotten)
+        if effects.forgets_everybody:
+            self._persons.forget()
         for user, lock, number in effects.locks:
             self._mappings.change(user, lock, number)
         for tenant, count in effects.counts:
@@ -713,13 +709,11 @@ class FileStore(PersonOperations):
         self._work.set()
 
     def refusal(self, tenant: TenantId) -> str | None:
-        staged = self._staged_here()
-        return backlog_refusal(
-            self.limits,
-            self._scheduler.waiting + staged.added_in_all,
-            tenant,
-            self._scheduler.waiting_of(tenant) + staged.added[tenant],
-        )
+        waiting, of_tenant = self._scheduler.waiting, self._scheduler.waiting_of(tenant)
+        if self._journal.in_transaction:  # else the scheduler has counted it
+            staged = self._staged_here()
+            waiting, of_tenant = waiting + staged.added_in_all, of_tenant + staged.added[tenant]
+        return backlog_refusal(self.limits, waiting, tenant, of_tenant)
 
     async def note_heard(self, times: Mapping[str, float]) -> None:
         def note(tx: Tx) -> None:
@@ -784,9 +778,13 @@ class FileStore(PersonOperations):
         while await self._journal.run(lambda tx: heal_clock_step(tx, now)):
             self._scheduler.forget_all()
             self._work.set()
-        decided = await self._journal.run(
-            lambda tx: history_rows.redate(tx, now, ahead), lambda _: self._persons.forget()
-        )
+
+        def redate(tx: Tx) -> int:
+            self._staged_here()
+            self._persons.forget_staged()
+            return history_rows.redate(tx, now, ahead)
+
+        decided = await self._journal.run(redate, lambda _: self._persons.forget())
         log.warning(
             "The clock has gone back by %.1f s: what was put off is due, and %s lock changes that"
             " lay in the future have their own time again",
@@ -799,7 +797,7 @@ class FileStore(PersonOperations):
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
             self._journal.check()
-            with contextlib.suppress(OSError):  # a disk that fails tells of itself elsewhere
+            with contextlib.suppress(OSError):  # a disk that fails shows itself elsewhere
                 if reason := self._mappings.why_not_ours():
                     self._journal.refuse(reason)
 

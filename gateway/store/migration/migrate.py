@@ -1,6 +1,6 @@
 """Migration: all that a store holds is put into another one, while no router runs on either.
 
-What travels are rows of the tables in schema.sql by their columns, the seen keys as one table
+What travels are rows of the tables in schema.sql by their columns, the dedup keys as one table
 `seen` (keys are in hex), and `lock`: user and tenant, which a folder keeps in
 router_mappings.json. A None is an empty value.
 
@@ -41,7 +41,7 @@ Show = Callable[[str, int], None]
 class Contents(Protocol):
     """Of one store, which is ours until close()."""
 
-    place: str  # to be told to people: without a password
+    place: str  # to be shown to people: without a password
 
     async def counts(self) -> dict[str, int]:
         """How many rows each table has; of `tenant` see count_of()."""
@@ -114,7 +114,7 @@ async def _migrate(
         try:
             await new.empty()
             begin(await old.counts())
-            read: Counter[str] = Counter()  # not what was there before: seen keys end meanwhile
+            read: Counter[str] = Counter()  # not what was there before: dedup keys end meanwhile
             for table in TABLES:
                 async for rows in old.rows(table):
                     await new.put(table, rows)

@@ -205,7 +205,9 @@ class RedisContents:
                 # An erasure mixes them.
                 for line in sorted(map(_read_json, one), key=lambda line: int(line[0])):
                     row = _typed(zip(_HISTORY, line, strict=True))
-                    cause = history_rows.unpack(row["why"] or "", user=row["user"])
+                    cause = history_rows.unpack(
+                        row["why"] or "", user=row["user"], kind=row["kind"]
+                    )
                     yield row | cause._asdict()
 
     async def _tenants(self, key: str) -> AsyncIterator[Row]:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from gateway.domain.lock_events import Why
+from gateway.domain.lock_events import Kind, Why
 
 _SAYS_WAHA = ", says WAHA"
 _TENANT_MOVE = "operator, with all of the tenant"
@@ -33,8 +33,8 @@ def pack(cause: Cause) -> str:
     return ""
 
 
-def unpack(text: str, *, user: str) -> Cause:
-    """user: whose entry it is."""
+def unpack(text: str, *, user: str, kind: str) -> Cause:
+    """user: whose entry it is; kind: lock_events.Kind or model.Note."""
     who = "waha" if text.endswith(_SAYS_WAHA) else None
     verb, _, other = text.removesuffix(_SAYS_WAHA).partition(" ")
     if text in (_TENANT_MOVE, _IMPORT, "operator"):
@@ -43,4 +43,6 @@ def unpack(text: str, *, user: str) -> Cause:
     if verb in ("is", "was"):
         why = Why.MERGED_INTO if verb == "is" else Why.MERGED_FROM
         return Cause(why.value, who, other or None)
-    return Cause(None if user.startswith("erased-") else Why.LINK.value)
+    # Of a merge with somebody who was erased since nothing is left.
+    is_erased = user.startswith("erased-") or kind == Kind.MERGED.value
+    return Cause(None if is_erased else Why.LINK.value)

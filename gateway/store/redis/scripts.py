@@ -43,7 +43,7 @@ _ID = "#"  # no session's name either: the store's id
 _FORMAT = "%"  # the number of the format that the keys have
 # 1: the first that says its number; before, the keys were the same. No number is 1.
 FORMAT = 1
-# Told by a Redis that is empty, or holds another store, while a router works on this one.
+# Said by a Redis that is empty, or holds another store, while a router works on this one.
 _ANOTHER_STORE = (
     "STOREID it does not hold the store that this router opened: it came back empty, or another"
     " stands in its place. Restore it from its append-only file or a back-up; to begin with what it"
@@ -159,7 +159,7 @@ class Scripts:
         return result
 
     def _note_answers(self, session: str, some: list[_Operation], answers: list[Any]) -> None:
-        """What a script that went through tells of the server."""
+        """What a script that went through shows of the server."""
         errors = [one for one in answers if isinstance(one, Exception)]
         refused = next((one for one in errors if _is_of_the_server(one)), None)
         if refused:
@@ -187,7 +187,7 @@ class Scripts:
         """One operation of several; what it had written so far stays, as Redis has it."""
         if not _is_of_the_server(exc) and self._complaints.passes((name, str(exc))):
             log.error(
-                "the operation %s failed in Redis (said once a minute): %s",
+                "the operation %s failed in Redis (logged once a minute): %s",
                 name,
                 exc,
                 extra={"event": "store.error"},
@@ -388,7 +388,7 @@ def _behind_sentinels(url: str) -> Client:
 
 
 async def _check(client: Client) -> None:
-    """Raise StartRefused if this Redis would lose what it is told."""
+    """Raise StartRefused if this Redis would lose what it stores."""
     answer: dict[str, Any] = await client.info()
     for found in [answer] if "redis_version" in answer else answer.values():  # of a cluster by node
         _check_server(found)
@@ -412,7 +412,7 @@ def _check_server(found: dict[str, Any]) -> None:
         )
     if not found.get("aof_enabled"):
         log.warning(
-            "Redis keeps no append-only file: what it was told since its last save is lost when it"
+            "Redis keeps no append-only file: what it got since its last save is lost when it"
             " dies. Set appendonly yes and appendfsync always",
             extra={"event": "store.no_aof"},
         )

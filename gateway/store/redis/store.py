@@ -1,7 +1,7 @@
 """The store for more than one router: everything in Redis (6.2 or newer), changed by scripts.
 
 Each operation is one step of a script, which nothing interrupts, and all keys of one WAHA session
-carry its hash tag, so that it touches one slot of a cluster. What each key holds is told at the
+carry its hash tag, so that it touches one slot of a cluster. What each key holds stands at the
 head of the files in lua/. A 200 is as durable as Redis' `appendfsync`.
 
 A router holds a lease on each session's keys (15 s, renewed every 5 s). What it has claimed is free
@@ -387,7 +387,7 @@ class RedisStore(PersonOperations):
         self._totals = users, len(tenants) or many
 
     async def _check_memory(self) -> None:
-        """A Redis that drops keys may have been told to only now."""
+        """A Redis that drops keys may have been set to only now."""
         memory = await self._scripts.memory()
         # A server that was restarted counts anew.
         self._dropped_before = min(self._dropped_before, memory.dropped)
@@ -600,7 +600,7 @@ class RedisStore(PersonOperations):
     async def unreadable(self, *, limit: int, before: int | None = None) -> list[Unreadable]:
         found: list[Unreadable] = []
         for place, session in enumerate(self._by_number()):
-            # Ids are counted by each session for itself: here they are told apart by its number.
+            # Ids are counted by each session for itself: here its number distinguishes them.
             many = len(self._sessions)
             own = None if before is None else str((before - place + many - 1) // many)
             rows = await self._scripts.run(session, "unreadable", limit=limit, before=own)
@@ -678,7 +678,7 @@ class RedisStore(PersonOperations):
 
     async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         session = session_of(delivery.user)
-        args: dict[str, Any] = {"outcome": "put back"}
+        args: dict[str, Any] = {"outcome": "requeue"}
         match outcome:
             case Requeue(sent_at=float(sent_at)):
                 args["tried_at"] = repr(sent_at)
@@ -686,7 +686,7 @@ class RedisStore(PersonOperations):
                 args = {"outcome": "done"}
             case Retry():
                 args = {
-                    "outcome": "again",
+                    "outcome": "retry",
                     "poison": outcome.poison,
                     "tried_at": repr(outcome.tried_at),
                     "age": repr(outcome.age),
@@ -694,7 +694,7 @@ class RedisStore(PersonOperations):
                 }
             case DeadLettered():
                 args = {
-                    "outcome": "dead",
+                    "outcome": "dead_letter",
                     "died_at": repr(outcome.died_at),
                     "reason": outcome.reason,
                     "status": "" if outcome.status is None else str(outcome.status),
@@ -936,7 +936,7 @@ class RedisStore(PersonOperations):
         return await self._each_dead_letter("replay", which)
 
     async def delete_dead_letters(self, which: Selection) -> int:
-        return await self._each_dead_letter("bury", which)
+        return await self._each_dead_letter("delete_dead_letters", which)
 
     async def _each_dead_letter(self, op: str, which: Selection) -> int:
         total = 0
@@ -1096,7 +1096,7 @@ def _unreadable(row: list[bytes], place: int, many: int) -> Unreadable:
 
 def _history_entry(row: list[bytes]) -> HistoryEntry:
     id_, at, user, kind, from_, to, _, _, message_id, text = (part.decode() for part in row)
-    cause = history_rows.unpack(text, user=user)
+    cause = history_rows.unpack(text, user=user, kind=kind)
     return HistoryEntry(
         int(id_),
         float(at),

@@ -17,35 +17,51 @@ local function add_seen(digest, phone, lid, routed)
   redis.call('SET', key, before and before .. ';' .. entry or entry, 'EX', SEEN_SECONDS)
 end
 
+-- Who holds a message of that key: a copy may have come by phone and by LID.
+local function holders(key)
+  local found = {}
+  for user in string.gmatch(hget('held_key', key) or '', '[^\n]+') do table.insert(found, user) end
+  return found
+end
+
+local function set_holder(key, user, holds)
+  local users = {}
+  for _, other in ipairs(holders(key)) do
+    if other ~= user then table.insert(users, other) end
+  end
+  if holds then table.insert(users, user) end
+  if #users > 0 then hset('held_key', key, table.concat(users, '\n')) else hdel('held_key', key) end
+end
+
 local function keep_held(user, message, body)
   rpush('held:' .. user, cjson.encode({
     sent = message.sent, event_time = message.event_time, arrived = message.arrived,
     key = message.key, message_id = message.message_id or '', headers = message.headers,
     body = body,
   }))
-  hset('held_key', message.key, user)
+  set_holder(message.key, user, true)
   zadd('held_until', message.arrived, user)
 end
 
 -- Nothing is held of user any more.
 function drop_all_held(user)
-  for _, line in ipairs(lrange('held:' .. user)) do hdel('held_key', cjson.decode(line).key) end
+  for _, line in ipairs(lrange('held:' .. user)) do
+    set_holder(cjson.decode(line).key, user, false)
+  end
   del('held:' .. user)
   zrem('held_until', user)
 end
 
--- The message that is held under that key, which is held no longer; nil if none is.
-local function take_held(key)
-  local user, found = hget('held_key', key), nil
-  if not user then return end
-  local all = lrange('held:' .. user)
+-- The message that is held of user under that key, which is held no longer; nil if none is.
+local function take_held(user, key)
+  local all, found = lrange('held:' .. user), nil
   del('held:' .. user)
   for _, line in ipairs(all) do
     local entry = cjson.decode(line)
     if entry.key == key then found = entry else rpush('held:' .. user, line) end
   end
   if #all < 2 then zrem('held_until', user) end
-  hdel('held_key', key)
+  set_holder(key, user, false)
   return found
 end
 
@@ -61,7 +77,8 @@ function rename_held(old, new)
   del('held:' .. new)
   for _, entry in ipairs(joined) do
     rpush('held:' .. new, cjson.encode(entry))
-    hset('held_key', entry.key, new)
+    set_holder(entry.key, old, false)
+    set_holder(entry.key, new, true)
     zadd('held_until', entry.arrived, new)
   end
   zrem('held_until', old)
@@ -145,7 +162,7 @@ end
 
 -- Of each of ids and of those who are or were the same persons, in order: id, tenant, last change,
 -- help, the other id, when that was linked (of a LID), what is held, and, if anything is, the changes
--- of the lock that can tell where it belongs. As a text: an equal one means that nothing has changed.
+-- of the lock that show where it belongs. As a text: an equal one means that nothing has changed.
 local function facts_of(ids)
   local all, is_there = {}, {}
   local function add(id)
@@ -241,13 +258,15 @@ end
 
 function apply.release(change)
   local _, user, key, alias, tenant = unpack(change)
-  local held = take_held(key)
+  local held = take_held(user, key)
   if held then deliver(held, tenant, user, alias) end
 end
 
 function apply.drop_held(change) drop_all_held(change[2]) end
 
-function apply.forget_held(change) take_held(change[2]) end
+function apply.forget_held(change)
+  for _, user in ipairs(holders(change[2])) do take_held(user, change[2]) end
+end
 
 function apply.seen(change) add_seen(change[2], change[3], change[4], change[5] == '1') end
 

@@ -11,7 +11,7 @@ local function add_letter(id, fields)
   count('dead', fields.tenant, 1)
 end
 
-function bury(id, tenant, user, args, attempts)
+function give_up(id, tenant, user, args, attempts)
   local key, fields = 'd:' .. id, {}
   for _, field in ipairs({'tenant', 'user', 'alias', 'event_time', 'arrived', 'key', 'message_id',
                           'headers', 'body'}) do
@@ -113,7 +113,7 @@ function ops.replay(args)
   return {#ids}
 end
 
-function ops.bury(args)
+function ops.delete_dead_letters(args)
   local ids = selected(args, '-inf', args.up_to, false, tonumber(args.chunk))
   for _, id in ipairs(ids) do delete_letter(id) end
   return {#ids}

@@ -339,7 +339,7 @@ function ops.claim(args)
 end
 
 -- letters.lua
-local bury
+local give_up
 
 function ops.settle(args, body)
   local id = args.id
@@ -356,10 +356,10 @@ function ops.settle(args, body)
     delete(id, tenant, user)
     count('delivered', tenant, 1)
     see_to(tenant, user, text(NOW))
-  elseif args.outcome == 'put back' then
+  elseif args.outcome == 'requeue' then
     if args.tried_at then hset('d:' .. id, 'tried_at', args.tried_at) end
     see_to(tenant, user)
-  elseif args.outcome == 'again' then
+  elseif args.outcome == 'retry' then
     hset('d:' .. id, 'attempts', hget('d:' .. id, 'attempts') + 1)
     if args.poison then hset('d:' .. id, 'own_faults', hget('d:' .. id, 'own_faults') + 1) end
     hset('d:' .. id, 'tried_at', args.tried_at)
@@ -367,7 +367,7 @@ function ops.settle(args, body)
     see_to(tenant, user, text(NOW + args.wait))
   else
     args.answer = body
-    bury(id, tenant, user, args, 1)
+    give_up(id, tenant, user, args, 1)
     see_to(tenant, user, text(NOW))
   end
   return {'ok'}

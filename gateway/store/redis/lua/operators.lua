@@ -6,7 +6,7 @@ function drop_waiting(user)
   for _, one in ipairs(of_user(user)) do
     local id, tenant = one[1], one[2]
     if not hget('fly', id) then
-      bury(id, tenant, user, {died_at = text(NOW), reason = "dropped by an operator's unlock"}, 0)
+      give_up(id, tenant, user, {died_at = text(NOW), reason = "dropped by an operator's unlock"}, 0)
       dropped = dropped + 1
       see_to(tenant, user)
     end
@@ -185,19 +185,19 @@ function ops.erase(args)
       hdel('lid', user)
     end
   end
-  -- Whose lines they are is no longer told, by any line. Those from when the person had another id
+  -- The names come off these entries. Those from when the person had another id
   -- are the person's up to where that turned out to be this one.
   for _, user in ipairs(ids) do
     for _, other in ipairs(redis.call('SMEMBERS', P .. 'named:' .. user)) do
-      local told, until_ = {}, 0
+      local entries, until_ = {}, 0
       for place, line in ipairs(lrange('h:' .. other)) do
-        told[place] = cjson.decode(line)
-        local why = told[place][SHOWN.why]
+        entries[place] = cjson.decode(line)
+        local why = entries[place][SHOWN.why]
         if why == 'is ' .. user or why == 'is ' .. user .. ', says WAHA' then until_ = place end
       end
       redis.call('DEL', P .. 'h:' .. other)
       hdel('change', other) -- but for those that stay
-      for place, row in ipairs(told) do
+      for place, row in ipairs(entries) do
         if place <= until_ then
           table.insert(lines, row)
         else

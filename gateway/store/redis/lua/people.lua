@@ -1,5 +1,5 @@
--- Who a person is, and where the person belongs. As in files.py: the newer sighting wins, the lock
--- follows the LID, of two locks the newer stays.
+-- Who a person is, and where the person belongs. The rules are those of
+-- domain/person.py; here is how it is stored.
 --
 -- lock: user -> tenant.  users, of:<tenant>: the users in order.  owners: tenant -> how many.
 -- change: user -> "second fraction kind" of the last change.  h:<user>: the history, oldest first.
@@ -66,7 +66,7 @@ local function set_lock(user, tenant)
   end
 end
 
--- Lines of the history that are looked at together: a person may have tens of thousands.
+-- Entries of the history that are looked at together: a person may have tens of thousands.
 local SOME_LINES = 100
 
 -- The changes of user's lock after moment, and the last one before it, as {second, fraction, id,
