@@ -1,4 +1,4 @@
-"""Every component built, started, and closed in reverse order, whatever happens in between."""
+"""Every component built, started, and closed in reverse order."""
 
 import asyncio
 import contextlib

@@ -140,7 +140,7 @@ def _doors(settings: Settings) -> Iterator[Finding]:
     if split(settings.backend_signing_secret):
         yield ok("deliveries", "are signed")
     else:
-        yield warn("deliveries", "are not signed: a backend cannot tell who sent them",
+        yield warn("deliveries", "are not signed: a backend cannot know who sent them",
                    "set BACKEND_SIGNING_SECRET here and there")  # fmt: skip
 
 

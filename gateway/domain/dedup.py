@@ -22,8 +22,8 @@ class PersonHash(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
-    """Somebody's message that came under a key. routed: it went to a tenant."""
+class Copy:
+    """A message that came under a key before. routed: it went to a tenant."""
 
     person: PersonHash
     routed: bool
@@ -38,7 +38,7 @@ class Found(Enum):
     UNROUTED = auto()  # perhaps this very one, under an id that went to no tenant
 
 
-def find(before: Iterable[Sent], person: PersonHash, *, for_one_person: bool) -> Found:
+def find(before: Iterable[Copy], person: PersonHash, *, for_one_person: bool) -> Found:
     """Return whose message came before under this key.
 
     for_one_person: the key is unique among one person's messages only (model.DedupKey).

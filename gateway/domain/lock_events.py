@@ -43,6 +43,6 @@ class LockEvent:
     to_tenant: TenantId | None
     changed: Moment | None
     why: Why
-    by: str | None = None  # the operator's name, or "waha" if WAHA was asked who a LID is
+    who: str | None = None  # the operator's name, or "waha" if WAHA was asked who a LID is
     other: UserId | None = None  # the other id of a merge
     message_id: str | None = None

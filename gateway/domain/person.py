@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from gateway.domain import dedup
-from gateway.domain.dedup import Found, PersonHash, Sent
+from gateway.domain.dedup import Copy, Found, PersonHash
 from gateway.domain.lock_events import Kind, LockEvent, Why
 from gateway.domain.model import (
     NEVER,
@@ -95,7 +95,7 @@ class Known:
 
     persons: Mapping[UserId, Person]
     pairs: Mapping[UserId, Pair]  # by LID
-    seen: tuple[Sent, ...] = ()  # what came under the message's dedup key before
+    seen: tuple[Copy, ...] = ()  # what came under the message's dedup key before
 
     def person(self, user: UserId) -> Person:
         return self.persons.get(user, NOBODY)
@@ -121,7 +121,7 @@ def ids_to_load(
     pair_of_phone: Callable[[UserId], Pair | None],
 ) -> tuple[set[UserId], dict[UserId, Pair]]:
     """Return every id that a message or an action of these ids may concern, and the pairs among
-    them: whoever is known as the same person, and who had the phone before."""
+    them: other ids of the same persons, and the LID that had the phone before."""
     all_ids, pairs = set(ids), dict[UserId, Pair]()
     for user in ids:
         pair = pair_of_lid(user) if is_lid(user) else pair_of_phone(user)
@@ -176,7 +176,7 @@ class SetHelp:
 class MarkSeen:
     """Remember that the message came, under its dedup key."""
 
-    sent: Sent
+    sent: Copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ class DropHeld:
 
 @dataclass(frozen=True, slots=True)
 class ForgetHeld:
-    """Hold the message of that key no longer, whoever it was held for."""
+    """Hold the messages of that key no longer, under any id."""
 
     idempotency_key: str
 
@@ -295,21 +295,21 @@ def accept(
     """
     draft = _Draft(known, now, rules.hold_seconds)
     user, alias = _identify(draft, message)
-    lock = draft.person(user).lock
+    before = draft.person(user).lock
 
     key, found = message.idempotency_key, Found.NOTHING
-    person = PersonHash.of(None if is_lid(user) else user, user if is_lid(user) else alias)
+    whose = PersonHash.of(None if is_lid(user) else user, user if is_lid(user) else alias)
     if message.dedup_key:
-        found = dedup.find(known.seen, person, for_one_person=message.dedup_key.twins)
+        found = dedup.find(known.seen, whose, for_one_person=message.dedup_key.twins)
         if found is Found.THIS_ONE:
-            return Outcome(user, lock, draft.changed(), Accepted(user, None))
+            return Outcome(user, before, draft.changed(), Accepted(user, None))
         if found is Found.ANOTHERS:
             key = dedup.key_of_another(key, user)
 
-    decision = decide(lock)
+    decision = decide(before)
     if not isinstance(decision, AskForLink) and (reason := refusal(decision.tenant)):
-        return Outcome(user, lock, draft.changed(), None, refused=reason)
-    _record_decision(draft, message, user, lock, decision)
+        return Outcome(user, before, draft.changed(), None, refused=reason)
+    _record_decision(draft, message, user, before, decision)
 
     help_waits = False
     if isinstance(decision, AskForLink):
@@ -325,8 +325,8 @@ def accept(
         draft.release(user, lambda held: decision.tenant if held.sent >= message.sent else None)
     # Last: a store that fails half-way must not take the next copy for one that came before.
     if message.dedup_key:
-        draft.add(MarkSeen(Sent(person, routed=not isinstance(decision, AskForLink))))
-    return Outcome(user, lock, draft.changed(), Accepted(user, decision, help_waits))
+        draft.add(MarkSeen(Copy(whose, routed=not isinstance(decision, AskForLink))))
+    return Outcome(user, before, draft.changed(), Accepted(user, decision, help_waits))
 
 
 def link_identity(known: Known, link: IdentityLink, *, hold_seconds: float, now: float) -> Changed:
@@ -351,14 +351,11 @@ def lock(
     """
     draft = _Draft(known, now, hold_seconds)
     user, _ = draft.ids_of(user)
-    before = draft.person(user).lock
-    kind = Kind.LOCKED if before.tenant in (None, tenant) else Kind.MOVED
-    draft.set_lock(user, tenant)
-    draft.record(
-        user, kind, before.tenant, tenant, changed=_no_earlier(at, now, before), why=Why.OPERATOR
-    )
+    before = draft.person(user).lock.tenant
+    kind = Kind.LOCKED if before in (None, tenant) else Kind.MOVED
+    _decide_lock(draft, user, tenant, kind, Why.OPERATOR, at)
     draft.release(user, lambda _: tenant)
-    return user, before.tenant, draft.changed()
+    return user, before, draft.changed()
 
 
 def unlock(
@@ -370,33 +367,16 @@ def unlock(
     """
     draft = _Draft(known, now, 0.0)
     user, _ = draft.ids_of(user)
-    before = draft.person(user).lock
-    if before.tenant is not None:
-        draft.set_lock(user, None)
-        draft.record(
-            user,
-            Kind.UNLOCKED,
-            before.tenant,
-            None,
-            changed=_no_earlier(at, now, before),
-            why=Why.OPERATOR,
-        )
-    return user, before.tenant, draft.changed()
+    before = draft.person(user).lock.tenant
+    if before is not None:
+        _decide_lock(draft, user, None, Kind.UNLOCKED, Why.OPERATOR, at)
+    return user, before, draft.changed()
 
 
 def move(known: Known, user: UserId, tenant: TenantId, *, at: float | None, now: float) -> Changed:
     """Return the changes when an operator moves all users of a tenant, this one among them."""
     draft = _Draft(known, now, 0.0)
-    before = draft.person(user).lock
-    draft.set_lock(user, tenant)
-    draft.record(
-        user,
-        Kind.MOVED,
-        before.tenant,
-        tenant,
-        changed=_no_earlier(at, now, before),
-        why=Why.TENANT_MOVE,
-    )
+    _decide_lock(draft, user, tenant, Kind.MOVED, Why.TENANT_MOVE, at)
     return draft.changed()
 
 
@@ -428,9 +408,15 @@ def undo_help(known: Known, user: UserId, *, retry: bool) -> Changed:
     return draft.changed()
 
 
-def _no_earlier(at: float | None, now: float, before: Lock) -> Moment:
-    """Return when a decision counts as made: a clock that went back must not undo it."""
-    return max(Moment.of(now if at is None else at), before.changed)
+def _decide_lock(
+    draft: "_Draft", user: UserId, tenant: TenantId | None, kind: Kind, why: Why, at: float | None
+) -> None:
+    """Set the lock by an operator's decision, made at that time; None: now."""
+    before = draft.person(user).lock
+    decided = Moment.of(draft.now if at is None else at)
+    draft.set_lock(user, tenant)
+    # No earlier than what it undoes: a clock that went back must not bring that back.
+    draft.record(user, kind, before.tenant, tenant, changed=max(decided, before.changed), why=why)
 
 
 def _identify(draft: "_Draft", message: InboundMessage) -> tuple[UserId, UserId | None]:
@@ -481,18 +467,18 @@ def _link(draft: "_Draft", link: IdentityLink) -> None:
         return
 
     asked = "waha" if link.asked else None
-    if owner:  # the number changed hands: whoever had it is known by LID only
+    if owner:  # the number changed hands: who had it is known by LID only
         # The time stays: an older link that comes late must not win.
         draft.pair(replace(owner, phone=None))
-        _merge(draft, link.phone, owner.lid, link.message_id, by=asked)
+        _merge(draft, link.phone, owner.lid, link.message_id, who=asked)
     draft.pair(Pair(link.lid, link.phone, link.at))
     if before and before.phone:
-        _merge(draft, before.phone, link.phone, link.message_id, by=asked)
-    _merge(draft, link.lid, link.phone, link.message_id, by=asked)
+        _merge(draft, before.phone, link.phone, link.message_id, who=asked)
+    _merge(draft, link.lid, link.phone, link.message_id, who=asked)
 
 
 def _merge(
-    draft: "_Draft", old: UserId, new: UserId, message_id: str | None, by: str | None = None
+    draft: "_Draft", old: UserId, new: UserId, message_id: str | None, who: str | None = None
 ) -> None:
     """Store under new, from now on, all that is stored under old."""
     was, is_ = draft.person(old), draft.person(new)
@@ -512,7 +498,7 @@ def _merge(
             changed=changed,
             why=Why.MERGED_INTO,
             other=new,
-            by=by,
+            who=who,
             message_id=message_id,
         )
     if stays != is_.lock.tenant:
@@ -526,7 +512,7 @@ def _merge(
             changed=changed,
             why=Why.MERGED_FROM,
             other=old,
-            by=by,
+            who=who,
             message_id=message_id,
         )
 
@@ -608,7 +594,7 @@ class _Draft:
         changed: Moment | None,
         why: Why,
         at: float | None = None,
-        by: str | None = None,
+        who: str | None = None,
         other: UserId | None = None,
         message_id: str | None = None,
     ) -> None:
@@ -634,7 +620,7 @@ class _Draft:
                     to_tenant,
                     changed,
                     why,
-                    by,
+                    who,
                     other,
                     message_id,
                 )

@@ -27,8 +27,8 @@ async def open_store(
 ) -> Store:
     """The store that url names by its scheme (file:<folder>); StartRefused if unusable.
 
-    leave is called with the reason when it turns out that it cannot be trusted any longer: the
-    process must end then. committed is called after each durable write. beside: the data folder,
+    on_corruption is called with the reason when the store cannot be trusted any longer: the process
+    must end then. committed is called after each durable write. beside: the data folder,
     if the store is another one.
     """
     scheme = url.partition(":")[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gateway.domain import person
-from gateway.domain.dedup import Sent
+from gateway.domain.dedup import Copy
 from gateway.domain.lock_events import Kind, LockEvent, Why
 from gateway.domain.model import (
     ALL_TENANTS,
@@ -87,7 +87,7 @@ class _Held:
 class _Data:
     persons: dict[UserId, Person] = field(default_factory=dict)
     pairs: dict[UserId, Pair] = field(default_factory=dict)
-    seen: defaultdict[bytes, list[Sent]] = field(default_factory=lambda: defaultdict(list))
+    seen: defaultdict[bytes, list[Copy]] = field(default_factory=lambda: defaultdict(list))
     held: dict[int, _Held] = field(default_factory=dict)
     rows: dict[int, _Row] = field(default_factory=dict)
     queues: defaultdict[Queue, list[_Row]] = field(default_factory=lambda: defaultdict(list))
@@ -408,7 +408,7 @@ class MemoryStore(PersonOperations):
         ids = self._ids(user)
         found = [
             HistoryEntry(n, e.at, e.user, e.kind.value, e.from_tenant, e.to_tenant, e.message_id,
-                         e.why.value, e.by, e.other,)
+                         e.why.value, e.who, e.other,)
             for n, e in enumerate(self._data.history, 1)
             if e.user in ids and (before is None or n < before)
         ]  # fmt: skip

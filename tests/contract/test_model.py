@@ -57,7 +57,7 @@ OUTCOMES: dict[str, Outcome] = {
 
 
 @dataclass
-class Sent:
+class Copy:
     """An accepted message. place orders it in its line."""
 
     text: str
@@ -80,9 +80,9 @@ class Play(RuleBasedStateMachine):
         self.url = fresh()
         self.runner = asyncio.Runner()
         self.numbers = itertools.count(1)
-        self.waiting: dict[str, Sent] = {}  # by text, in flight included
+        self.waiting: dict[str, Copy] = {}  # by text, in flight included
         self.in_flight: dict[str, Delivery] = {}
-        self.dead: dict[str, Sent] = {}
+        self.dead: dict[str, Copy] = {}
         self.tried: set[str] = set()  # with an attempt that was counted
         self.ghosts: list[Delivery] = []  # in flight when their person was erased
         self.one_person: set[int] = set()  # of whom both ids were seen together
@@ -101,7 +101,7 @@ class Play(RuleBasedStateMachine):
                 self.run(self.store.settle(delivery, outcome))
                 return
 
-    def line(self, sent: Sent) -> tuple[int, str, int]:
+    def line(self, sent: Copy) -> tuple[int, str, int]:
         return sent.person, "one" if sent.person in self.one_person else sent.by, sent.tenant
 
     @rule(
@@ -137,7 +137,7 @@ class Play(RuleBasedStateMachine):
         if not isinstance(first.decision, AskForLink):
             by = "lid" if shown == "lid" else "phone"
             place = (NOW - age, number)
-            self.waiting[text] = Sent(text, person, by, first.decision.tenant, place)
+            self.waiting[text] = Copy(text, person, by, first.decision.tenant, place)
 
     @rule(person=st.sampled_from(PEOPLE))
     def waha_says_whose_a_lid_is(self, person: int) -> None:
@@ -183,7 +183,7 @@ class Play(RuleBasedStateMachine):
                 for text in gone:
                     self.dead[text] = self.waiting.pop(text)
 
-    def of_phone(self, person: int, tenants: dict[str, Sent]) -> list[str]:
+    def of_phone(self, person: int, tenants: dict[str, Copy]) -> list[str]:
         """What came from the person under the phone, or under both once they are known as one."""
         known = "both" if person in self.one_person else "phone"
         return [

@@ -5,6 +5,9 @@ import json
 import time
 from typing import Any
 
+import pytest
+
+from gateway.domain import person
 from gateway.domain.model import (
     Accepted,
     Bind,
@@ -19,6 +22,7 @@ from gateway.domain.model import (
     TenantFilter,
     UnreadableReason,
 )
+from gateway.domain.person import Known, Person
 from gateway.store import Store
 from tests.contract.conftest import Reopen
 from tests.messages import (
@@ -522,3 +526,17 @@ async def test_whether_anything_waits_is_reported_of_some_tenants(store: Store) 
     assert await store.waits(two), "what is in flight, too"
     await store.settle(one, Delivered())
     assert not await store.waits(two)
+
+
+@pytest.mark.parametrize("ahead", [-9.0, 0.5, 2.0, 9.0])
+async def test_a_tenants_move_counts_from_when_the_rule_says(store: Store, ahead: float) -> None:
+    """On files it is one statement, on Redis a script of its own: both must do as the rule does."""
+    sent, raised = int(NOW) + 0.0, int(NOW) + 5.25  # a second of WhatsApp's, and WAHA's much later
+    link = message("start_realty_2", sent=sent, raised=raised, now=NOW + 60)
+    await store.accept(link, by_the_rules(link))
+    before = (await store.lock_of(user(ALI)))[1]
+    known = Known({user(ALI): Person(lock=before)}, {})
+    expected = person.move(known, user(ALI), tenant(7), at=NOW + ahead, now=NOW)
+
+    await store.move(tenant(2), tenant(7), at=NOW + ahead)
+    assert (await store.lock_of(user(ALI)))[1] == expected.known.person(user(ALI)).lock

@@ -233,7 +233,7 @@ async def test_a_tenant_that_is_given_another_address_is_delivered_there(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What waits behind an open breaker goes at once when its address is mended."""
+    """What waits behind an open breaker goes at once when its address is fixed."""
     monkeypatch.setattr(tenants_module, "_CHECK_SECONDS", 0.01)
     own = FakeBackend()
     runner = await listening(own)

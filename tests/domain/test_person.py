@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.domain import person
-from gateway.domain.dedup import PersonHash, Sent
+from gateway.domain.dedup import Copy, PersonHash
 from gateway.domain.lock_events import Kind, Why
 from gateway.domain.model import (
     NEVER,
@@ -122,15 +122,15 @@ BY_LID = PersonHash.of(None, L)
     ("seen", "what"),
     [
         ([], "delivered"),
-        ([Sent(HASH, routed=True)], "duplicate"),
-        ([Sent(HASH, routed=False)], "duplicate"),
-        ([Sent(OTHERS, routed=True)], "delivered under a key of its own"),
-        ([Sent(BY_LID, routed=True)], "duplicate"),
-        ([Sent(BY_LID, routed=False)], "delivered, and no longer held"),
-        ([Sent(OTHERS, routed=True), Sent(HASH, routed=True)], "duplicate"),
+        ([Copy(HASH, routed=True)], "duplicate"),
+        ([Copy(HASH, routed=False)], "duplicate"),
+        ([Copy(OTHERS, routed=True)], "delivered under a key of its own"),
+        ([Copy(BY_LID, routed=True)], "duplicate"),
+        ([Copy(BY_LID, routed=False)], "delivered, and no longer held"),
+        ([Copy(OTHERS, routed=True), Copy(HASH, routed=True)], "duplicate"),
     ],
 )
-def test_whether_it_came_before(seen: list[Sent], what: str) -> None:
+def test_whether_it_came_before(seen: list[Copy], what: str) -> None:
     inbound = message("hello")
     outcome = accept(Known({A: locked(2)}, {}, tuple(seen)), inbound)
     assert outcome.accepted
@@ -279,9 +279,9 @@ def test_of_two_decisions_the_newer_one_stays(
 
 def test_a_merge_is_recorded_on_both_sides_with_who_said_so() -> None:
     into, from_ = link(Known({L: locked(2)}, {}), asked=True).events
-    assert (into.user, into.why, into.other, into.by) == (L, Why.MERGED_INTO, A, "waha")
-    assert (from_.user, from_.why, from_.other, from_.by) == (A, Why.MERGED_FROM, L, "waha")
-    assert link(Known({L: locked(2)}, {})).events[0].by is None
+    assert (into.user, into.why, into.other, into.who) == (L, Why.MERGED_INTO, A, "waha")
+    assert (from_.user, from_.why, from_.other, from_.who) == (A, Why.MERGED_FROM, L, "waha")
+    assert link(Known({L: locked(2)}, {})).events[0].who is None
 
 
 def test_what_was_held_goes_to_where_the_person_belonged_then() -> None:
@@ -413,5 +413,5 @@ def test_seen_messages_mark_whether_they_were_routed() -> None:
             for one in accept(known, message("hello")).changed.changes
             if isinstance(one, MarkSeen)
         ]
-        assert marks == [MarkSeen(Sent(PersonHash.of(A, None), routed=routed))]
+        assert marks == [MarkSeen(Copy(PersonHash.of(A, None), routed=routed))]
     assert NOBODY.person(A).lock.changed == NEVER

@@ -624,14 +624,34 @@ async def test_a_message_beside_the_healing_of_the_clock_does_not_bring_the_wron
     await store.lock(UserId(ALI), TenantId(2))
     await say(store, "hello")
     now = NOW + 5.0
-    await asyncio.gather(store._heal_clock_step(now, 3595.0), say(store, "hello again"))
-    for text in ("one more", "and another"):
-        await asyncio.gather(store._heal_clock_step(now, 0.0), say(store, text))
+
+    async def write(who: int) -> None:
+        for number in range(30):
+            await say(store, f"hello {who} {number}")
+
+    await asyncio.gather(store._heal_clock_step(now, 3595.0), *map(write, range(8)))
     assert (await store.lock_of(UserId(ALI)))[1].changed <= Moment.of(now)
 
 
 async def test_a_dry_run_counts_what_waits_once(open_files: Open) -> None:
-    store = await open_files(limits=replace(LIMITS, max_backlog=3))
-    await asyncio.gather(say(store, "start_realty_2"), say(store, "start_realty_2", SARA))
+    store = await open_files(limits=replace(LIMITS, max_backlog=4))
     inbound = message("hello")
-    assert (await store.dry_run(inbound, by_the_rules(inbound))).refused is None
+    # The first is committed alone; the others and what the dry run asks for share the next commit.
+    *_, found = await asyncio.gather(
+        say(store, "start_realty_2", OMAR),
+        say(store, "start_realty_2"),
+        say(store, "start_realty_2", SARA),
+        store.dry_run(inbound, by_the_rules(inbound)),
+    )
+    assert found.refused is None
+
+
+async def test_a_user_who_opens_his_link_again_and_again_takes_no_more_memory(
+    open_files: Open,
+) -> None:
+    store = await open_files()
+    for number in range(50):
+        await say(store, "start_realty_2", sent=NOW + number, now=NOW + number)
+    known = await store.load((UserId(ALI),))
+    assert known.person(UserId(ALI)).lock_changes == ()
+    assert known.seen == ()

@@ -2,7 +2,7 @@
 
 import sqlite3
 
-from gateway.domain.dedup import PersonHash, Sent
+from gateway.domain.dedup import Copy, PersonHash
 from gateway.domain.model import DedupKey
 
 CHUNK = 2000  # deleted in one transaction: 2.4 ms of a table of two million
@@ -28,13 +28,13 @@ class DedupKeys:
         found = tx.execute("SELECT value FROM meta WHERE name = 'dedup_period'").fetchone()
         self._period: int = found[0] if found else 0
 
-    def find(self, tx: sqlite3.Connection, key: DedupKey, now: float) -> list[Sent]:
+    def find(self, tx: sqlite3.Connection, key: DedupKey, now: float) -> list[Copy]:
         """Return the messages that came under key before."""
         turn = self._turn(now)
         rows = tx.execute(_FIND[turn], (key.digest, key.digest))
-        return [Sent(PersonHash(phone, lid), bool(routed)) for phone, lid, routed in rows]
+        return [Copy(PersonHash(phone, lid), bool(routed)) for phone, lid, routed in rows]
 
-    def add(self, tx: sqlite3.Connection, key: DedupKey, sent: Sent, now: float) -> None:
+    def add(self, tx: sqlite3.Connection, key: DedupKey, sent: Copy, now: float) -> None:
         tx.execute(_ADD[self._turn(now)], (key.digest, *sent.person, sent.routed))
 
     def purge(self, tx: sqlite3.Connection, now: float) -> int:

@@ -30,20 +30,6 @@ def waiting(tx: Tx, now: float) -> list[tuple[UserId, float]]:
     ).fetchall()
 
 
-def begin(tx: Tx, user: UserId, now: float) -> bool:
-    """Whether it waited; it counts as sent now."""
-    return bool(
-        tx.execute(
-            "UPDATE help SET sent_at = ? WHERE user = ? AND sent_at IS NULL AND queued_at > ?",
-            (now, user, now - HELP_SECONDS),
-        ).rowcount
-    )
-
-
-def put_back(tx: Tx, user: UserId) -> None:
-    tx.execute("UPDATE help SET sent_at = NULL WHERE user = ?", (user,))
-
-
 def forget(tx: Tx, user: UserId) -> None:
     tx.execute("DELETE FROM help WHERE user = ?", (user,))
 

@@ -19,7 +19,7 @@ def record(tx: sqlite3.Connection, event: LockEvent) -> None:
         "INSERT INTO history (at, user, kind, from_tenant, to_tenant, changed_second,"
         " changed_fraction, message_id, why, who, other) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (event.at, event.user, event.kind.value, event.from_tenant, event.to_tenant, second,
-         fraction, event.message_id, event.why.value, event.by, event.other),
+         fraction, event.message_id, event.why.value, event.who, event.other),
     )  # fmt: skip
 
 
@@ -88,27 +88,18 @@ def move_all(
     new: TenantId,
     decided_at: float,
 ) -> None:
-    """A line for each of users, a JSON array, who are moved from old to new now."""
-    # As of now; but if the clock went back, not before the change that went before.
-    latest = (
-        "(SELECT changed_{0} FROM history WHERE user = one.value AND changed_second IS NOT NULL"
-        " ORDER BY id DESC LIMIT 1)"
-    )
+    """Add what domain.person.move() records of each of users, a JSON array, in one statement."""
+    decided = (int(decided_at), decided_at)
     tx.execute(
-        "INSERT INTO history (at, user, kind, from_tenant, to_tenant, changed_second,"
-        " changed_fraction, message_id, why) SELECT ?, value, ?, ?, ?,"
-        f" max(?, coalesce({latest.format('second')}, 0)),"
-        f" max(?, coalesce({latest.format('fraction')}, 0)), NULL, ? FROM json_each(?) AS one",
-        (
-            at,
-            Kind.MOVED.value,
-            old,
-            new,
-            int(decided_at),
-            decided_at,
-            Why.TENANT_MOVE.value,
-            users,
-        ),
+        "INSERT INTO history (at, user, kind, from_tenant, to_tenant, why, changed_second,"
+        " changed_fraction) SELECT ?1, one.value, ?2, ?3, ?4, ?5,"
+        " CASE WHEN (last.changed_second, last.changed_fraction) > (?6, ?7)"
+        " THEN last.changed_second ELSE ?6 END,"
+        " CASE WHEN (last.changed_second, last.changed_fraction) > (?6, ?7)"
+        " THEN last.changed_fraction ELSE ?7 END"
+        " FROM json_each(?8) AS one LEFT JOIN history AS last ON last.id = (SELECT id FROM history"
+        " WHERE user = one.value AND changed_second IS NOT NULL ORDER BY id DESC LIMIT 1)",
+        (at, Kind.MOVED.value, old, new, Why.TENANT_MOVE.value, *decided, users),
     )
 
 

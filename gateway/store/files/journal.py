@@ -124,9 +124,9 @@ class _Entry:
 class Journal:
     """The one writer. trouble is why it cannot commit, None while it can.
 
-    leave is called, once, with the reason when the database cannot be trusted any longer: SQLite
-    calls it damaged, a failed transaction cannot be undone, its files are no longer where they
-    were, or refuse() is called. Nothing is committed from then on.
+    on_corruption is called, once, with the reason when the database cannot be trusted any longer:
+    SQLite calls it damaged, a failed transaction cannot be undone, its files are no longer where
+    they were, or refuse() is called. Nothing is committed from then on.
 
     identity: of the database's files, checked after each commit, before anybody is answered.
     """

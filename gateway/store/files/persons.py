@@ -48,13 +48,14 @@ UNION ALL SELECT * FROM (
 
 @dataclass(slots=True)
 class _Facts:
-    """By id; a pair stands under both of its ids, None where there is none."""
+    """By id; a pair is under both of its ids, None where there is none."""
 
     persons: OrderedDict[UserId, Person] = field(default_factory=OrderedDict)
     pairs: OrderedDict[UserId, Pair | None] = field(default_factory=OrderedDict)
     alone: dict[UserId, Known] = field(default_factory=dict)  # of persons with one id
 
     def take(self, known: Known) -> None:
+        known = _as_loaded(known)
         if len(known.persons) == 1 and not known.pairs:  # the usual case, in less time
             ((user, person),) = known.persons.items()
             if not person.held:
@@ -62,7 +63,7 @@ class _Facts:
                 self.pairs.move_to_end(user)
                 self.persons[user] = person
                 self.persons.move_to_end(user)
-                self.alone[user] = known if not known.seen else replace(known, seen=())
+                self.alone[user] = known
                 return
         pairs = {pair.lid: pair for pair in known.pairs.values()}
         pairs |= {pair.phone: pair for pair in known.pairs.values() if pair.phone}
@@ -167,7 +168,7 @@ class Persons:
         column = "lid" if is_lid(user) else "phone"
         query = f"SELECT lid, phone, linked_at FROM alias WHERE {column} = ?"
         row = tx.execute(query, (user,)).fetchone()
-        # A LID that lost its phone stands there with itself in its place.
+        # A LID that lost its phone has itself in its place.
         return Pair(row[0], None if row[0] == row[1] else row[1], row[2]) if row else None
 
     def _person(self, tx: Tx, user: UserId, tenant_of: TenantOf) -> Person:
@@ -184,6 +185,15 @@ class Persons:
             held=_held(tx, user) if has_held else (),
             help=None if queued_at is None else Help(queued_at, sent_at),
         )
+
+
+def _as_loaded(known: Known) -> Known:
+    """Return known as load() has it of persons of whom nothing is held: without the copies of one
+    message, and without changes of locks, which would grow with each link."""
+    if any(person.lock_changes for person in known.persons.values()):
+        persons = {user: replace(one, lock_changes=()) for user, one in known.persons.items()}
+        return Known(persons, known.pairs)
+    return replace(known, seen=()) if known.seen else known
 
 
 def _held(tx: Tx, user: UserId) -> tuple[HeldMessage, ...]:

@@ -119,8 +119,8 @@ class FileStore(PersonOperations):
     ) -> "FileStore":
         """Raise StartRefused, with file and cure, if the folder's state cannot be trusted.
 
-        leave is called with the reason if that turns out later; committed after each commit; see
-        Journal.
+        on_corruption is called with the reason if that turns out later, committed after each
+        commit: see Journal.
         """
         opened = open_folder(folder, clock(), connect_to)
         return cls(*opened, folder, limits, on_corruption, committed, clock, write_file)
@@ -162,8 +162,8 @@ class FileStore(PersonOperations):
         self._retry_after = RetryAfter()
         self._chores: set[asyncio.Task[None]] = set()
         self._check_disk()
-        self._watch = asyncio.create_task(self._maintain())
-        self._look = asyncio.create_task(self._check_files())
+        self._maintenance = asyncio.create_task(self._maintain())
+        self._file_check = asyncio.create_task(self._check_files())
 
     def _suspect_corruption(self, reason: str) -> None:
         if self._identity.folder_is_ours():
@@ -235,7 +235,7 @@ class FileStore(PersonOperations):
     async def add_unreadable(self, message: InboundMessage, reason: UnreadableReason) -> None:
         if self._low_disk:
             raise self._retry_after.unavailable(self._low_disk)
-        await self._journal.run(lambda tx: unreadable.keep(tx, message, reason))
+        await self._journal.run(lambda tx: unreadable.add(tx, message, reason))
 
     async def unreadable(self, *, limit: int, before: int | None = None) -> list[Unreadable]:
         return await self._journal.run(lambda tx: unreadable.some(tx, limit=limit, before=before))
@@ -395,7 +395,7 @@ class FileStore(PersonOperations):
 
     def _erase(self, tx: Tx, user: UserId) -> tuple[Effects, tuple[UserId, ...], Erased]:
         ids = self._all_ids_of(tx, user)
-        effects = Effects(forgets_everybody=True)  # whoever was known by one of ids before, too
+        effects = Effects(forgets_everybody=True)  # former ids of the person, too
         counts: Counter[str] = Counter()
         for id_ in ids:
             if self._tenant(id_) is not None:
@@ -834,8 +834,8 @@ class FileStore(PersonOperations):
         self._low_disk = low if free < least else None
 
     async def close(self) -> None:
-        self._watch.cancel()
-        self._look.cancel()
+        self._maintenance.cancel()
+        self._file_check.cancel()
         with contextlib.suppress(OSError):
             self._identity.restore_folder()
         await self._mappings.close(write=self._identity.folder_is_ours())

@@ -17,7 +17,7 @@ from gateway.store.base import (
 _LOOKED_AT = 1000  # in one transaction, of those whose content may have come
 
 
-def keep(tx: sqlite3.Connection, message: InboundMessage, reason: UnreadableReason) -> None:
+def add(tx: sqlite3.Connection, message: InboundMessage, reason: UnreadableReason) -> None:
     """A copy of one that is kept changes nothing."""
     tx.execute(
         "INSERT OR IGNORE INTO unreadable (key, arrived, session, event, reason, user, message_id,"

@@ -43,7 +43,7 @@ _NUMBERS = {
     "changed_fraction": float, "tenant": int, "event_time": float, "arrived": float, "due": float,
     "attempts": int, "poison_attempts": int, "tried_at": float, "age": float, "died_at": float,
     "status": int, "sent_second": int, "sent_fraction": float, "queued_at": float,
-    "sent_at": float, "sighted": float, "delivered": int, "first_seen": float,
+    "sent_at": float, "delivered": int, "first_seen": float,
     "last_seen": float,
 }  # fmt: skip
 _OF_TENANTS = ("delivered", "first_seen", "last_seen")

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from gateway.domain.dedup import PersonHash, Sent
+from gateway.domain.dedup import Copy, PersonHash
 from gateway.domain.lock_events import Kind
 from gateway.domain.model import NEVER, InboundMessage, Lock, Moment, TenantId, UserId, is_lid
 from gateway.domain.person import (
@@ -67,7 +67,7 @@ def change_from(change: Change, message: InboundMessage | None) -> list[str]:
             return ["set_lock", user, _text(tenant)]
         case RecordEvent(event):
             second, fraction = packed_moment(event.changed) if event.changed else ("", "")
-            cause = Cause(event.why.value, event.by, event.other)
+            cause = Cause(event.why.value, event.who, event.other)
             return [
                 "record",
                 repr(event.at),
@@ -135,9 +135,9 @@ def signed(hashed: str) -> int:
     return int.from_bytes(bytes.fromhex(hashed), "big", signed=True) if hashed else 0
 
 
-def _sent(entry: str) -> Sent:
+def _sent(entry: str) -> Copy:
     phone, lid, routed = entry.split(",")
-    return Sent(PersonHash(signed(phone), signed(lid)), routed == "1")
+    return Copy(PersonHash(signed(phone), signed(lid)), routed == "1")
 
 
 def _help(text: str) -> Help | None:

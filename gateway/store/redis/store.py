@@ -1,7 +1,7 @@
 """The store for more than one router: everything in Redis (6.2 or newer), changed by scripts.
 
 Each operation is one step of a script, which nothing interrupts, and all keys of one WAHA session
-carry its hash tag, so that it touches one slot of a cluster. What each key holds stands at the
+carry its hash tag, so that it touches one slot of a cluster. What each key holds is said at the
 head of the files in lua/. A 200 is as durable as Redis' `appendfsync`.
 
 A router holds a lease on each session's keys (15 s, renewed every 5 s). What it has claimed is free
@@ -886,6 +886,8 @@ class RedisStore(PersonOperations):
         ids, *counts = await self._scripts.run(
             session_of(user), "erase", user=user, salt=uuid.uuid4().hex
         )
+        for known in (self._guesses, self._known_as):  # the person is in neither any longer
+            known.clear()
         await self._count()
         self._work.set()
         return tuple(UserId(one.decode()) for one in ids), Erased(*counts)
