@@ -472,7 +472,7 @@ class MemoryStore(PersonOperations):
                 )
             elif one.other in ids:
                 history[place] = replace(one, message_id=None, other=None)
-        for former in until:
+        for former in until.keys() & self._data.persons.keys():
             times = [one.changed for one in history if one.user == former and one.changed]
             person_before = self._data.persons[former]
             lock = Lock(person_before.lock.tenant, max(times, default=NEVER))
