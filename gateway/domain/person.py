@@ -487,6 +487,9 @@ def _merge(
     decided = [one.lock for one in (is_, was) if one.lock.tenant is not None or one.is_unlocked]
     stays = max(decided, key=lambda lock: lock.changed).tenant if decided else None
     had_lock = was.lock.tenant is not None
+    # An unlock that won goes on to count: a third id with an older lock may yet turn out to be
+    # the same person.
+    kind = Kind.UNLOCKED if decided and stays is None else Kind.MERGED
 
     if had_lock:
         draft.set_lock(old, None)
@@ -506,7 +509,7 @@ def _merge(
     if had_lock or changed > is_.lock.changed:
         draft.record(
             new,
-            Kind.MERGED,
+            kind,
             is_.lock.tenant,
             stays,
             changed=changed,

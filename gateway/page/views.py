@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.domain import phone_numbers
+from gateway.domain.lock_events import Kind, Why
 from gateway.domain.model import (
     LARGEST_TENANT,
     SESSION_NAME,
@@ -36,7 +37,10 @@ from gateway.tenants import qr
 from gateway.waha import events
 
 _ROWS = 100  # of a table, on one page
-_LOCKS = ("locked", "moved", "merged", "imported")  # kinds of history that bind
+_MERGES = (Why.MERGED_INTO.value, Why.MERGED_FROM.value)
+_LOCKS = tuple(
+    one.value for one in (Kind.LOCKED, Kind.MOVED, Kind.MERGED, Kind.IMPORTED)
+)  # that give one
 _MESSAGES = 20  # of a user, of all that are kept
 _SHOWN = 300  # characters of a message
 _SORTS: dict[str, Callable[["_Row"], Any]] = {
@@ -372,7 +376,9 @@ def _notice(words: Words, finding: Finding) -> Markup:
 
 def _history(words: Words, entry: HistoryEntry) -> Markup:
     name = f"history.{entry.kind}"
-    if entry.kind == "merged" and entry.to_tenant is None:
+    # Of a merge with a person who was erased since, only the kind is left.
+    is_merge = entry.kind == Kind.MERGED.value or entry.why in _MERGES
+    if is_merge and entry.to_tenant is None:
         name = "history.merged_none"
     return words(name, to=entry.to_tenant, old=entry.from_tenant)
 

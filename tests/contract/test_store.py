@@ -341,6 +341,16 @@ async def test_an_unlock_is_not_undone_by_an_older_lock_of_the_other_id(
     assert store.totals() == (0, 0)
 
 
+async def test_an_unlock_that_won_a_merge_is_not_undone_by_a_third_id(store: Store) -> None:
+    await say(store, "start_realty_5", user=SARA, sent=NOW - 200)
+    await say(store, "start_realty_2", user=LID, sent=NOW - 100)
+    await store.unlock(user(LID))
+    await say(store, "hello", user=LID, other_id=ALI, raised=NOW - 10)
+    met = await say(store, "new number", user=LID, other_id=SARA, raised=NOW - 5)
+    assert met.decision == AskForLink(hold=True)
+    assert store.totals() == (0, 0)
+
+
 async def test_the_lock_follows_the_lid_to_a_new_phone(store: Store) -> None:
     await say(store, "start_realty_2", user=LID, other_id=ALI, raised=NOW - 10)
     moved = await say(store, "new number", user=LID, other_id=SARA, raised=NOW - 5)

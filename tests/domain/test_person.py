@@ -277,6 +277,17 @@ def test_of_two_decisions_the_newer_one_stays(
     assert changed.known.person(L).lock.tenant is None
 
 
+@pytest.mark.parametrize(
+    ("lid", "phone"), [(locked(2, OLD), unlocked(NEW)), (unlocked(NEW), locked(3, OLD))]
+)
+def test_an_unlock_that_won_outlives_a_second_merge(lid: Person, phone: Person) -> None:
+    # The number changes hands: a third id, with an older lock, is the same person.
+    once = link(Known({L: lid, A: phone, S: locked(5, OLD - 50)}, {})).known
+    assert once.person(A).is_unlocked
+    twice = link(once, phone=S, at=NOW + 1).known
+    assert twice.person(S).lock == Lock(None, Moment.of(NEW))
+
+
 def test_a_merge_is_recorded_on_both_sides_with_who_said_so() -> None:
     into, from_ = link(Known({L: locked(2)}, {}), asked=True).events
     assert (into.user, into.why, into.other, into.who) == (L, Why.MERGED_INTO, A, "waha")
