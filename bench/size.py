@@ -34,6 +34,7 @@ from load import (
 from throughput import LINKS, NOBODY, answered, running
 
 sys.path.insert(0, str(ROOT))
+from gateway.domain.model import DeliveryContent
 from gateway.store.files import deliveries, journal
 
 ROUNDS = 5
@@ -54,7 +55,7 @@ def fill_waiting(folder: Path, count: int) -> None:
     for number in range(count):
         user, tenant = number % 100_000, number % 1_000 + 1
         content = body(user, number, f"x {number}")
-        one = deliveries.Content(now + number / 1e6, now, f"{number:032}", f"{number}", (), content)
+        one = DeliveryContent(now + number / 1e6, now, f"{number:032}", f"{number}", (), content)
         deliveries.add(connection, one, tenant, f"97150{user:07}", None)  # type: ignore[arg-type]
     connection.execute("COMMIT")
     connection.close()

@@ -146,6 +146,29 @@ class InboundMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveryContent:
+    """What a backend is to get. event_time orders a user queue; times are Unix seconds."""
+
+    event_time: float
+    arrived: float
+    idempotency_key: str
+    message_id: str | None
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    @classmethod
+    def of(cls, message: InboundMessage, idempotency_key: str) -> "DeliveryContent":
+        return cls(
+            message.event_time,
+            message.arrived,
+            idempotency_key,
+            message.message_id,
+            message.headers,
+            message.body,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class IdentityLink:
     """lid and phone belonged to one person at that time, in Unix seconds.
 

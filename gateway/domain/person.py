@@ -19,6 +19,8 @@ from gateway.domain.model import (
     Bind,
     Decide,
     Decision,
+    DedupKey,
+    DeliveryContent,
     IdentityLink,
     InboundMessage,
     LinkNote,
@@ -174,27 +176,30 @@ class SetHelp:
 
 @dataclass(frozen=True, slots=True)
 class MarkSeen:
-    """Remember that the message came, under its dedup key."""
+    """Remember that a message came under key. at: Unix seconds."""
 
+    key: DedupKey
     sent: Copy
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
 class AddDelivery:
-    """Queue the message for tenant."""
+    """Queue content for tenant."""
 
     user: UserId
     alias: UserId | None
     tenant: TenantId
-    idempotency_key: str
+    content: DeliveryContent
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Keep the message aside."""
+    """Keep content aside. sent: when the user sent it."""
 
     user: UserId
-    idempotency_key: str
+    sent: Moment
+    content: DeliveryContent
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,18 +319,21 @@ def accept(
     help_waits = False
     if isinstance(decision, AskForLink):
         if decision.hold and rules.hold_seconds:
-            draft.hold(user, key, message, most=rules.max_held_per_user)
+            content = DeliveryContent.of(message, key)
+            draft.hold(user, message.sent, content, most=rules.max_held_per_user)
         help_waits = decision.help and _queue_help(draft, user, rules.help_cooldown)
     else:
         if found is Found.UNROUTED:
             draft.forget_held(user, key)  # it was held when it came first
-        draft.add(AddDelivery(user, alias, decision.tenant, key))
+        content = DeliveryContent.of(message, key)
+        draft.add(AddDelivery(user, alias, decision.tenant, content))
     if isinstance(decision, Bind):
         # What was written before the link stays with nobody.
         draft.release(user, lambda held: decision.tenant if held.sent >= message.sent else None)
     # Last: a store that fails half-way must not take the next copy for one that came before.
     if message.dedup_key:
-        draft.add(MarkSeen(Copy(whose, routed=not isinstance(decision, AskForLink))))
+        copy = Copy(whose, routed=not isinstance(decision, AskForLink))
+        draft.add(MarkSeen(message.dedup_key, copy, message.arrived))
     return Outcome(user, before, draft.changed(), Accepted(user, decision, help_waits))
 
 
@@ -630,12 +638,13 @@ class _Draft:
             )
         )
 
-    def hold(self, user: UserId, key: str, message: InboundMessage, *, most: int) -> None:
+    def hold(self, user: UserId, sent: Moment, content: DeliveryContent, *, most: int) -> None:
         person = self.person(user)
         if len(person.held) < most:
-            held = HeldMessage(_NOT_STORED_YET, key, message.sent, message.arrived)
+            key, arrived = content.idempotency_key, content.arrived
+            held = HeldMessage(_NOT_STORED_YET, key, sent, arrived)
             self._put(user, replace(person, held=(*person.held, held)))
-            self.add(Hold(user, key))
+            self.add(Hold(user, sent, content))
 
     def forget_held(self, user: UserId, key: str) -> None:
         person = self.person(user)

@@ -42,7 +42,7 @@ class PersonOperations(ABC):
         self, ids: Sequence[UserId], rule: Rule[T], message: InboundMessage | None = None
     ) -> T:
         """Ask rule with what is known of ids, and of copies under message's dedup key; apply its
-        changes in one commit; durable on return. message: what the changes add.
+        changes in one commit; durable on return. message: what the rule is about, if it is one.
 
         rule is pure. It is asked again if what it was asked with no longer holds at the commit.
         """

@@ -25,6 +25,7 @@ from gateway.domain.model import (
     DeadLettered,
     Delivered,
     Delivery,
+    DeliveryContent,
     Erased,
     Export,
     Health,
@@ -79,8 +80,7 @@ class _Row:
 @dataclass(slots=True)
 class _Held:
     user: UserId
-    message: InboundMessage
-    key: str
+    content: DeliveryContent
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class MemoryStore(PersonOperations):
         self, ids: Sequence[UserId], rule: Rule[T], message: InboundMessage | None = None
     ) -> T:
         result, changed = rule(await self.load(ids, message))
-        self._apply(changed, message)
+        self._apply(changed)
         return result
 
     async def load(self, ids: Sequence[UserId], message: InboundMessage | None = None) -> Known:
@@ -132,51 +132,47 @@ class MemoryStore(PersonOperations):
         waiting = Counter(one.delivery.tenant for one in self._data.rows.values())
         return backlog_refusal(self.limits, waiting.total(), tenant, waiting[tenant])
 
-    def _apply(self, changed: Changed, message: InboundMessage | None = None) -> None:
+    def _apply(self, changed: Changed) -> None:
         data = self._data
         data.persons, data.pairs = dict(changed.known.persons), dict(changed.known.pairs)
         for change in changed.changes:
             match change:
                 case person.RecordEvent(event):
                     data.history.append(event)
-                case person.MarkSeen(sent):
-                    assert message
-                    assert message.dedup_key
-                    data.seen[message.dedup_key.digest].append(sent)
-                case person.AddDelivery(user, alias, tenant, key):
-                    assert message
-                    self._add(message, key, tenant, user, alias)
-                case person.Hold(user, key):
-                    assert message
-                    data.held[id_ := next(data.ids)] = _Held(user, message, key)
+                case person.MarkSeen(key, copy):
+                    data.seen[key.digest].append(copy)
+                case person.AddDelivery(user, alias, tenant, content):
+                    self._add(content, tenant, user, alias)
+                case person.Hold(user, sent, content):
+                    data.held[id_ := next(data.ids)] = _Held(user, content)
                     known = data.persons[user]
-                    held = HeldMessage(id_, key, message.sent, message.arrived)
+                    held = HeldMessage(id_, content.idempotency_key, sent, content.arrived)
                     data.persons[user] = replace(known, held=(*known.held[:-1], held))
                 case person.ReleaseHeld(user, one, alias, tenant):
                     if stored := data.held.pop(one.id, None):
-                        self._add(stored.message, stored.key, tenant, user, alias)
+                        self._add(stored.content, tenant, user, alias)
                 case person.DropHeld(user):
                     data.held = {n: one for n, one in data.held.items() if one.user != user}
-                case person.ForgetHeld(key):
-                    data.held = {n: one for n, one in data.held.items() if one.key != key}
+                case person.ForgetHeld(idempotency_key):
+                    data.held = {
+                        n: one
+                        for n, one in data.held.items()
+                        if one.content.idempotency_key != idempotency_key
+                    }
                 case person.RenameUser(old, new, alias):
                     self._rename(old, new, alias)
         self._sweep_unreadable()
         self._work.set()
 
     def _add(
-        self,
-        message: InboundMessage,
-        key: str,
-        tenant: TenantId,
-        user: UserId,
-        alias: UserId | None,
+        self, content: DeliveryContent, tenant: TenantId, user: UserId, alias: UserId | None
     ) -> None:
         delivery = Delivery(
-            next(self._data.ids), tenant, user, alias, key, message.headers, message.body,
-            attempt=1, poison_attempts=0, tried_at=None, age=0.0, event_time=message.event_time,
+            next(self._data.ids), tenant, user, alias, content.idempotency_key, content.headers,
+            content.body, attempt=1, poison_attempts=0, tried_at=None, age=0.0,
+            event_time=content.event_time,
         )  # fmt: skip
-        self._queue(_Row(delivery, message.arrived, message.message_id, message.arrived))
+        self._queue(_Row(delivery, content.arrived, content.message_id, content.arrived))
         totals, now = self._data.totals[tenant], self.now()
         first = now if totals.first_seen is None else totals.first_seen
         self._data.totals[tenant] = replace(totals, first_seen=first, last_seen=now)
@@ -421,8 +417,8 @@ class MemoryStore(PersonOperations):
         return [
             *(StoredMessage(where, one.delivery.tenant, one.arrived, one.message_id,
                             one.delivery.body) for where, one in rows),
-            *(StoredMessage("held", None, one.message.arrived, one.message.message_id,
-                            one.message.body) for one in data.held.values() if one.user in ids),
+            *(StoredMessage("held", None, one.content.arrived, one.content.message_id,
+                            one.content.body) for one in data.held.values() if one.user in ids),
             *(StoredMessage("unreadable", None, one.arrived, one.message_id, one.body)
               for one, _ in data.unreadable.values() if one.user in ids),
         ]  # fmt: skip

@@ -140,7 +140,7 @@ def test_whether_it_came_before(seen: list[Copy], what: str) -> None:
         return
     assert outcome.accepted.decision == Forward(tenant(2))
     (added,) = [one for one in outcome.changed.changes if isinstance(one, AddDelivery)]
-    assert (added.idempotency_key == inbound.idempotency_key) is ("of its own" not in what)
+    assert (added.content.idempotency_key == inbound.idempotency_key) is ("of its own" not in what)
     assert any(isinstance(one, ForgetHeld) for one in outcome.changed.changes) is (
         "no longer held" in what
     )
@@ -419,10 +419,10 @@ def test_which_ids_a_message_concerns() -> None:
 
 def test_seen_messages_mark_whether_they_were_routed() -> None:
     for known, routed in ((NOBODY, False), (Known({A: locked(2)}, {}), True)):
-        marks = [
-            one
-            for one in accept(known, message("hello")).changed.changes
-            if isinstance(one, MarkSeen)
-        ]
-        assert marks == [MarkSeen(Copy(PersonHash.of(A, None), routed=routed))]
+        inbound = message("hello")
+        changes = accept(known, inbound).changed.changes
+        marks = [one for one in changes if isinstance(one, MarkSeen)]
+        assert inbound.dedup_key
+        copy = Copy(PersonHash.of(A, None), routed=routed)
+        assert marks == [MarkSeen(inbound.dedup_key, copy, inbound.arrived)]
     assert NOBODY.person(A).lock.changed == NEVER

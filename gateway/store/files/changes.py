@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gateway.domain.model import InboundMessage, TenantId, UserId
+from gateway.domain.model import DeliveryContent, TenantId, UserId
 from gateway.domain.person import (
     AddDelivery,
     Change,
@@ -26,7 +26,6 @@ from gateway.domain.person import (
 from gateway.store.files import deliveries, held, history
 from gateway.store.files import help as help_rows
 from gateway.store.files.dedup import DedupKeys
-from gateway.store.files.deliveries import Content
 from gateway.store.files.scheduler import Head
 
 Tx = sqlite3.Connection
@@ -49,7 +48,7 @@ class Effects:
     forgets_everybody: bool = False
     settled: int | None = None
     delivered: TenantId | None = None
-    accepted: TenantId | None = None
+    accepted: tuple[TenantId, ...] = ()
 
     def offer(self, head: Head | None) -> None:
         if head:
@@ -62,47 +61,45 @@ class Effects:
         self.locks += ((user, tenant, number),)
 
     def add_delivery(
-        self, tx: Tx, content: Content, tenant: TenantId, user: UserId, alias: UserId | None
+        self,
+        tx: Tx,
+        content: DeliveryContent,
+        tenant: TenantId,
+        user: UserId,
+        alias: UserId | None,
     ) -> None:
         self.offer(deliveries.add(tx, content, tenant, user, alias))
         self.counts += ((tenant, 1),)
-        self.accepted = tenant
+        self.accepted += (tenant,)
 
 
 def apply(
     tx: Tx,
     changes: Iterable[Change],
     effects: Effects,
+    dedup_keys: DedupKeys,
     now: float,
-    *,
-    message: InboundMessage | None = None,
-    dedup_keys: DedupKeys | None = None,
 ) -> None:
-    """Apply changes in their order. message: the one that they are about, if they add it."""
+    """Apply changes in their order."""
     for change in changes:
         match change:
             case SetLock(user, tenant):
                 effects.set_lock(tx, user, tenant)
             case RecordEvent(event):
                 history.record(tx, event)
-            case AddDelivery(user, alias, tenant, key):
-                assert message
-                effects.add_delivery(tx, Content.of(message, key), tenant, user, alias)
-            case MarkSeen(sent):
-                assert message
-                assert message.dedup_key
-                assert dedup_keys
-                dedup_keys.add(tx, message.dedup_key, sent, message.arrived)
-            case Hold(user, key):
-                assert message
-                held.add(tx, user, message.sent, Content.of(message, key))
+            case AddDelivery(user, alias, tenant, content):
+                effects.add_delivery(tx, content, tenant, user, alias)
+            case MarkSeen(key, sent, at):
+                dedup_keys.add(tx, key, sent, at)
+            case Hold(user, sent_at, content):
+                held.add(tx, user, sent_at, content)
             case ReleaseHeld(user, one, alias, tenant):
-                if content := held.take(tx, one.id):
-                    effects.add_delivery(tx, content, tenant, user, alias)
+                if taken := held.take(tx, one.id):
+                    effects.add_delivery(tx, taken, tenant, user, alias)
             case DropHeld(user):
                 held.drop(tx, user)
-            case ForgetHeld(key):
-                held.forget(tx, key)
+            case ForgetHeld(idempotency_key):
+                held.forget(tx, idempotency_key)
             case SetHelp(user, help_):
                 help_rows.put(tx, user, help_)
             case PairIds(pair):

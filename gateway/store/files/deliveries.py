@@ -7,12 +7,11 @@ arrival. The others wait for it. Whoever changes a line says here which its head
 import math
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from gateway.domain.model import Delivery, InboundMessage, Retry, TenantId, UserId
+from gateway.domain.model import Delivery, DeliveryContent, Retry, TenantId, UserId
 from gateway.store.files.scheduler import Head
 
 _COLUMNS = (
@@ -24,29 +23,6 @@ _FIRST = "FROM delivery WHERE user = ? AND tenant = ? ORDER BY event_time, id LI
 CHUNK = 1000  # heads changed in one transaction, so that webhooks do not wait for all of them
 
 Tx = sqlite3.Connection
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What a message and its delivery have in common."""
-
-    event_time: float
-    arrived: float
-    idempotency_key: str
-    message_id: str | None
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
-
-    @classmethod
-    def of(cls, message: InboundMessage, key: str) -> "Content":
-        return cls(
-            message.event_time,
-            message.arrived,
-            key,
-            message.message_id,
-            message.headers,
-            message.body,
-        )
 
 
 def counts(tx: Tx) -> Iterable[tuple[TenantId, int]]:
@@ -61,7 +37,7 @@ def oldest(tx: Tx) -> float | None:
 
 
 def add(
-    tx: Tx, content: Content, tenant: TenantId, user: UserId, alias: UserId | None
+    tx: Tx, content: DeliveryContent, tenant: TenantId, user: UserId, alias: UserId | None
 ) -> Head | None:
     """Add a delivery to its line; the head, if that is what it became."""
     first = tx.execute(f"SELECT id, event_time, due {_FIRST}", (user, tenant)).fetchone()

@@ -8,14 +8,13 @@ import sqlite3
 
 import orjson
 
-from gateway.domain.model import Moment, UserId
-from gateway.store.files.deliveries import Content
+from gateway.domain.model import DeliveryContent, Moment, UserId
 
 CHUNK = 1000  # deleted in one transaction
 _MOST_LIDS = 10_000
 
 
-def add(tx: sqlite3.Connection, user: UserId, sent: Moment, content: Content) -> None:
+def add(tx: sqlite3.Connection, user: UserId, sent: Moment, content: DeliveryContent) -> None:
     tx.execute(
         "INSERT INTO held (user, sent_second, sent_fraction, event_time, arrived, idempotency_key,"
         " message_id, headers, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -24,7 +23,7 @@ def add(tx: sqlite3.Connection, user: UserId, sent: Moment, content: Content) ->
     )  # fmt: skip
 
 
-def take(tx: sqlite3.Connection, id_: int) -> Content | None:
+def take(tx: sqlite3.Connection, id_: int) -> DeliveryContent | None:
     """Return what is held under that id, and hold it no longer; None if it is not there."""
     row = tx.execute(
         "DELETE FROM held WHERE id = ? RETURNING event_time, arrived, idempotency_key, message_id,"
@@ -35,7 +34,7 @@ def take(tx: sqlite3.Connection, id_: int) -> Content | None:
         return None
     event_time, arrived, key, message_id, headers, body = row
     pairs = tuple((name, value) for name, value in orjson.loads(headers))
-    return Content(event_time, arrived, key, message_id, pairs, body)
+    return DeliveryContent(event_time, arrived, key, message_id, pairs, body)
 
 
 def drop(tx: sqlite3.Connection, user: UserId) -> None:

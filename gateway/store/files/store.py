@@ -193,7 +193,7 @@ class FileStore(PersonOperations):
         def work(tx: Tx) -> tuple[Effects, T]:
             known = self._load(tx, ids, message)
             result, changed = rule(known)
-            return self._apply(tx, changed, message, known), result
+            return self._apply(tx, changed, known), result
 
         effects, result = await self._journal.run(work, lambda done: self._publish(done[0]))
         await self._in_mappings_file(effects)
@@ -210,15 +210,9 @@ class FileStore(PersonOperations):
         seen = self._dedup.find(tx, message.dedup_key, message.arrived)
         return replace(known, seen=tuple(seen)) if seen else known
 
-    def _apply(
-        self,
-        tx: Tx,
-        changed: Changed,
-        message: InboundMessage | None = None,
-        before: Known | None = None,
-    ) -> Effects:
+    def _apply(self, tx: Tx, changed: Changed, before: Known | None = None) -> Effects:
         effects, staged = Effects(known=changed.known), self._staged_here()
-        apply(tx, changed.changes, effects, self._clock(), message=message, dedup_keys=self._dedup)
+        apply(tx, changed.changes, effects, self._dedup, self._clock())
         if changed.known is not before:
             self._persons.stage(changed.known)
         staged.locks |= {user: tenant for user, tenant, _ in effects.locks}
@@ -694,8 +688,8 @@ class FileStore(PersonOperations):
             self._mappings.change(user, lock, number)
         for tenant, count in effects.counts:
             self._scheduler.add(tenant, count)
-        if effects.accepted is not None:
-            self._counts.seen(effects.accepted, self._clock())
+        for tenant in effects.accepted:
+            self._counts.seen(tenant, self._clock())
         if effects.delivered is not None:
             self._counts.delivered(effects.delivered)
         for old, new in effects.renamed:

@@ -1,13 +1,14 @@
 """What is known of persons, and what the rules change, in the texts and lists of the scripts."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
 
 from gateway.domain.dedup import Copy, PersonHash
 from gateway.domain.lock_events import Kind
-from gateway.domain.model import NEVER, InboundMessage, Lock, Moment, TenantId, UserId, is_lid
+from gateway.domain.model import NEVER, DeliveryContent, Lock, Moment, TenantId, UserId, is_lid
 from gateway.domain.person import (
     AddDelivery,
     Change,
@@ -60,8 +61,13 @@ def known_from(facts: bytes, seen: bytes) -> Known:
     return Known(persons, pairs, tuple(_sent(one) for one in seen.decode().split(";") if one))
 
 
-def change_from(change: Change, message: InboundMessage | None) -> list[str]:
-    """The list that `apply` in lua/accept.lua takes."""
+def packed(changes: Iterable[Change]) -> tuple[list[list[Any]], bytes]:
+    """Return the lists that `apply` in lua/accept.lua takes, and all bodies in one."""
+    bodies = bytearray()
+    return [_packed(one, bodies) for one in changes], bytes(bodies)
+
+
+def _packed(change: Change, bodies: bytearray) -> list[Any]:
     match change:
         case SetLock(user, tenant):
             return ["set_lock", user, _text(tenant)]
@@ -87,34 +93,34 @@ def change_from(change: Change, message: InboundMessage | None) -> list[str]:
             return ["rename", old, new, alias or ""]
         case SetHelp(user, help_):
             queued = repr(help_.queued_at) if help_ else ""
-            sent = repr(help_.sent_at) if help_ and help_.sent_at is not None else ""
-            return ["help", user, queued, sent]
-        case MarkSeen(sent_message):
-            assert message
-            assert message.dedup_key
-            hashes = map(hexed, sent_message.person)
-            routed = str(int(sent_message.routed))
-            return ["seen", message.dedup_key.digest.hex(), *hashes, routed]
-        case AddDelivery(user, alias, tenant, key):
-            return ["add", user, alias or "", str(tenant), key]
-        case Hold(user, key):
-            return ["hold", user, key]
+            sent_at = repr(help_.sent_at) if help_ and help_.sent_at is not None else ""
+            return ["help", user, queued, sent_at]
+        case MarkSeen(key, sent):
+            return ["seen", key.digest.hex(), *map(hexed, sent.person), str(int(sent.routed))]
+        case AddDelivery(user, alias, tenant, content):
+            return ["add", user, alias or "", str(tenant), *_content(content, bodies)]
+        case Hold(user, sent_at, content):
+            return ["hold", user, packed_moment(sent_at), *_content(content, bodies)]
         case ReleaseHeld(user, held, alias, tenant):
             return ["release", user, held.idempotency_key, alias or "", str(tenant)]
         case DropHeld(user):
             return ["drop_held", user]
-        case ForgetHeld(key):
-            return ["forget_held", key]
+        case ForgetHeld(idempotency_key):
+            return ["forget_held", idempotency_key]
 
 
-def packed_message(message: InboundMessage) -> dict[str, Any]:
-    return {
-        "sent": packed_moment(message.sent),
-        "event_time": repr(message.event_time),
-        "arrived": repr(message.arrived),
-        "message_id": message.message_id or "",
-        "headers": json.dumps(message.headers),
+def _content(content: DeliveryContent, bodies: bytearray) -> tuple[dict[str, str], int, int]:
+    """The content without its body, and from where to where that is in bodies, as Lua counts."""
+    start = len(bodies)
+    bodies += content.body
+    facts = {
+        "event_time": repr(content.event_time),
+        "arrived": repr(content.arrived),
+        "key": content.idempotency_key,
+        "message_id": content.message_id or "",
+        "headers": json.dumps(content.headers),
     }
+    return facts, start + 1, len(bodies)
 
 
 def packed_moment(moment: Moment) -> list[str]:

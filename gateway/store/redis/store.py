@@ -463,10 +463,9 @@ class RedisStore(PersonOperations):
         args: dict[str, Any] = {
             "ids": list(ids),
             "digest": _digest(message),
+            "newest": _newest(message),
             **self._backlog_limits(),
         }
-        if message:
-            args["message"] = packing.packed_message(message)
         # Mostly nothing has changed since, and one call will do.
         facts, seen = self._guesses.pop(key, None), b""
         is_guess = facts is not None
@@ -480,14 +479,15 @@ class RedisStore(PersonOperations):
                 break
             if changed.changes:
                 await self._know(ids[0])
+            changes, bodies = packing.packed(changed.changes)
             answer = await self._scripts.run(
                 session,
                 "change",
-                message.body if message else b"",
+                bodies,
                 **args,
                 known=facts.decode(),
                 seen=seen.decode(),
-                changes=[packing.change_from(one, message) for one in changed.changes],
+                changes=changes,
                 drop=dropped_of,
             )
             if answer[0] == b"changed":
@@ -1014,6 +1014,12 @@ def _packed_time(time: float | None) -> list[str] | None:
 
 def _digest(message: InboundMessage | None) -> str | None:
     return message.dedup_key.digest.hex() if message and message.dedup_key else None
+
+
+def _newest(message: InboundMessage | None) -> str | None:
+    """The time that WhatsApp gave to message; None if it is that of its arrival."""
+    is_whatsapps = message and message.sent.second < int(message.arrived)
+    return str(message.sent.second) if message and is_whatsapps else None
 
 
 def _changes_persons(changed: Changed) -> bool:

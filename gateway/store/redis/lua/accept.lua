@@ -33,14 +33,13 @@ local function set_holder(key, user, holds)
   if #users > 0 then hset('held_key', key, table.concat(users, '\n')) else hdel('held_key', key) end
 end
 
-local function keep_held(user, message, body)
+local function keep_held(user, sent, content, body)
   rpush('held:' .. user, cjson.encode({
-    sent = message.sent, event_time = message.event_time, arrived = message.arrived,
-    key = message.key, message_id = message.message_id or '', headers = message.headers,
-    body = body,
+    sent = sent, event_time = content.event_time, arrived = content.arrived, key = content.key,
+    message_id = content.message_id or '', headers = content.headers, body = body,
   }))
-  set_holder(message.key, user, true)
-  zadd('held_until', message.arrived, user)
+  set_holder(content.key, user, true)
+  zadd('held_until', content.arrived, user)
 end
 
 -- Nothing is held of user any more.
@@ -245,15 +244,15 @@ local function deliver(content, tenant, user, alias)
   kset('last_seen', tenant, text(NOW))
 end
 
-function apply.add(change, message, body)
-  local _, user, alias, tenant, key = unpack(change)
-  message.body, message.key = body, key
-  deliver(message, tenant, user, alias)
+function apply.add(change, bodies)
+  local _, user, alias, tenant, content, from, to = unpack(change)
+  content.body = string.sub(bodies, from, to)
+  deliver(content, tenant, user, alias)
 end
 
-function apply.hold(change, message, body)
-  message.key = change[3]
-  keep_held(change[2], message, body)
+function apply.hold(change, bodies)
+  local _, user, sent, content, from, to = unpack(change)
+  keep_held(user, sent, content, string.sub(bodies, from, to))
 end
 
 function apply.release(change)
@@ -271,8 +270,9 @@ end
 function apply.seen(change) add_seen(change[2], change[3], change[4], change[5] == '1') end
 
 -- Apply args.changes if what is known is still what they were decided on, args.known and args.seen;
--- else say what is known. Without changes: say it. body: of args.message, which the changes add.
-function ops.change(args, body)
+-- else say what is known. Without changes: say it. bodies: of what the changes add, in one.
+-- args.newest: the time that WhatsApp gave to a message.
+function ops.change(args, bodies)
   local known, seen = facts_of(args.ids), seen_of(args.digest)
   if not args.changes or known ~= args.known or seen ~= args.seen then
     return {'known', known, seen}
@@ -281,12 +281,10 @@ function ops.change(args, body)
     local why = change[1] == 'add' and full(args, change[4])
     if why then return {'full', why} end
   end
-  local message = args.message
-  if message and tonumber(message.sent[1]) > tonumber(kget('numbers', 'sent') or 0)
-    and tonumber(message.sent[1]) < math.floor(tonumber(message.arrived)) then
-    kset('numbers', 'sent', message.sent[1]) -- WhatsApp's time, and no message's arrival
+  if args.newest and tonumber(args.newest) > tonumber(kget('numbers', 'sent') or 0) then
+    kset('numbers', 'sent', args.newest)
   end
-  for _, change in ipairs(args.changes) do apply[change[1]](change, message, body) end
+  for _, change in ipairs(args.changes) do apply[change[1]](change, bodies) end
   return {'changed', args.drop and drop_waiting(args.drop) or 0}
 end
 

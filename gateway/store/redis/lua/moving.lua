@@ -38,8 +38,7 @@ end
 function bring.heard(row) hset('heard', row.session, row.at) end
 
 function bring.held(row, body)
-  row.sent = {row.sent_second, row.sent_fraction}
-  keep_held(row.user, row, body)
+  keep_held(row.user, {row.sent_second, row.sent_fraction}, row, body)
 end
 
 function bring.unreadable(row, body) keep_unreadable(row, body) end
