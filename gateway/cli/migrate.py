@@ -11,7 +11,7 @@ _PROGRESS = {
     "lock": "locks",
     "alias": "pairs of ids",
     "history": "history entries",
-    "help": "help messages",
+    "person": "records of persons",
     "tenant": "delivered so far",
     "heard": "times of WAHA sessions' last messages",
     "dead_letter": "dead letters",

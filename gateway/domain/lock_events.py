@@ -20,6 +20,11 @@ class Kind(Enum):
     ERASED = "erased"  # the person behind these entries was erased
 
 
+def kind_of(value: str) -> Kind | Note:
+    """Return the kind of that name."""
+    return Note(value) if value in {note.value for note in Note} else Kind(value)
+
+
 class Why(Enum):
     """What made it happen."""
 
@@ -42,7 +47,7 @@ class LockEvent:
     from_tenant: TenantId | None
     to_tenant: TenantId | None
     changed: Moment | None
-    why: Why
+    why: Why | None  # None: the person was erased
     who: str | None = None  # the operator's name, or "waha" if WAHA was asked who a LID is
     other: UserId | None = None  # the other id of a merge
     message_id: str | None = None

@@ -87,6 +87,11 @@ class Person:
     lock_changes: tuple[LockChange, ...] = ()
     help: Help | None = None
 
+    @property
+    def help_times(self) -> tuple[float, float | None] | None:
+        """When a help message was queued, and sent."""
+        return (self.help.queued_at, self.help.sent_at) if self.help else None
+
 
 NOBODY = Person()
 
@@ -167,11 +172,11 @@ class RenameUser:
 
 
 @dataclass(frozen=True, slots=True)
-class SetHelp:
-    """help None: nothing is known of a help message to user."""
+class UpdateRecord:
+    """Store what else is known of user: see store/person_record.py."""
 
     user: UserId
-    help: Help | None
+    person: Person
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,18 +231,36 @@ class ForgetHeld:
     idempotency_key: str
 
 
+@dataclass(frozen=True, slots=True)
+class ForgetUser:
+    """Delete all that is stored under user but its lock and history."""
+
+    user: UserId
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteEvent:
+    """Store after in place of the entry of the history with that id."""
+
+    id: int
+    before: LockEvent
+    after: LockEvent
+
+
 Change = (
     PairIds
     | SetLock
     | RecordEvent
     | RenameUser
-    | SetHelp
+    | UpdateRecord
     | MarkSeen
     | AddDelivery
     | Hold
     | ReleaseHeld
     | DropHeld
     | ForgetHeld
+    | ForgetUser
+    | RewriteEvent
 )
 
 
@@ -386,6 +409,46 @@ def move(known: Known, user: UserId, tenant: TenantId, *, at: float | None, now:
     draft = _Draft(known, now, 0.0)
     _decide_lock(draft, user, tenant, Kind.MOVED, Why.TENANT_MOVE, at)
     return draft.changed()
+
+
+def erase(
+    known: Known, user: UserId, entries: Mapping[int, LockEvent], *, nobody: UserId, now: float
+) -> tuple[tuple[UserId, ...], Changed]:
+    """Return the ids that were known of the person, and the changes, when an operator erases it.
+
+    entries: by id, the history of these ids, and of all users whose history names one of them. What
+    is the person's becomes nobody's, and counts as a change of a lock no longer.
+    """
+    ids = tuple(one for one in known.ids_of(user) if one)
+    changes: list[Change] = [SetLock(one, None) for one in ids if known.person(one).lock.tenant]
+    changes += map(ForgetUser, ids)
+    # Who turned out to be this person was this person up to then.
+    until = {
+        one.user: id_
+        for id_, one in sorted(entries.items())
+        if one.why is Why.MERGED_INTO and one.other in ids
+    }
+    is_recorded = False
+    for id_, one in entries.items():
+        if one.user in ids or id_ <= until.get(one.user, 0):
+            after = LockEvent(one.at, nobody, one.kind, one.from_tenant, one.to_tenant, None, None)
+            is_recorded = True
+        elif one.other in ids:
+            after = replace(one, other=None, message_id=None)
+        else:
+            continue
+        changes.append(RewriteEvent(id_, one, after))
+    if is_recorded:
+        event = LockEvent(now, nobody, Kind.ERASED, None, None, None, Why.OPERATOR)
+        changes.append(RecordEvent(event))
+    persons = {one: known.person(one) for one in known.persons.keys() - set(ids)}
+    for former in until.keys() & persons.keys():
+        left = [one for id_, one in entries.items() if one.user == former and id_ > until[former]]
+        newest = max((one.changed for one in left if one.changed), default=NEVER)
+        lock_left = replace(persons[former].lock, changed=newest)
+        persons[former] = replace(persons[former], lock=lock_left)
+    pairs = {lid: one for lid, one in known.pairs.items() if not {lid, one.phone} & set(ids)}
+    return ids, Changed(tuple(changes), Known(persons, pairs))
 
 
 def begin_help(known: Known, user: UserId, *, now: float) -> tuple[UserId | None, Changed]:
@@ -666,8 +729,9 @@ class _Draft:
         self.add(DropHeld(user))
 
     def set_help(self, user: UserId, help_: Help | None) -> None:
-        self._put(user, replace(self.person(user), help=help_))
-        self.add(SetHelp(user, help_))
+        person = replace(self.person(user), help=help_)
+        self._put(user, person)
+        self.add(UpdateRecord(user, person))
 
     def rename(self, old: UserId, new: UserId) -> None:
         was, is_ = self.person(old), self.person(new)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from gateway.domain.model import (
     ALL_TENANTS,
@@ -31,6 +31,8 @@ from gateway.domain.model import (
     UserId,
 )
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -52,6 +54,7 @@ UNREADABLE_SECONDS = 48 * 3600.0  # as long as WAHA's repeats of a message are k
 DECRYPTION_SECONDS = 60.0  # before that a message whose content is missing is no news
 MAX_UNREADABLE = 10_000
 MAX_UNREADABLE_BYTES = 64 * 1024 * 1024
+DROPPED_BY_UNLOCK = "dropped by an operator's unlock"  # why it is a dead letter
 _HISTORY_AT_ONCE = 500
 
 
@@ -66,8 +69,8 @@ class LocksPage:
 class Store(Protocol):
     """Locks and deliveries, changed together or not at all.
 
-    Deliveries of one user to one tenant are a line: ordered by event time, then arrival. A claimed
-    delivery holds back the later ones of its own line, and of no other.
+    Deliveries of one user to one tenant are a queue: ordered by event time, then arrival. A claimed
+    delivery holds back the later ones of its own queue, and of no other.
     Every method that says `durable` raises StoreUnavailable when it cannot promise that; then
     nothing was kept, but perhaps which LID is which phone.
     """
@@ -78,7 +81,7 @@ class Store(Protocol):
         decide is given the person's lock as it stands at the commit. It is pure, and is asked again
         if the lock changes before that. Accepted.decision is None when the message was seen before:
         that, too, is said only after the first copy is durable.
-        AskForLink with hold keeps the message aside for hold_seconds. It joins its line, in the
+        AskForLink with hold keeps the message aside for hold_seconds. It joins its queue, in the
         order of events, when a link of the person that was sent before it is accepted; what was
         said before the link never does.
         AskForLink with help keeps a help message to be sent, unless one waits or one went to the
@@ -114,7 +117,7 @@ class Store(Protocol):
         wait: float,
         probe: TenantFilter | None = None,
     ) -> list[Delivery]:
-        """Up to limit heads of lines that are due; ours until settled. [] after wait seconds.
+        """Up to limit heads of queues that are due; ours until settled. [] after wait seconds.
 
         The next slot goes to the tenant with the fewest in flight, then to the one served longest
         ago, then to the oldest head. They are of tenants that set_claimable() named. With probe it
@@ -124,7 +127,7 @@ class Store(Protocol):
 
     def set_claimable(self, tenants: TenantFilter, changed: Collection[TenantId] | None) -> None:
         """Claim for these tenants from now on. changed: the only ones for whom that is new; None:
-        any may be. among.named may change, if changed says so each time."""
+        any may be. tenants.named may change, if changed says so each time."""
 
     async def waits(self, tenants: TenantFilter) -> bool:
         """Whether any delivery of these tenants waits or is in flight."""
@@ -133,7 +136,7 @@ class Store(Protocol):
         """Whether a claimed delivery is still ours; to be asked right before each sending."""
 
     async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Say what became of a claimed delivery; durable. Its line goes on."""
+        """Say what became of a claimed delivery; durable. Its queue goes on."""
 
     async def make_due(
         self, tenants: TenantFilter = ALL_TENANTS, *, without_poison: bool = False
@@ -144,7 +147,7 @@ class Store(Protocol):
         """
 
     async def lock_of(self, user: UserId) -> tuple[UserId, Lock]:
-        """The id under which the person is kept, and the lock; either id finds it."""
+        """The id under which the person is stored, and the lock; either id finds it."""
 
     async def unlock(
         self, user: UserId, *, drop_waiting: bool = False, at: float | None = None
@@ -193,7 +196,7 @@ class Store(Protocol):
     async def history(
         self, user: UserId, *, limit: int, before: int | None = None
     ) -> list[HistoryEntry]:
-        """Up to limit lines of the person, under either id, newest first, with ids below
+        """Up to limit entries of the person, under either id, newest first, with ids below
         `before`."""
 
     def now(self) -> float:
@@ -202,7 +205,7 @@ class Store(Protocol):
 
     async def erase(self, user: UserId) -> tuple[tuple[UserId, ...], Erased]:
         """Nothing is held of the person any more, durable; the ids that were known of it, first the
-        one it was kept under.
+        one it was stored under.
 
         What is in flight cannot be called back, but nothing more comes of it. Entries of the
         history stay without id, message and reason, and one more says that somebody was erased.
@@ -224,7 +227,7 @@ class Store(Protocol):
         """One, with its body."""
 
     async def replay(self, which: Selection) -> int:
-        """Put dead letters back into their lines, as of now; durable. How many.
+        """Put dead letters back into their queues, as of now; durable. How many.
 
         They keep their keys; what counts against them and their age start again.
         """
@@ -288,17 +291,23 @@ def backlog_refusal(limits: Limits, waiting: int, tenant: TenantId, of_tenant: i
     return None
 
 
-async def whole_history(store: Store, user: UserId) -> list[HistoryEntry]:
-    """All of it, newest first, page by page: a person may have tens of thousands of lines."""
-    lines: list[HistoryEntry] = []
+class HasHistory(Protocol):
+    async def history(
+        self, user: UserId, *, limit: int, before: int | None = None
+    ) -> list[HistoryEntry]: ...
+
+
+async def whole_history(store: HasHistory, user: UserId) -> list[HistoryEntry]:
+    """All of it, newest first, page by page: a person may have tens of thousands of entries."""
+    entries: list[HistoryEntry] = []
     before: int | None = None
     while some := await store.history(user, limit=_HISTORY_AT_ONCE, before=before):
-        lines += some
+        entries += some
         before = some[-1].id
-    return lines
+    return entries
 
 
-def in_batches(tenants: Sequence[TenantId], size: int) -> Iterator[Sequence[TenantId]]:
+def in_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """All of them, so many at a time."""
-    for start in range(0, len(tenants), size):
-        yield tenants[start : start + size]
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -5,8 +5,9 @@ changes in one commit. Nothing here knows how it does that.
 """
 
 import asyncio
+import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from gateway.domain import dedup, person
@@ -15,6 +16,7 @@ from gateway.domain.model import (
     Accepted,
     Decide,
     DryRun,
+    Erased,
     IdentityLink,
     InboundMessage,
     Lock,
@@ -22,7 +24,7 @@ from gateway.domain.model import (
     UserId,
     is_lid,
 )
-from gateway.domain.person import Changed, Known, Rules
+from gateway.domain.person import Changed, Known, RewriteEvent, Rules
 from gateway.errors import StoreUnavailable
 from gateway.store.base import Limits
 
@@ -123,6 +125,30 @@ class PersonOperations(ABC):
             return (locked, before, changed.released), changed
 
         return await self.change((user,), rule)
+
+    # erasure
+
+    def new_nobody(self) -> UserId:
+        """Return the user whose the history of somebody erased is from then on."""
+        return UserId(f"erased-{secrets.token_hex(8)}")
+
+    def erased(
+        self, before: Known, ids: Sequence[UserId], changed: Changed, rows: Mapping[str, int]
+    ) -> Erased:
+        """Return how much of whom was erased. rows: how many were deleted, by table."""
+        return Erased(
+            locks=sum(before.person(one).lock.tenant is not None for one in ids),
+            waiting=rows["delivery"],
+            held=rows["held"],
+            dead_letters=rows["dead_letter"],
+            aliases=rows["alias"],
+            help=rows["person"],
+            unreadable=rows["unreadable"],
+            history=sum(
+                isinstance(one, RewriteEvent) and one.after.user != one.before.user
+                for one in changed.changes
+            ),
+        )
 
     # help messages
 

@@ -6,7 +6,6 @@ It survives close(), as a disk would: the same URL opened again is the same stor
 import asyncio
 import bisect
 import itertools
-import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,10 +15,9 @@ from typing import TypeVar
 
 from gateway.domain import person
 from gateway.domain.dedup import Copy
-from gateway.domain.lock_events import Kind, LockEvent, Why
+from gateway.domain.lock_events import LockEvent
 from gateway.domain.model import (
     ALL_TENANTS,
-    NEVER,
     Backlog,
     DeadLetter,
     DeadLettered,
@@ -31,7 +29,6 @@ from gateway.domain.model import (
     Health,
     HistoryEntry,
     InboundMessage,
-    Lock,
     Outcome,
     PersonSummary,
     Requeue,
@@ -50,6 +47,7 @@ from gateway.domain.person import HELP_SECONDS, Changed, HeldMessage, Known, Pai
 from gateway.errors import NoBackUp
 from gateway.store.base import (
     DECRYPTION_SECONDS,
+    DROPPED_BY_UNLOCK,
     MAX_UNREADABLE,
     UNREADABLE_SECONDS,
     Limits,
@@ -132,8 +130,14 @@ class MemoryStore(PersonOperations):
         waiting = Counter(one.delivery.tenant for one in self._data.rows.values())
         return backlog_refusal(self.limits, waiting.total(), tenant, waiting[tenant])
 
-    def _apply(self, changed: Changed) -> None:
-        data = self._data
+    def _apply(self, changed: Changed) -> Counter[str]:
+        """Return how much was erased."""
+        data, erased = self._data, Counter[str]()
+        erased["alias"] = len(data.pairs.keys() - changed.known.pairs.keys())
+        erased["person"] = sum(
+            one.help is not None and user not in changed.known.persons
+            for user, one in data.persons.items()
+        )
         data.persons, data.pairs = dict(changed.known.persons), dict(changed.known.pairs)
         for change in changed.changes:
             match change:
@@ -161,8 +165,13 @@ class MemoryStore(PersonOperations):
                     }
                 case person.RenameUser(old, new, alias):
                     self._rename(old, new, alias)
+                case person.RewriteEvent(id_, _, event):
+                    data.history[id_ - 1] = event
+                case person.ForgetUser(user):
+                    erased += self._forget(user)
         self._sweep_unreadable()
         self._work.set()
+        return erased
 
     def _add(
         self, content: DeliveryContent, tenant: TenantId, user: UserId, alias: UserId | None
@@ -244,7 +253,7 @@ class MemoryStore(PersonOperations):
         rows = [one for one in self._data.rows.values() if one.delivery.user == user]
         waiting = [one for one in rows if drop_waiting and one.delivery.id not in self._in_flight]
         for row in waiting:
-            outcome = DeadLettered("dropped by an operator's unlock", self.now())
+            outcome = DeadLettered(DROPPED_BY_UNLOCK, self.now())
             self._give_up_on(row, outcome, attempts=0)
         return user, tenant, len(waiting)
 
@@ -404,7 +413,7 @@ class MemoryStore(PersonOperations):
         ids = self._ids(user)
         found = [
             HistoryEntry(n, e.at, e.user, e.kind.value, e.from_tenant, e.to_tenant, e.message_id,
-                         e.why.value, e.who, e.other,)
+                         e.why.value if e.why else None, e.who, e.other,)
             for n, e in enumerate(self._data.history, 1)
             if e.user in ids and (before is None or n < before)
         ]  # fmt: skip
@@ -426,9 +435,10 @@ class MemoryStore(PersonOperations):
     async def export(self, user: UserId) -> Export:
         ids = self._ids(user)
         known = self._data.persons.get(ids[0], Person())
-        help_ = (known.help.queued_at, known.help.sent_at) if known.help else None
         entries = await whole_history(self, user)
-        return Export(ids, known.lock.tenant, tuple(self._stored(ids)), tuple(entries), help_)
+        return Export(
+            ids, known.lock.tenant, tuple(self._stored(ids)), tuple(entries), known.help_times
+        )
 
     async def summary(self, user: UserId, *, limit: int) -> PersonSummary:
         stored = self._stored(self._ids(user))
@@ -437,47 +447,22 @@ class MemoryStore(PersonOperations):
         return PersonSummary(self._ids(user), tuple(stored[:limit]), *numbers)
 
     async def erase(self, user: UserId) -> tuple[tuple[UserId, ...], Erased]:
-        data, ids = self._data, self._ids(user)
-        counts = Counter(one.where for one in self._stored(ids))
-        persons = [data.persons.pop(one) for one in ids if one in data.persons]
-        pairs = [lid for lid, pair in data.pairs.items() if lid in ids or pair.phone in ids]
-        for lid in pairs:
-            del data.pairs[lid]
-        for row in [one for one in data.rows.values() if one.delivery.user in ids]:
-            self._unqueue(row, self.now())
-        data.dead = {n: one for n, one in data.dead.items() if one[0].user not in ids}
-        data.held = {n: one for n, one in data.held.items() if one.user not in ids}
-        data.unreadable = {n: one for n, one in data.unreadable.items() if one[0].user not in ids}
-        entries = self._erase_history(ids)
-        locks = sum(one.lock.tenant is not None for one in persons)
-        helps = sum(one.help is not None for one in persons)
-        return ids, Erased(locks, counts["waiting"], counts["held"], counts["dead_letter"],
-                           len(pairs), helps, counts["unreadable"], entries)  # fmt: skip
+        known, ids = await self.load((user,)), self._ids(user)
+        users = {*ids, *(one.user for one in self._data.history if one.other in ids)}
+        history = enumerate(self._data.history, 1)
+        entries = {n: one for n, one in history if one.user in users}
+        ids, changed = person.erase(known, user, entries, nobody=self.new_nobody(), now=self.now())
+        return ids, self.erased(known, ids, changed, self._apply(changed))
 
-    def _erase_history(self, ids: tuple[UserId, ...]) -> int:
-        nobody, history, count = UserId(f"erased-{secrets.token_hex(8)}"), self._data.history, 0
-        until: dict[UserId, int] = {}  # whoever turned out to be the person, up to that entry
-        for place, one in enumerate(history):
-            if one.why is Why.MERGED_INTO and one.other in ids:
-                until[one.user] = place
-        for place, one in enumerate(history):
-            if one.user in ids or place <= until.get(one.user, -1):
-                count += 1
-                history[place] = replace(
-                    one, user=nobody, message_id=None, changed=None, other=None
-                )
-            elif one.other in ids:
-                history[place] = replace(one, message_id=None, other=None)
-        for former in until.keys() & self._data.persons.keys():
-            times = [one.changed for one in history if one.user == former and one.changed]
-            person_before = self._data.persons[former]
-            lock = Lock(person_before.lock.tenant, max(times, default=NEVER))
-            self._data.persons[former] = replace(person_before, lock=lock)
-        if count:
-            history.append(
-                LockEvent(self.now(), nobody, Kind.ERASED, None, None, None, Why.OPERATOR)
-            )
-        return count
+    def _forget(self, user: UserId) -> Counter[str]:
+        data, before = self._data, Counter(one.where for one in self._stored((user,)))
+        for row in [one for one in data.rows.values() if one.delivery.user == user]:
+            self._unqueue(row, self.now())
+        data.dead = {n: one for n, one in data.dead.items() if one[0].user != user}
+        data.held = {n: one for n, one in data.held.items() if one.user != user}
+        data.unreadable = {n: one for n, one in data.unreadable.items() if one[0].user != user}
+        before["delivery"] = before["waiting"]
+        return before
 
     # dead letters
 

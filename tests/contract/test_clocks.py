@@ -38,8 +38,8 @@ def clock(redis_socket: str, monkeypatch: pytest.MonkeyPatch) -> Clock:
     real = scripts._text
     reported = "local NOW = tonumber(clock[1])"
 
-    def with_our_clock(hold_seconds: float) -> str:
-        text = real(hold_seconds)
+    def with_our_clock() -> str:
+        text = real()
         assert reported in text
         return text.replace(
             reported,
@@ -230,6 +230,27 @@ async def test_a_redis_that_takes_no_writes_is_said_once_until_it_does(
     await store._test()  # without traffic
     assert store.health().refusing is None
     assert "Redis answers again" in caplog.text
+
+
+async def test_an_operation_that_redis_refused_has_counted_nothing(
+    store: RedisStore, redis_socket: str
+) -> None:
+    client = redis.Redis(unix_socket_path=redis_socket)
+    await say(store, "start_realty_2", ALI)
+    before = (await store.backlog()).by_tenant
+    client.config_set("maxmemory", 1)
+    try:
+        for text in ("hello", "start_realty_3"):
+            with pytest.raises(StoreUnavailable):
+                await say(store, text, ALI)
+            assert store.health().refusing
+            await store.backlog()
+            assert store.health().refusing, "what only reads heals nothing"
+    finally:
+        client.config_set("maxmemory", 0)
+    await store._test()
+    assert (await store.backlog()).by_tenant == before
+    assert {tenant: its.users for tenant, its in (await store.tenant_totals()).items()} == {2: 1}
 
 
 # long histories

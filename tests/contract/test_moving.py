@@ -428,7 +428,7 @@ async def test_a_move_that_is_killed_while_it_looks_leaves_a_full_redis_alone(
 @pytest.mark.parametrize("query", ["?sentinel_password=SECRET", "?password=SECRET"])
 async def test_no_password_is_shown_with_a_place(query: str) -> None:
     url = f"redis://me:SECRET@127.0.0.1:9/3{query}"
-    scripts = Scripts(redis.asyncio.Redis(), hold_seconds=0, committed=lambda _s, _n: None)
+    scripts = Scripts(redis.asyncio.Redis(), committed=lambda _s, _n: None)
     assert RedisContents(scripts, url, as_source=True).place == "redis://127.0.0.1:9/3"
 
 

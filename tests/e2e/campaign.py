@@ -245,7 +245,7 @@ class Campaign:
                 json.loads(client.hget(key, "body"))["payload"]["body"].split("#")[1]: key
                 for key in client.scan_iter("gw:*:d:*")
             }
-            in_flight = client.hgetall("gw:{~}:fly")
+            in_flight = client.hgetall("gw:{~}:in_flight")
         self.show(f"{len(waiting)} wait in Redis, in flight are {in_flight}")
         for one in missing:
             place = waiting.get(str(one.number), "nowhere")

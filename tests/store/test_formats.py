@@ -21,7 +21,10 @@ from gateway.errors import StartRefused
 from gateway.store import Store, open_store
 from gateway.store.files import backup, formats
 from gateway.store.files.journal import connect
+from gateway.store.migration.migrate import migrate
+from gateway.store.redis import formats as redis_formats
 from gateway.store.redis import scripts
+from gateway.store.redis.scripts import Scripts, open_scripts
 from tests.conftest import LIMITS
 from tests.messages import ALI, LID, NOW, OMAR, SARA, user
 
@@ -248,12 +251,95 @@ async def test_a_redis_of_before_formats_had_a_number_starts_with_all_that_it_ho
     assert [one.reason for one in found["dead letters"]] == ["refused: 422"]
 
 
+async def test_a_router_killed_while_it_brings_a_redis_up_loses_nothing(
+    redis_socket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at every step of it in turn; the next start goes on."""
+    url = f"unix:{redis_socket}"
+    transact = Scripts.transact
+
+    async def after_a_kill(step: int) -> tuple[bool, dict[str, Any]]:
+        done = 0
+
+        async def killed(self: Scripts, *args: Any, **named: Any) -> tuple[str, Any]:
+            nonlocal done
+            done += 1
+            if done > step:
+                raise ConnectionResetError("killed")
+            return await transact(self, *args, **named)
+
+        with redis.Redis(unix_socket_path=redis_socket) as client:
+            put_back(client, FORMATS / "redis-1.json")
+            scripts = await open_scripts(url)
+            await scripts.adopt_store()
+            with monkeypatch.context() as patched:
+                patched.setattr(Scripts, "transact", killed)
+                try:
+                    await redis_formats.bring_up(scripts)
+                    was_killed = False
+                except ConnectionResetError:
+                    was_killed = True
+            await scripts.close()
+            client.delete("gw:upgrading")  # a minute later
+        store = await open_store(url, LIMITS)
+        found = await contents(store)
+        await store.close()
+        with redis.Redis(unix_socket_path=redis_socket) as client:
+            names = [key.decode().split(":")[2] for key in client.keys("gw:{~}:*")]
+            assert not {"fly", "flying", "letters", "sighted", "help", "held_key"} & set(names)
+            assert client.exists("gw:upgrade", "gw:upgrading") == 0
+        return was_killed, found
+
+    _, whole = await after_a_kill(99)
+    step, was_killed = 0, True
+    while was_killed:
+        was_killed, found = await after_a_kill(step)
+        assert found == whole, f"killed at step {step}"
+        step += 1
+    assert step > 5
+
+
+async def test_a_redis_of_an_older_format_that_a_router_uses_is_left_as_it_is(
+    redis_socket: str,
+) -> None:
+    with redis.Redis(unix_socket_path=redis_socket) as client:
+        put_back(client, FORMATS / "redis-1.json")
+        client.set("gw:{~}:lease:old-1", "1", ex=15)
+        with pytest.raises(StartRefused, match="a router of an older version uses it"):
+            await open_store(f"unix:{redis_socket}", LIMITS)
+        assert client.exists("gw:{~}:letters")
+        assert not client.hexists("gw:sessions", "%")
+        client.delete("gw:{~}:lease:old-1")
+        client.set("gw:upgrading", "x", ex=60)
+        with pytest.raises(StartRefused, match="another router brings this Redis up to format 2"):
+            await open_store(f"unix:{redis_socket}", LIMITS)
+        client.flushdb()
+
+
+async def test_a_redis_of_an_older_format_is_migrated_whole(
+    redis_socket: str, tmp_path: Path
+) -> None:
+    url, folder = f"unix:{redis_socket}", tmp_path / "data"
+    with redis.Redis(unix_socket_path=redis_socket) as client:
+        put_back(client, FORMATS / "redis-1.json")
+    await migrate(url, f"file:{folder}")
+    store = await opened(folder)
+    found = await contents(store)
+    await store.close()
+    assert found["locks"] == {ALI: 9, SARA: 4, "971508888888": 7, "971506666666": 8}
+    assert found["history"]["971506666666"][0][4:] == ("merged_from:waha", "158764321000077@lid")
+    assert found["backlog"] == (8, 1, 1)
+    (held,) = found["messages"]["971507777777"]
+    assert held[0] == "held"
+    assert json.loads(held[1])["event"] == "message"
+
+
 async def test_a_redis_of_a_newer_format_is_refused_in_one_line(redis_socket: str) -> None:
     with redis.Redis(unix_socket_path=redis_socket) as client:
         put_back(client, FORMATS / "redis-1.json")
         client.hset("gw:sessions", "%", str(scripts.FORMAT + 1))
         before = {key: client.dump(key) for key in client.scan_iter("gw:*")}
-        with pytest.raises(StartRefused, match=r"has format 2, and this router knows formats up"):
+        with pytest.raises(StartRefused, match=r"has format 3, and this router knows formats up"):
             await open_store(f"unix:{redis_socket}", LIMITS)
         assert {key: client.dump(key) for key in client.scan_iter("gw:*")} == before
         client.flushdb()

@@ -4,8 +4,9 @@ Each function is part of a transaction. What memory must follow after the commit
 """
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.domain.model import DeliveryContent, TenantId, UserId
 from gateway.domain.person import (
@@ -13,6 +14,7 @@ from gateway.domain.person import (
     Change,
     DropHeld,
     ForgetHeld,
+    ForgetUser,
     Hold,
     Known,
     MarkSeen,
@@ -20,11 +22,11 @@ from gateway.domain.person import (
     RecordEvent,
     ReleaseHeld,
     RenameUser,
-    SetHelp,
+    RewriteEvent,
     SetLock,
+    UpdateRecord,
 )
-from gateway.store.files import deliveries, held, history
-from gateway.store.files import help as help_rows
+from gateway.store.files import deliveries, held, history, records
 from gateway.store.files.dedup import DedupKeys
 from gateway.store.files.scheduler import Head
 
@@ -49,6 +51,7 @@ class Effects:
     settled: int | None = None
     delivered: TenantId | None = None
     accepted: tuple[TenantId, ...] = ()
+    erased: Counter[str] = field(default_factory=Counter)  # rows by table
 
     def offer(self, head: Head | None) -> None:
         if head:
@@ -71,6 +74,17 @@ class Effects:
         self.offer(deliveries.add(tx, content, tenant, user, alias))
         self.counts += ((tenant, 1),)
         self.accepted += (tenant,)
+
+    def forget_user(self, tx: Tx, user: UserId) -> None:
+        tenants = deliveries.erase(tx, user)
+        self.counts += tuple((tenant, -1) for tenant in tenants)
+        self.stale += tuple(tenants)
+        self.erased["delivery"] += len(tenants)
+        for table in ("held", "dead_letter", "person", "unreadable"):
+            gone = tx.execute(f"DELETE FROM {table} WHERE user = ?", (user,))
+            self.erased[table] += gone.rowcount
+        gone = tx.execute("DELETE FROM alias WHERE lid = ? OR phone = ?", (user, user))
+        self.erased["alias"] += gone.rowcount
 
 
 def apply(
@@ -100,8 +114,12 @@ def apply(
                 held.drop(tx, user)
             case ForgetHeld(idempotency_key):
                 held.forget(tx, idempotency_key)
-            case SetHelp(user, help_):
-                help_rows.put(tx, user, help_)
+            case UpdateRecord(user, person):
+                records.put(tx, user, person, now)
+            case RewriteEvent(id_, _, event):
+                history.rewrite(tx, id_, event)
+            case ForgetUser(user):
+                effects.forget_user(tx, user)
             case PairIds(pair):
                 # A LID that lost its phone has itself in its place: phones are unique there.
                 tx.execute(

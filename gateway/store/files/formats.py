@@ -2,7 +2,8 @@
 
 1  before formats had a number (user_version 0)
 2  history: `why` is a code, with `who` and `other` beside it. Words: dedup_0…2 for seen_0…2,
-   poison_attempts for own_faults, linked_at for sighted
+   poison_attempts for own_faults, linked_at for sighted. person for help: what else is known of
+   a person is one record
 
 The number is SQLite's user_version, so it goes wherever the file goes: into back-ups, too.
 """
@@ -50,6 +51,16 @@ ALTER TABLE seen_0 RENAME TO dedup_0;
 ALTER TABLE seen_1 RENAME TO dedup_1;
 ALTER TABLE seen_2 RENAME TO dedup_2;
 UPDATE meta SET name = 'dedup_period' WHERE name = 'seen_period';
+CREATE TABLE person (user TEXT PRIMARY KEY, record TEXT NOT NULL, help_waits_since REAL,
+    updated_at REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX person_help ON person (help_waits_since) WHERE help_waits_since IS NOT NULL;
+CREATE INDEX person_updated ON person (updated_at);
+INSERT INTO person SELECT user,
+    CASE WHEN sent_at IS NULL THEN json_object('help_queued_at', queued_at)
+        ELSE json_object('help_queued_at', queued_at, 'help_sent_at', sent_at) END,
+    CASE WHEN sent_at IS NULL THEN queued_at END,
+    coalesce(sent_at, queued_at) FROM help;
+DROP TABLE help;
 """
 }
 

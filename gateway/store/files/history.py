@@ -2,24 +2,26 @@
 takes the names off them, and times out of the future are set right."""
 
 import json
-import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
 
-from gateway.domain.lock_events import Kind, LockEvent, Why
-from gateway.domain.model import HistoryEntry, TenantId, UserId
+from gateway.domain.lock_events import Kind, LockEvent, Why, kind_of
+from gateway.domain.model import HistoryEntry, Moment, TenantId, UserId
 
 _LOOKED_AT = 1000  # lines at once
 TOLERANCE_SECONDS = 2.0  # that a time may lie in the future: by WhatsApp's clock, not ours
 
 
-def record(tx: sqlite3.Connection, event: LockEvent) -> None:
+def record(tx: sqlite3.Connection, event: LockEvent, id_: int | None = None) -> None:
+    """id_ None: a new one."""
     second, fraction = event.changed or (None, None)
     tx.execute(
-        "INSERT INTO history (at, user, kind, from_tenant, to_tenant, changed_second,"
-        " changed_fraction, message_id, why, who, other) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (event.at, event.user, event.kind.value, event.from_tenant, event.to_tenant, second,
-         fraction, event.message_id, event.why.value, event.who, event.other),
+        "INSERT INTO history (id, at, user, kind, from_tenant, to_tenant, changed_second,"
+        " changed_fraction, message_id, why, who, other)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (id_, event.at, event.user, event.kind.value, event.from_tenant, event.to_tenant, second,
+         fraction, event.message_id, event.why.value if event.why else None, event.who,
+         event.other),
     )  # fmt: skip
 
 
@@ -115,29 +117,33 @@ def of_person(
     return [HistoryEntry(*row) for row in rows]
 
 
-def erase(tx: sqlite3.Connection, ids: Sequence[UserId], at: float) -> int:
-    """Take the names off these persons' entries; return how many entries they were.
-
-    They no longer count as changes of a lock, so that rebuild finds none.
-    """
-    nobody = UserId(f"erased-{secrets.token_hex(8)}")
-    anonymous = (
-        "UPDATE history SET user = ?, message_id = NULL, why = NULL, who = NULL, other = NULL,"
-        " changed_second = NULL, changed_fraction = NULL WHERE "
+def touching(tx: sqlite3.Connection, ids: Sequence[UserId]) -> dict[int, LockEvent]:
+    """Return by id the entries of ids, and of all users whose history names one of them."""
+    marks = _marks(ids)
+    rows = tx.execute(
+        "SELECT id, at, user, kind, from_tenant, to_tenant, changed_second, changed_fraction, why,"
+        f" who, other, message_id FROM history WHERE user IN ({marks})"
+        f" OR user IN (SELECT user FROM history WHERE other IN ({marks})) ORDER BY id",
+        (*ids, *ids),
     )
-    count = tx.execute(f"{anonymous} user IN ({_marks(ids)})", (nobody, *ids)).rowcount
-    for id_ in ids:
-        # Entries from when the person had another id, up to where that turned out to be this one.
-        query = "SELECT user, max(id) FROM history WHERE why = ? AND other = ? GROUP BY user"
-        merged = tx.execute(query, (Why.MERGED_INTO.value, id_)).fetchall()
-        for former, until in merged:
-            count += tx.execute(
-                f"{anonymous} user = ? AND id <= ?", (nobody, former, until)
-            ).rowcount
-        tx.execute("UPDATE history SET message_id = NULL, other = NULL WHERE other = ?", (id_,))
-    if count:
-        record(tx, LockEvent(at, nobody, Kind.ERASED, None, None, None, Why.OPERATOR))
-    return count
+    return {
+        id_: LockEvent(
+            at,
+            user,
+            kind_of(kind),
+            from_,
+            to,
+            None if second is None else Moment(second, fraction),
+            Why(why) if why else None,
+            *rest,
+        )
+        for id_, at, user, kind, from_, to, second, fraction, why, *rest in rows
+    }
+
+
+def rewrite(tx: sqlite3.Connection, id_: int, event: LockEvent) -> None:
+    tx.execute("DELETE FROM history WHERE id = ?", (id_,))
+    record(tx, event, id_)
 
 
 def _marks(values: Sequence[object]) -> str:

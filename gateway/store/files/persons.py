@@ -13,13 +13,13 @@ from gateway.domain.lock_events import Kind
 from gateway.domain.model import NEVER, Lock, Moment, TenantId, UserId, is_lid
 from gateway.domain.person import (
     HeldMessage,
-    Help,
     Known,
     LockChange,
     Pair,
     Person,
     ids_to_load,
 )
+from gateway.store import person_record
 
 _MAX_RECENT = 50_000  # ids; some 500 bytes each
 
@@ -27,8 +27,8 @@ Tx = sqlite3.Connection
 TenantOf = Callable[[UserId], TenantId | None]
 
 _PERSON = """
-SELECT (SELECT queued_at FROM help WHERE user = ?1), (SELECT sent_at FROM help WHERE user = ?1),
-    EXISTS (SELECT 1 FROM held WHERE user = ?1), changed_second, changed_fraction, kind
+SELECT (SELECT record FROM person WHERE user = ?1), EXISTS (SELECT 1 FROM held WHERE user = ?1),
+    changed_second, changed_fraction, kind
 FROM (SELECT 1) LEFT JOIN (
     SELECT changed_second, changed_fraction, kind FROM history
     WHERE user = ?1 AND changed_second IS NOT NULL ORDER BY id DESC LIMIT 1
@@ -176,14 +176,12 @@ class Persons:
             return self._staged.persons[user]
         if user in self._recent.persons and self._is_recent(user):
             return self._recent.persons[user]
-        queued_at, sent_at, has_held, second, fraction, kind = tx.execute(
-            _PERSON, (user,)
-        ).fetchone()
-        return Person(
+        record, has_held, second, fraction, kind = tx.execute(_PERSON, (user,)).fetchone()
+        return replace(
+            person_record.unpack(record),
             lock=Lock(tenant_of(user), NEVER if second is None else Moment(second, fraction)),
             is_unlocked=kind == Kind.UNLOCKED.value,
             held=_held(tx, user) if has_held else (),
-            help=None if queued_at is None else Help(queued_at, sent_at),
         )
 
 
@@ -212,15 +210,12 @@ def _with_lock_changes(tx: Tx, persons: dict[UserId, Person]) -> dict[UserId, Pe
     """Add of each person those changes of the lock that show where a held message belongs."""
     oldest = min(held.sent for person in persons.values() for held in person.held)
     return {
-        user: Person(
-            person.lock,
-            person.is_unlocked,
-            person.held,
-            tuple(
+        user: replace(
+            person,
+            lock_changes=tuple(
                 LockChange(Moment(second, fraction), id_, tenant)
                 for second, fraction, id_, tenant in tx.execute(_CHANGES, (user, *oldest))
             ),
-            person.help,
         )
         for user, person in persons.items()
     }

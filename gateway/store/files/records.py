@@ -1,53 +1,34 @@
-"""Help messages: the rows of the table help. Each function is part of a transaction.
-
-A row waits while sent_at is NULL; from then on it is the cool-down of its person.
-"""
+"""What is known of persons besides lock and history: the rows of the table person. Each function
+is part of a transaction."""
 
 import sqlite3
 
 from gateway.domain.model import UserId
-from gateway.domain.person import HELP_SECONDS, Help
+from gateway.domain.person import HELP_SECONDS, Person
+from gateway.store import person_record
 
 _CHUNK = 1000  # deleted in one transaction
 
 Tx = sqlite3.Connection
 
 
-def put(tx: Tx, user: UserId, help_: Help | None) -> None:
-    """Store what is known of a help message to user; None: nothing."""
-    if help_ is None:
-        forget(tx, user)
+def put(tx: Tx, user: UserId, person: Person, now: float) -> None:
+    if (record := person_record.pack(person)) is None:
+        tx.execute("DELETE FROM person WHERE user = ?", (user,))
     else:
-        query = "INSERT OR REPLACE INTO help VALUES (?, ?, ?)"
-        tx.execute(query, (user, help_.queued_at, help_.sent_at))
+        row = (user, record, person_record.help_waits_since(person), now)
+        tx.execute("INSERT OR REPLACE INTO person VALUES (?, ?, ?, ?)", row)
 
 
-def waiting(tx: Tx, now: float) -> list[tuple[UserId, float]]:
+def help_waits(tx: Tx, now: float) -> list[tuple[UserId, float]]:
     return tx.execute(
-        "SELECT user, queued_at FROM help WHERE sent_at IS NULL AND queued_at > ?"
-        " ORDER BY queued_at",
+        "SELECT user, help_waits_since FROM person WHERE help_waits_since > ?"
+        " ORDER BY help_waits_since",
         (now - HELP_SECONDS,),
     ).fetchall()
 
 
-def forget(tx: Tx, user: UserId) -> None:
-    tx.execute("DELETE FROM help WHERE user = ?", (user,))
-
-
-def of(tx: Tx, user: UserId) -> tuple[float, float | None] | None:
-    """When a message to user was queued, and sent."""
-    query = "SELECT queued_at, sent_at FROM help WHERE user = ?"
-    row: tuple[float, float | None] | None = tx.execute(query, (user,)).fetchone()
-    return row
-
-
-def expire(tx: Tx, now: float, *, cooldown: float) -> None:
-    """Delete what no longer counts, at most two chunks."""
-    for which, until in (
-        ("sent_at <= ?", now - cooldown),
-        ("sent_at IS NULL AND queued_at <= ?", now - HELP_SECONDS),
-    ):
-        tx.execute(
-            f"DELETE FROM help WHERE user IN (SELECT user FROM help WHERE {which} LIMIT ?)",
-            (until, _CHUNK),
-        )
+def expire(tx: Tx, until: float) -> None:
+    """Delete what was last updated before then, at most a chunk."""
+    query = "DELETE FROM person WHERE user IN (SELECT user FROM person WHERE updated_at <= ?"
+    tx.execute(f"{query} LIMIT {_CHUNK})", (until,))

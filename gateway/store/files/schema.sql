@@ -2,8 +2,8 @@
 
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 
--- Deliveries that wait or are in flight. Of each line (user, tenant) exactly one row has a due time:
--- the head. The others wait for it.
+-- Deliveries that wait or are in flight. Of each user queue (user, tenant) exactly one row has a due
+-- time: the head. The others wait for it.
 CREATE TABLE delivery (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- in order of arrival, never used twice
     tenant INTEGER NOT NULL,
@@ -80,7 +80,7 @@ CREATE TABLE lock_redo (
     tenant INTEGER
 );
 
--- Evidence: every change of a lock, and every link that changed none. Lines are only added; an
+-- Evidence: every change of a lock, and every link that changed none. Entries are only added; an
 -- erasure takes the names off them.
 CREATE TABLE history (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -107,13 +107,15 @@ CREATE TABLE alias (
     linked_at REAL NOT NULL                -- when a message showed both, or WAHA was asked
 ) WITHOUT ROWID;
 
--- Help messages to users without a lock: those that wait, and when the last one was sent.
-CREATE TABLE help (
+-- What else is known of a person.
+CREATE TABLE person (
     user TEXT PRIMARY KEY,
-    queued_at REAL NOT NULL,
-    sent_at REAL                           -- NULL: it waits
+    record TEXT NOT NULL,                  -- JSON, see store/person_record.py
+    help_waits_since REAL,                 -- NULL: no help message waits to be sent
+    updated_at REAL NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX help_sent ON help (sent_at);
+CREATE INDEX person_help ON person (help_waits_since) WHERE help_waits_since IS NOT NULL;
+CREATE INDEX person_updated ON person (updated_at);
 
 -- Up to when messages of each WAHA session were accepted: from there on WAHA is asked for more.
 CREATE TABLE heard (session TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
@@ -132,9 +134,8 @@ CREATE TABLE unreadable (
 );
 CREATE INDEX unreadable_user ON unreadable (user) WHERE user IS NOT NULL;
 
--- Keys of events accepted. Three tables that take turns, see seen.SeenKeys. phone and lid are
--- hashes of the person's ids, 0 if unknown then, so that no number stands here. routed: it went to
--- a tenant.
+-- Keys of events accepted. Three tables that take turns, see dedup.DedupKeys. phone and lid are
+-- hashes of the person's ids, 0 if unknown then: no number is stored. routed: it went to a tenant.
 CREATE TABLE dedup_0 (key BLOB, phone INTEGER, lid INTEGER, routed INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;
 CREATE TABLE dedup_1 (key BLOB, phone INTEGER, lid INTEGER, routed INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;
 CREATE TABLE dedup_2 (key BLOB, phone INTEGER, lid INTEGER, routed INTEGER, PRIMARY KEY (key, phone, lid)) WITHOUT ROWID;

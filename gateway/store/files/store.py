@@ -50,17 +50,25 @@ from gateway.domain.model import (
 )
 from gateway.domain.person import Changed, Known
 from gateway.errors import NoBackUp, StoreUnavailable
-from gateway.store.base import Limits, LocksPage, backlog_refusal, in_batches, whole_history
+from gateway.store import person_record
+from gateway.store.base import (
+    DROPPED_BY_UNLOCK,
+    Limits,
+    LocksPage,
+    backlog_refusal,
+    in_batches,
+    whole_history,
+)
 from gateway.store.files import (
     backup,
     dead_letters,
     deliveries,
     held,
     mappings,
+    records,
     unreadable,
 )
 from gateway.store.files import dedup as dedup_keys
-from gateway.store.files import help as help_rows
 from gateway.store.files import history as history_rows
 from gateway.store.files.changes import Effects, apply
 from gateway.store.files.counters import Count, Counts
@@ -388,46 +396,25 @@ class FileStore(PersonOperations):
         return ids, erased
 
     def _erase(self, tx: Tx, user: UserId) -> tuple[Effects, tuple[UserId, ...], Erased]:
-        ids = self._all_ids_of(tx, user)
-        effects = Effects(forgets_everybody=True)  # former ids of the person, too
-        counts: Counter[str] = Counter()
-        for id_ in ids:
-            if self._tenant(id_) is not None:
-                effects.set_lock(tx, id_, None)
-                counts["locks"] += 1
-            tenants = deliveries.erase(tx, id_)
-            counts["waiting"] += len(tenants)
-            effects.counts += tuple((tenant, -1) for tenant in tenants)
-            effects.stale += tuple(tenants)
-            for table in ("held", "dead_letter", "help"):
-                gone = tx.execute(f"DELETE FROM {table} WHERE user = ?", (id_,))
-                counts[table] += gone.rowcount
-            counts["unreadable"] += unreadable.erase(tx, id_)
-            gone = tx.execute("DELETE FROM alias WHERE lid = ? OR phone = ?", (id_, id_))
-            counts["alias"] += gone.rowcount
+        known = self._load(tx, (user,))
+        entries = history_rows.touching(tx, self._all_ids_of(tx, user))
+        ids, changed = person.erase(
+            known, user, entries, nobody=self.new_nobody(), now=self._clock()
+        )
+        effects = self._apply(tx, changed, changed.known)
+        effects.forgets_everybody = True  # former ids of the person, too
         # Nothing of it is claimed before the commit.
         self._scheduler.forget(effects.stale)
-        lines_left = history_rows.erase(tx, ids, self._clock())
-        erased = Erased(
-            locks=counts["locks"],
-            waiting=counts["waiting"],
-            held=counts["held"],
-            dead_letters=counts["dead_letter"],
-            aliases=counts["alias"],
-            help=counts["help"],
-            unreadable=counts["unreadable"],
-            history=lines_left,
-        )
-        self._staged_here().locks |= dict.fromkeys(ids)
         self._persons.forget_staged()
-        return effects, ids, erased
+        return effects, ids, self.erased(known, ids, changed, effects.erased)
 
     async def export(self, user: UserId) -> Export:
         def work(tx: Tx) -> Export:
             ids = self._all_ids_of(tx, user)
             messages = [stored for id_ in ids for stored in _messages_of(tx, id_)]
             locked = next((its for id_ in ids if (its := self._tenant(id_))), None)
-            return Export(ids, locked, tuple(messages), (), help_rows.of(tx, ids[0]))
+            known = self._load(tx, ids[:1]).person(ids[0])
+            return Export(ids, locked, tuple(messages), (), known.help_times)
 
         export = await self._journal.run(work)
         return replace(export, history=tuple(await whole_history(self, user)))
@@ -658,9 +645,7 @@ class FileStore(PersonOperations):
         self._scheduler.forget(tenants)
         waiting = [(id_, tenant) for id_, tenant in rows if not self._scheduler.is_in_flight(id_)]
         for id_, tenant in waiting:
-            dead_letters.add(
-                tx, id_, died_at=self._clock(), reason="dropped by an operator's unlock"
-            )
+            dead_letters.add(tx, id_, died_at=self._clock(), reason=DROPPED_BY_UNLOCK)
             deliveries.delete(tx, id_)
             effects.counts += ((tenant, -1),)
         for tenant in tenants:
@@ -671,7 +656,7 @@ class FileStore(PersonOperations):
     # help messages
 
     async def help_waits(self) -> list[tuple[UserId, float]]:
-        return await self._journal.run(lambda tx: help_rows.waiting(tx, self._clock()))
+        return await self._journal.run(lambda tx: records.help_waits(tx, self._clock()))
 
     async def held_lids(self) -> list[UserId]:
         return await self._journal.run(held.lids)
@@ -807,8 +792,8 @@ class FileStore(PersonOperations):
                 extra={"event": "held.expired", "count": gone},
             )
         await self._write_counts()
-        cooldown = self.limits.help_cooldown
-        await self._journal.run(lambda tx: help_rows.expire(tx, now, cooldown=cooldown))
+        last = now - person_record.lifetime(self.limits)
+        await self._journal.run(lambda tx: records.expire(tx, last))
         await self._journal.run(lambda tx: unreadable.expire(tx, now))
         return keys >= dedup_keys.CHUNK or gone >= held.CHUNK
 

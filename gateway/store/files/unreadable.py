@@ -6,7 +6,7 @@ person to see. One that could not be decrypted yet goes when its content has com
 
 import sqlite3
 
-from gateway.domain.model import InboundMessage, Unreadable, UnreadableReason, UserId
+from gateway.domain.model import InboundMessage, Unreadable, UnreadableReason
 from gateway.store.base import (
     DECRYPTION_SECONDS,
     MAX_UNREADABLE,
@@ -68,7 +68,3 @@ def expire(tx: sqlite3.Connection, now: float) -> None:
         f" WHERE {came})",
         (UnreadableReason.NOT_DECRYPTED.value, _LOOKED_AT),
     )
-
-
-def erase(tx: sqlite3.Connection, user: UserId) -> int:
-    return tx.execute("DELETE FROM unreadable WHERE user = ?", (user,)).rowcount

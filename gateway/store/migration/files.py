@@ -20,7 +20,7 @@ _COLUMNS = {
     "alias": "lid, phone, linked_at",
     "history": "id, at, user, kind, from_tenant, to_tenant, changed_second, changed_fraction,"
     " message_id, why, who, other",
-    "help": "user, queued_at, sent_at",
+    "person": "user, record, help_waits_since, updated_at",
     "heard": "session, at",
     "tenant": "id, delivered, first_seen, last_seen",
     "dead_letter": "id, tenant, user, alias, event_time, arrived, idempotency_key, message_id,"

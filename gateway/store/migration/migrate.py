@@ -26,7 +26,7 @@ TABLES = (
     "lock",
     "alias",
     "history",
-    "help",
+    "person",
     "tenant",
     "heard",
     "dead_letter",

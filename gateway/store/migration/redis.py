@@ -7,18 +7,23 @@ import math
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
+from gateway.domain.dedup import Copy, PersonHash
 from gateway.domain.model import UserId
+from gateway.domain.person import Known, Pair, PairIds
 from gateway.errors import StartRefused, StoreUnavailable
-from gateway.store.redis import history_rows, packing
-from gateway.store.redis.history_rows import Cause
+from gateway.store import person_record
+from gateway.store.redis import formats, history, unreadable
+from gateway.store.redis.commands import Commands
+from gateway.store.redis.facts import Facts, copies
 from gateway.store.redis.scripts import (
     ARRIVED,
+    FORMAT,
     HOME,
     LOOKING,
     MARK,
@@ -36,18 +41,16 @@ _FOR_GOOD = -1  # a key's time to live
 _CLOSED_SECONDS = (
     60  # while it is migrated; if the migration dies, routers may come again after that
 )
-_HISTORY = ("id", "at", "user", "kind", "from_tenant", "to_tenant", "changed_second",
-            "changed_fraction", "message_id", "why")  # fmt: skip
 _NUMBERS = {
     "id": int, "at": float, "from_tenant": int, "to_tenant": int, "changed_second": int,
     "changed_fraction": float, "tenant": int, "event_time": float, "arrived": float, "due": float,
     "attempts": int, "poison_attempts": int, "tried_at": float, "age": float, "died_at": float,
-    "status": int, "sent_second": int, "sent_fraction": float, "queued_at": float,
-    "sent_at": float, "delivered": int, "first_seen": float,
+    "status": int, "sent_second": int, "sent_fraction": float,
+    "delivered": int, "first_seen": float,
     "last_seen": float,
 }  # fmt: skip
 _OF_TENANTS = ("delivered", "first_seen", "last_seen")
-_WITH_BODY = ("held", "delivery", "dead_letter", "unreadable")
+_BYTES_AT_ONCE = 4_194_304
 
 
 class RedisContents:
@@ -82,6 +85,7 @@ class RedisContents:
         self._numbers = await self._scripts.sessions()
         if not self._as_source:
             return
+        await self._bring_up()
         if await self._client.get(MARK) == UNFINISHED:
             raise StartRefused(f"{self.place}: a migration to this Redis did not finish")
         if not self._numbers:
@@ -99,6 +103,16 @@ class RedisContents:
         await self._close_sessions()
         await self._refuse_routers()
 
+    async def _bring_up(self) -> None:
+        if self._numbers and not await self._client.get(_closed(HOME)):
+            await self._scripts.adopt_store()
+            await formats.bring_up(self._scripts)
+        elif self._numbers and await self._scripts.format_number() != FORMAT:
+            raise StartRefused(
+                f"{self.place}: has been migrated away by an older router: run that one's migrate"
+                " --reopen, and start a router of this version on it once"
+            )
+
     async def _close_sessions(self) -> None:
         for session in self._numbers:
             await self._client.set(_closed(session), self._token, ex=_CLOSED_SECONDS)
@@ -114,12 +128,11 @@ class RedisContents:
                 pass  # the next time may be soon enough: left() looks
 
     async def _refuse_routers(self) -> None:
-        async for key in self._client.scan_iter(match="gw:{*}:lease:*", count=1000):
-            if await self._client.exists(key):
-                raise StartRefused(
-                    f"{self.place}: a router uses it, or was killed within the last 15 s: stop all"
-                    " routers, and try again"
-                )
+        if await self._scripts.has_live_lease():
+            raise StartRefused(
+                f"{self.place}: a router uses it, or was killed within the last 15 s: stop all"
+                " routers, and try again"
+            )
 
     # what is there
 
@@ -130,18 +143,19 @@ class RedisContents:
             for table, name in (
                 ("lock", "lock"),
                 ("alias", "phone"),
-                ("help", "help"),
+                ("person", "person"),
+                ("held", "held_body"),
                 ("heard", "heard"),
             ):
                 found[table] += await self._client.hlen(key + name)
             for table, name in (
-                ("dead_letter", "letters"),
+                ("dead_letter", "dead_letters"),
                 ("delivery", "ids"),
                 ("unreadable", "unreadable"),
             ):
                 found[table] += await self._client.zcard(key + name)
             found["tenant"] += sum(map(int, await self._client.hvals(key + "delivered")))
-        for table in ("held", "history", "seen"):
+        for table in ("history", "seen"):
             async for rows in self.rows(table):
                 found[table] += len(rows)
         return {table: found[table] for table in _READERS}
@@ -168,7 +182,7 @@ class RedisContents:
 
     async def _aliases(self, key: str) -> AsyncIterator[Row]:
         async for some in _chunks(self._pairs(key + "phone")):
-            times = await self._client.hmget(key + "sighted", [lid for lid, _ in some])
+            times = await self._client.hmget(key + "linked_at", [lid for lid, _ in some])
             for (lid, phone), linked_at in zip(some, times, strict=True):
                 yield {"lid": lid, "phone": phone, "linked_at": float(linked_at)}
 
@@ -176,14 +190,18 @@ class RedisContents:
         async for session, at in self._pairs(key + "heard"):
             yield {"session": session, "at": float(at)}
 
-    async def _help(self, key: str) -> AsyncIterator[Row]:
-        async for user, reported in self._pairs(key + "help"):
-            queued, sent = reported.split()
-            yield {
-                "user": user,
-                "queued_at": float(queued),
-                "sent_at": None if sent == "-" else float(sent),
-            }
+    async def _people(self, key: str) -> AsyncIterator[Row]:
+        async for some in _chunks(self._pairs(key + "person")):
+            users = [user for user, _ in some]
+            times = await self._client.zmscore(key + "person_updated", users)
+            for (user, record), updated in zip(some, times, strict=True):
+                since = person_record.help_waits_since(person_record.unpack(record))
+                yield {
+                    "user": user,
+                    "record": record,
+                    "help_waits_since": since,
+                    "updated_at": float(updated),
+                }
 
     async def _pairs(self, key: str) -> AsyncIterator[tuple[str, str]]:
         reported = set()  # a scan may show one more than once
@@ -203,12 +221,8 @@ class RedisContents:
         async for keys in _chunks(self._keys(key + "h:*")):
             for one in await self._each("LRANGE", keys, 0, -1):
                 # An erasure mixes them.
-                for line in sorted(map(_read_json, one), key=lambda line: int(line[0])):
-                    row = _typed(zip(_HISTORY, line, strict=True))
-                    cause = history_rows.unpack(
-                        row["why"] or "", user=row["user"], kind=row["kind"]
-                    )
-                    yield row | cause._asdict()
+                for row in sorted(map(json.loads, one), key=lambda row: int(row[0])):
+                    yield _typed(zip(history.COLUMNS, row, strict=True))
 
     async def _tenants(self, key: str) -> AsyncIterator[Row]:
         all_ = [await self._client.hgetall(key + name) for name in _OF_TENANTS]
@@ -220,11 +234,11 @@ class RedisContents:
     async def _held(self, key: str) -> AsyncIterator[Row]:
         users = [user.decode() for user in await self._client.zrange(key + "held_until", 0, -1)]
         held = await self._each("LRANGE", [f"{key}held:{user}" for user in users], 0, -1)
-        for user, lines in zip(users, held, strict=True):
-            for row in map(_read_json, lines):
+        for user, texts in zip(users, held, strict=True):
+            for row in map(json.loads, texts):
                 row["sent_second"], row["sent_fraction"] = row.pop("sent")
                 row["idempotency_key"] = row.pop("key")
-                body = row.pop("body").encode("utf-8", "surrogateescape")
+                body = await self._client.hget(key + "held_body", row.pop("body_id"))
                 yield _typed(row.items()) | {"user": user, "body": body}
 
     async def _unreadable(self, key: str) -> AsyncIterator[Row]:
@@ -236,18 +250,18 @@ class RedisContents:
                 yield row | {"body": fields[b"body"]}
 
     async def _letters(self, key: str) -> AsyncIterator[Row]:
-        async for id_, fields in self._by_id(key, "letters", "x:"):
+        async for id_, fields in self._by_id(key, "dead_letters", "x:"):
             yield _message(id_, fields) | {"answer": fields[b"answer"]}
 
     async def _deliveries(self, key: str) -> AsyncIterator[Row]:
         async for some in _chunks(self._by_id(key, "ids", "d:")):
             rows = [_message(id_, fields) for id_, fields in some]
-            lines = [f"{row['tenant']}:{row['user']}" for row in rows]
-            firsts = await self._each("ZRANGE", [f"{key}l:{line}" for line in lines], 0, 0)
-            dues = await self._client.hmget(key + "line_due", lines)
-            for (id_, _), row, first, due in zip(some, rows, firsts, dues, strict=True):
-                # When the line is due stands with its first.
-                yield row | {"due": float(due) if due and first == [id_] else None}
+            queues = [f"{row['tenant']}:{row['user']}" for row in rows]
+            heads = await self._each("ZRANGE", [f"{key}queue:{one}" for one in queues], 0, 0)
+            dues = await self._client.hmget(key + "queue_due", queues)
+            for (id_, _), row, head, due in zip(some, rows, heads, dues, strict=True):
+                # The head has what is due of its queue.
+                yield row | {"due": float(due) if due and head == [id_] else None}
 
     async def _by_id(
         self, key: str, ids: str, prefix: str
@@ -270,15 +284,13 @@ class RedisContents:
     async def _seen(self, key: str) -> AsyncIterator[Row]:
         async for keys in _chunks(self._keys(key + "seen:*")):
             for one, reported in zip(keys, await self._each("GET", keys), strict=True):
-                for entry in (
-                    reported.decode().split(";") if reported else ()
-                ):  # None: it is too old
-                    phone, lid, routed = entry.split(",")
+                # None: it is too old.
+                for copy in copies(reported.decode() if reported else ""):
                     yield {
                         "key": one.removeprefix(key + "seen:"),
-                        "phone": packing.signed(phone),
-                        "lid": packing.signed(lid),
-                        "routed": int(routed),
+                        "phone": copy.person.phone,
+                        "lid": copy.person.lid,
+                        "routed": int(copy.routed),
                     }
 
     # what is put down
@@ -312,15 +324,16 @@ class RedisContents:
             if key != MARK.encode():
                 await self._client.unlink(key)
         await self._scripts.adopt_store()
-        self._numbers = {HOME: await self._scripts.number_of(HOME)}
+        self._numbers = {}
+        self._highest: dict[str, int] = {}  # ids of the history, by session
+        await self._add_session(HOME)
 
     async def put(self, table: str, rows: list[Row]) -> None:
         by_session: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
             if table == "seen":  # of which session is hidden in its key
-                hashes = {name: packing.hexed(row[name]) for name in ("phone", "lid")}
                 for session in self._numbers:
-                    by_session[session].append(row | hashes)
+                    by_session[session].append(row)
             else:
                 user = row.get("user") or row.get("lid")
                 by_session[session_of(UserId(user)) if user else HOME].append(row)
@@ -328,25 +341,33 @@ class RedisContents:
 
     async def _put(self, table: str, session: str, rows: list[Row]) -> None:
         if session not in self._numbers:
-            self._numbers[session] = await self._scripts.number_of(session)
-        base = first_id(self._numbers[session])
-        if table == "history":
-            rows = [
-                row | {"why": history_rows.pack(Cause(row["why"], row["who"], row["other"]))}
-                for row in rows
-            ]
-        packed = list(map(_packed, rows))
-        if table in _WITH_BODY:
-            run = self._scripts.run
-            await asyncio.gather(
-                *(
-                    run(session, "bring", body, table=table, rows=[texts], base=base)
-                    for texts, body in packed
-                )
-            )
-        else:
-            texts = [one for one, _ in packed]
-            await self._scripts.run(session, "bring", table=table, rows=texts, base=base)
+            await self._add_session(session)
+        if table == "unreadable":
+            for row in rows:
+                texts = {name: _as_text(value) for name, value in row.items() if name != "body"}
+                await unreadable.put(self._scripts, session, texts, row["body"])
+            return
+        batch: list[Row] = []
+        for row in rows:
+            batch.append(row)
+            if sum(len(one.get("body", b"")) for one in batch) > _BYTES_AT_ONCE:
+                await self._put_some(table, session, batch)
+                batch = []
+        await self._put_some(table, session, batch)
+
+    async def _put_some(self, table: str, session: str, rows: list[Row]) -> None:
+        into = _Rows()
+        for row in rows:
+            _WRITERS[table](into, row)
+        if table == "history" and rows:
+            highest = max([self._highest.get(session, 0), *(row["id"] for row in rows)])
+            self._highest[session] = highest
+            into.all.append(["HSET", "numbers", "history_id", str(highest)])
+        await self._scripts.transact(session, into.all, bytes(into.bodies))
+
+    async def _add_session(self, session: str) -> None:
+        number = self._numbers[session] = await self._scripts.number_of(session)
+        await self._scripts.transact(session, [["HSET", "numbers", "base", first_id(number)]])
 
     async def arrived(self) -> None:
         await self._client.set(MARK, ARRIVED)
@@ -382,7 +403,7 @@ _READERS = {
     "lock": RedisContents._locks,
     "alias": RedisContents._aliases,
     "history": RedisContents._histories,
-    "help": RedisContents._help,
+    "person": RedisContents._people,
     "heard": RedisContents._heard,
     "tenant": RedisContents._tenants,
     "dead_letter": RedisContents._letters,
@@ -408,11 +429,6 @@ def _closed(session: str) -> str:
     return f"gw:{{{session}}}:closed"
 
 
-def _read_json(line: bytes) -> Any:
-    """What cjson wrote: it leaves bytes as they are, also those that are no UTF-8."""
-    return json.loads(line.decode("utf-8", "surrogateescape"))
-
-
 def _typed(pairs: Iterable[tuple[str, str]]) -> Row:
     return {name: _NUMBERS.get(name, str)(value) if value != "" else None for name, value in pairs}
 
@@ -423,22 +439,89 @@ def _message(id_: bytes, fields: dict[bytes, bytes]) -> Row:
         (name.decode(), value.decode()) for name, value in fields.items() if name not in binary
     )
     row["idempotency_key"] = row.pop("key")
-    if "own_faults" in row:  # as the key of Redis is called
-        row["poison_attempts"] = int(row.pop("own_faults") or 0)
     return row | {"id": int(id_), "body": fields[b"body"]}
 
 
-def _packed(row: Row) -> tuple[dict[str, str], bytes]:
-    """Texts by the names that lua/ has for them, and what is no text."""
-    texts = {
-        "key" if name == "idempotency_key" else name: _as_text(value)
-        for name, value in row.items()
-        if name not in ("body", "answer")
+class _Rows(Commands):
+    """The commands that add rows."""
+
+    def __init__(self) -> None:
+        super().__init__(Facts(Known({}, {})), time.time())
+
+    def lock(self, row: Row) -> None:
+        self.set_lock(row["user"], row["tenant"])
+
+    def alias(self, row: Row) -> None:
+        lid, phone = row["lid"], row["phone"]
+        self.add([PairIds(Pair(lid, None if phone == lid else phone, row["linked_at"]))])
+
+    def history(self, row: Row) -> None:
+        values = [_as_text(row[name]) for name in history.COLUMNS]
+        self.put_entry(history.entry(json.dumps(values).encode()))
+
+    def person(self, row: Row) -> None:
+        user, since = row["user"], row["help_waits_since"]
+        self.all.append(["HSET", "person", user, row["record"]])
+        self.all.append(["ZADD", "person_updated", repr(row["updated_at"]), user])
+        if since is not None:
+            self.all.append(["ZADD", "help_waits", repr(since), user])
+
+    def heard(self, row: Row) -> None:
+        self.all.append(["HSET", "heard", row["session"], repr(row["at"])])
+
+    def held(self, row: Row) -> None:
+        sent = [_as_text(row["sent_second"]), _as_text(row["sent_fraction"])]
+        self.add_held(row["user"], sent, _content(row), row["body"])
+
+    def tenant(self, row: Row) -> None:
+        """One for each session from which something of the tenant comes."""
+        id_ = str(row["id"])
+        self.all.append(["count", "delivered", id_, str(row["delivered"])])
+        for change, name in (("least", "first_seen"), ("greatest", "last_seen")):
+            if row[name] is not None:
+                self.all.append([change, name, id_, repr(row[name])])
+
+    def dead_letter(self, row: Row) -> None:
+        names = ("tenant", "user", "alias", "attempts", "died_at", "reason", "status")
+        fields = _content(row) | {name: _as_text(row[name]) for name in names}
+        first, middle = self.put_body(row["answer"])
+        _, last = self.put_body(row["body"])
+        self.all.append(["add_dead_letter", fields, first, middle, last])
+
+    def delivery(self, row: Row) -> None:
+        names = ("attempts", "poison_attempts", "tried_at", "age")
+        content = _content(row) | {name: _as_text(row[name]) for name in names}
+        if row["due"] is not None:
+            content["due"] = repr(row["due"])
+        to = [row["user"], _as_text(row["alias"]), str(row["tenant"])]
+        self.all.append(["add", *to, content, *self.put_body(row["body"])])
+
+    def seen(self, row: Row) -> None:
+        copy = Copy(PersonHash(row["phone"], row["lid"]), bool(row["routed"]))
+        self.mark_seen(row["key"], copy)
+
+
+_WRITERS: dict[str, Callable[[_Rows, Row], None]] = {
+    "lock": _Rows.lock,
+    "alias": _Rows.alias,
+    "history": _Rows.history,
+    "person": _Rows.person,
+    "heard": _Rows.heard,
+    "tenant": _Rows.tenant,
+    "dead_letter": _Rows.dead_letter,
+    "held": _Rows.held,
+    "delivery": _Rows.delivery,
+    "seen": _Rows.seen,
+}
+
+
+def _content(row: Row) -> dict[str, str]:
+    return {
+        "key": row["idempotency_key"],
+        **{
+            name: _as_text(row[name]) for name in ("event_time", "arrived", "message_id", "headers")
+        },
     }
-    body: bytes = row.get("body", b"")
-    if "answer" in row:
-        texts["answer"], body = str(len(row["answer"])), row["answer"] + body
-    return texts, body
 
 
 def _as_text(value: str | float | None) -> str:

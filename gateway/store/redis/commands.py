@@ -1,24 +1,21 @@
-"""What is known of persons, and what the rules change, in the texts and lists of the scripts."""
+"""The changes of domain/person.py as commands for lua/transact.lua. Keys: see facts.py."""
 
-import json
-from collections.abc import Iterable
-from typing import Any
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 
 import orjson
 
-from gateway.domain.dedup import Copy, PersonHash
-from gateway.domain.lock_events import Kind
-from gateway.domain.model import NEVER, DeliveryContent, Lock, Moment, TenantId, UserId, is_lid
+from gateway.domain.dedup import Copy
+from gateway.domain.lock_events import LockEvent
+from gateway.domain.model import DeliveryContent, TenantId, UserId
 from gateway.domain.person import (
     AddDelivery,
     Change,
     DropHeld,
     ForgetHeld,
+    ForgetUser,
     HeldMessage,
-    Help,
     Hold,
-    Known,
-    LockChange,
     MarkSeen,
     Pair,
     PairIds,
@@ -26,132 +23,248 @@ from gateway.domain.person import (
     RecordEvent,
     ReleaseHeld,
     RenameUser,
-    SetHelp,
+    RewriteEvent,
     SetLock,
+    UpdateRecord,
 )
-from gateway.store.redis import history_rows
-from gateway.store.redis.history_rows import Cause
+from gateway.store import person_record
+from gateway.store.redis import history
+from gateway.store.redis.facts import Command, Facts, Held, copy_text, packed_moment
+
+_SEEN_SECONDS = 259_200
+_AT_ONCE = 1000  # arguments of a command
 
 
-def known_from(facts: bytes, seen: bytes) -> Known:
-    """facts, seen: as `change` in lua/accept.lua says them."""
-    persons: dict[UserId, Person] = {}
-    pairs: dict[UserId, Pair] = {}
-    for id_, tenant, change, help_, other, linked_at, held, changes in orjson.loads(facts):
-        second, fraction, kind = change.split() if change else ("", "", "")
-        changed = Moment(int(float(second)), float(fraction)) if change else NEVER
-        persons[id_] = Person(
-            lock=Lock(TenantId(int(tenant)) if tenant else None, changed),
-            is_unlocked=kind == Kind.UNLOCKED.value,
-            held=tuple(
-                HeldMessage(place, key, moment(sent, part), float(arrived))
-                for place, (key, sent, part, arrived) in enumerate(held)
-            ),
-            lock_changes=tuple(
-                LockChange(
-                    moment(its_second, its_fraction), int(order), TenantId(int(to)) if to else None
-                )
-                for its_second, its_fraction, order, to in changes
-            ),
-            help=_help(help_),
+class Commands:
+    """The commands so far; bodies: of what they add, in one."""
+
+    def __init__(self, facts: Facts, now: float) -> None:
+        self.all: list[Command] = []
+        self.bodies = bytearray()
+        self._now = repr(now)
+        self._known = facts.known
+        # What of that is another by now.
+        self._locks: dict[UserId, TenantId | None] = {}
+        self._phones: dict[UserId, UserId | None] = {}
+        self._held = dict(facts.held)
+
+    def add(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            match change:
+                case AddDelivery(user, alias, tenant, content):
+                    texts = self._accepted(_content(content))
+                    place = self.put_body(content.body)
+                    self.all.append(["add", user, alias or "", str(tenant), texts, *place])
+                case MarkSeen(key, copy):
+                    digest, text = key.digest.hex(), copy_text(copy)
+                    if not self._known.seen:
+                        self.all.append(["SET", f"seen:{digest}", text, "EX", str(_SEEN_SECONDS)])
+                    elif not any(one.person == copy.person for one in self._known.seen):
+                        self.mark_seen(digest, copy)
+                case SetLock(user, tenant):
+                    self.set_lock(user, tenant)
+                case RecordEvent(event):
+                    self.record(event)
+                case PairIds(pair):
+                    self._pair(pair)
+                case RenameUser(old, new, alias):
+                    self.all.append(["rename", old, new, alias or ""])
+                    self._rename_held(old, new)
+                case UpdateRecord(user, person):
+                    self._update_record(user, person)
+                case Hold(user, sent, content):
+                    self._hold(user, packed_moment(sent), content)
+                case ReleaseHeld(user, held, alias, tenant):
+                    self._release(user, held, alias, tenant)
+                case DropHeld(user):
+                    self._drop_held(user)
+                case ForgetHeld(idempotency_key):
+                    for user in list(self._held):
+                        self._take(user, idempotency_key, with_body=True)
+                case ForgetUser(user):
+                    self._forget(user)
+                case RewriteEvent():
+                    pass  # whole lists change: see store.RedisStore.erase()
+
+    def set_lock(self, user: UserId, tenant: TenantId | None) -> None:
+        # First what takes up memory: see scripts._take_some().
+        if tenant is None:
+            self.all.append(["HDEL", "lock", user])
+            self.all.append(["ZREM", "users", user])
+        else:
+            self.all.append(["HSET", "lock", user, str(tenant)])
+            self.all.append(["ZADD", "users", "0", user])
+        before = self._locks.get(user, self._known.person(user).lock.tenant)
+        if before is not None:
+            self.all.append(["ZREM", f"of:{before}", user])
+            self.all.append(["count", "owners", str(before), "-1"])
+        if tenant is not None:
+            self.all.append(["ZADD", f"of:{tenant}", "0", user])
+            self.all.append(["count", "owners", str(tenant), "1"])
+        self._locks[user] = tenant
+
+    def record(self, event: LockEvent) -> None:
+        self.all.append(["append", f"h:{event.user}", "history_id", history.rest_of(event)])
+        self._note(event)
+
+    def put_entry(self, entry: history.Entry) -> None:
+        """Add an entry that has its id."""
+        self.all.append(["RPUSH", f"h:{entry.event.user}", entry.text])
+        self._note(entry.event)
+
+    def _note(self, event: LockEvent) -> None:
+        self.note_change(event)
+        if event.other:  # whose history names whom: an erasure must find it
+            self.all.append(["SADD", f"named:{event.user}", event.other])
+            self.all.append(["SADD", f"named:{event.other}", event.user])
+
+    def rewrite_histories(
+        self, entries: Mapping[UserId, Sequence[history.Entry]], changes: Iterable[Change]
+    ) -> None:
+        """Apply each RewriteEvent of changes. entries: the whole histories that they are about."""
+        after = {one.id: one.after for one in changes if isinstance(one, RewriteEvent)}
+        moved: dict[UserId, list[history.Entry]] = {}
+        for user, some in entries.items():
+            stay: list[history.Entry] = []
+            for one in some:
+                event = after.get(one.id, one.event)
+                to = stay if event.user == user else moved.setdefault(event.user, [])
+                to.append(history.Entry(one.id, event, history.text_of(one.id, event)))
+            if [one.text for one in stay] != [one.text for one in some]:
+                self.all += [["DEL", f"h:{user}"], ["HDEL", "change", user]]
+                self._push(user, stay)
+        for user, some in moved.items():
+            self._push(user, sorted(some, key=lambda one: one.id))
+
+    def _push(self, user: UserId, entries: Sequence[history.Entry]) -> None:
+        texts = [one.text for one in entries]
+        for start in range(0, len(texts), _AT_ONCE):
+            self.all.append(["RPUSH", f"h:{user}", *texts[start : start + _AT_ONCE]])
+        for one in reversed(entries):
+            if one.event.changed:
+                self.note_change(one.event)
+                break
+
+    def note_change(self, event: LockEvent) -> None:
+        if event.changed:
+            text = " ".join([*packed_moment(event.changed), event.kind.value])
+            self.all.append(["HSET", "change", event.user, text])
+
+    def _pair(self, pair: Pair) -> None:
+        self.all.append(["HSET", "phone", pair.lid, pair.phone or pair.lid])
+        if before := self._phones.get(pair.lid, self._known.phone_of(pair.lid)):
+            self.all.append(["HDEL", "lid", before])
+        self._phones[pair.lid] = pair.phone
+        self.all.append(["HSET", "linked_at", pair.lid, repr(pair.at)])
+        if pair.phone:
+            self.all.append(["HSET", "lid", pair.phone, pair.lid])
+
+    def _update_record(self, user: UserId, person: Person) -> None:
+        if (record := person_record.pack(person)) is None:
+            self.all.append(["HDEL", "person", user])
+            self.all.append(["ZREM", "person_updated", user])
+        else:
+            self.all.append(["HSET", "person", user, record])
+            self.all.append(["ZADD", "person_updated", self._now, user])
+        since = person_record.help_waits_since(person)
+        self.all.append(
+            ["ZREM", "help_waits", user]
+            if since is None
+            else ["ZADD", "help_waits", repr(since), user]
         )
-        if is_lid(id_) and other:
-            # A LID that lost its phone has itself in its place.
-            pairs[id_] = Pair(id_, None if other == id_ else other, float(linked_at))
-    return Known(persons, pairs, tuple(_sent(one) for one in seen.decode().split(";") if one))
+
+    def mark_seen(self, key: str, copy: Copy) -> None:
+        self.all.append(["APPEND", f"seen:{key}", copy_text(copy)])
+        self.all.append(["EXPIRE", f"seen:{key}", str(_SEEN_SECONDS)])
+
+    def _accepted(self, content: dict[str, str]) -> dict[str, str]:
+        content["accepted"] = self._now
+        return content
+
+    def put_body(self, body: bytes) -> tuple[int, int]:
+        """Take body in; from where to where it is, as Lua counts."""
+        start = len(self.bodies)
+        self.bodies += body
+        return start + 1, len(self.bodies)
+
+    # held messages
+
+    def _hold(self, user: UserId, sent: list[str], content: DeliveryContent) -> None:
+        self.add_held(user, sent, _content(content), content.body)
+
+    def add_held(self, user: UserId, sent: list[str], content: dict[str, str], body: bytes) -> None:
+        id_ = secrets.token_hex(8)
+        text = orjson.dumps({"sent": sent, **content, "body_id": id_}).decode()
+        self.all.append(["RPUSH", f"held:{user}", text])
+        self.all.append(["body", "held_body", id_, *self.put_body(body)])
+        self.all.append(["SADD", f"holders:{content['key']}", user])
+        self.all.append(["ZADD", "held_until", content["arrived"], user])
+
+    def _take(self, user: UserId, key: str, *, with_body: bool) -> Held | None:
+        """Hold the messages of that key no longer; the last of them."""
+        taken = [one for one in self._held[user] if one.message.idempotency_key == key]
+        left = self._held[user] = tuple(one for one in self._held[user] if one not in taken)
+        for one in taken:
+            self.all.append(["LREM", f"held:{user}", "1", one.text])
+            if with_body or one is not taken[-1]:
+                self.all.append(["HDEL", "held_body", one.body])
+        if taken:
+            self.all.append(["SREM", f"holders:{key}", user])
+            if not left:
+                self.all.append(["ZREM", "held_until", user])
+        return taken[-1] if taken else None
+
+    def _release(
+        self, user: UserId, held: HeldMessage, alias: UserId | None, tenant: TenantId
+    ) -> None:
+        if one := self._take(user, held.idempotency_key, with_body=False):
+            to = [user, alias or "", str(tenant)]
+            texts = self._accepted(dict(one.content))
+            self.all.append(["add_field", *to, texts, "held_body", one.body])
+
+    def _drop_held(self, user: UserId) -> None:
+        for one in self._held.get(user, ()):
+            self.all.append(["HDEL", "held_body", one.body])
+            self.all.append(["SREM", f"holders:{one.message.idempotency_key}", user])
+        self._held[user] = ()
+        self.all.append(["DEL", f"held:{user}"])
+        self.all.append(["ZREM", "held_until", user])
+
+    def _rename_held(self, old: UserId, new: UserId) -> None:
+        if not (was := self._held.pop(old, None)):
+            return
+        both = [*was, *self._held.get(new, ())]
+        self._held[new] = tuple(sorted(both, key=lambda one: one.message.arrived))
+        for one in was:
+            self.all.append(["SREM", f"holders:{one.message.idempotency_key}", old])
+            self.all.append(["SADD", f"holders:{one.message.idempotency_key}", new])
+        self.all.append(["DEL", f"held:{old}"])
+        self.all.append(["DEL", f"held:{new}"])
+        self.all.append(["RPUSH", f"held:{new}", *(one.text for one in self._held[new])])
+        newest = repr(max(one.message.arrived for one in both))
+        self.all.append(["ZADD", "held_until", newest, new])
+        self.all.append(["ZREM", "held_until", old])
+
+    def _forget(self, user: UserId) -> None:
+        """All but lock, history, dead letters and unreadable messages."""
+        self.all.append(["delete_waiting", user])
+        self._drop_held(user)
+        self._update_record(user, Person())
+        if user in self._known.pairs:
+            if phone := self._known.phone_of(user):
+                self.all.append(["HDEL", "lid", phone])
+            self.all.append(["HDEL", "phone", user])
+            self.all.append(["HDEL", "linked_at", user])
+        else:
+            self.all.append(["HDEL", "lid", user])
+        self.all.append(["HDEL", "change", user])
 
 
-def packed(changes: Iterable[Change]) -> tuple[list[list[Any]], bytes]:
-    """Return the lists that `apply` in lua/accept.lua takes, and all bodies in one."""
-    bodies = bytearray()
-    return [_packed(one, bodies) for one in changes], bytes(bodies)
-
-
-def _packed(change: Change, bodies: bytearray) -> list[Any]:
-    match change:
-        case SetLock(user, tenant):
-            return ["set_lock", user, _text(tenant)]
-        case RecordEvent(event):
-            second, fraction = packed_moment(event.changed) if event.changed else ("", "")
-            cause = Cause(event.why.value, event.who, event.other)
-            return [
-                "record",
-                repr(event.at),
-                event.user,
-                event.kind.value,
-                _text(event.from_tenant),
-                _text(event.to_tenant),
-                second,
-                fraction,
-                event.message_id or "",
-                history_rows.pack(cause),
-                event.other or "",
-            ]
-        case PairIds(pair):
-            return ["pair", pair.lid, pair.phone or "", repr(pair.at)]
-        case RenameUser(old, new, alias):
-            return ["rename", old, new, alias or ""]
-        case SetHelp(user, help_):
-            queued = repr(help_.queued_at) if help_ else ""
-            sent_at = repr(help_.sent_at) if help_ and help_.sent_at is not None else ""
-            return ["help", user, queued, sent_at]
-        case MarkSeen(key, sent):
-            return ["seen", key.digest.hex(), *map(hexed, sent.person), str(int(sent.routed))]
-        case AddDelivery(user, alias, tenant, content):
-            return ["add", user, alias or "", str(tenant), *_content(content, bodies)]
-        case Hold(user, sent_at, content):
-            return ["hold", user, packed_moment(sent_at), *_content(content, bodies)]
-        case ReleaseHeld(user, held, alias, tenant):
-            return ["release", user, held.idempotency_key, alias or "", str(tenant)]
-        case DropHeld(user):
-            return ["drop_held", user]
-        case ForgetHeld(idempotency_key):
-            return ["forget_held", idempotency_key]
-
-
-def _content(content: DeliveryContent, bodies: bytearray) -> tuple[dict[str, str], int, int]:
-    """The content without its body, and from where to where that is in bodies, as Lua counts."""
-    start = len(bodies)
-    bodies += content.body
-    facts = {
+def _content(content: DeliveryContent) -> dict[str, str]:
+    return {
         "event_time": repr(content.event_time),
         "arrived": repr(content.arrived),
         "key": content.idempotency_key,
         "message_id": content.message_id or "",
-        "headers": json.dumps(content.headers),
+        "headers": orjson.dumps(content.headers).decode(),
     }
-    return facts, start + 1, len(bodies)
-
-
-def packed_moment(moment: Moment) -> list[str]:
-    return [str(moment.second), repr(moment.fraction)]
-
-
-def moment(second: str, fraction: str) -> Moment:
-    return Moment(int(float(second)), float(fraction))
-
-
-def hexed(hashed: int) -> str:
-    """A hash of domain/dedup.py as Redis has it: 16 hex digits, empty for none."""
-    return (hashed % 2**64).to_bytes(8, "big").hex() if hashed else ""
-
-
-def signed(hashed: str) -> int:
-    """The reverse of hexed()."""
-    return int.from_bytes(bytes.fromhex(hashed), "big", signed=True) if hashed else 0
-
-
-def _sent(entry: str) -> Copy:
-    phone, lid, routed = entry.split(",")
-    return Copy(PersonHash(signed(phone), signed(lid)), routed == "1")
-
-
-def _help(text: str) -> Help | None:
-    if not text:
-        return None
-    queued, sent = text.split()
-    return Help(float(queued), None if sent == "-" else float(sent))
-
-
-def _text(tenant: TenantId | None) -> str:
-    return "" if tenant is None else str(tenant)

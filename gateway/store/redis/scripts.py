@@ -29,9 +29,9 @@ from gateway.store.retry_after import RetryAfter
 
 _AT_ONCE = 64  # operations in one call, which keeps others waiting: some 3 ms
 _BYTES_AT_ONCE = 8_388_608
-_GROWING = frozenset({"test_write", "change", "bring"})
+_GROWING = frozenset({"test_write", "transact"})
 _SECONDS = 10.0  # for a connection or an answer
-_FILES = ("base", "people", "lines", "letters", "accept", "operators", "moving", "call")
+_FILES = ("base", "queues", "dead_letters", "transact", "call")
 
 HOME = "~"  # the hash tag of WAHA_SESSION, whose users stand without a prefix; no session has it
 MARK = "gw:moved"  # there while this Redis is filled by a migration, and until a router uses it
@@ -41,8 +41,7 @@ _IDS_OF_A_SESSION = 10**10
 _UNTIL = "!"  # no session's name: until when no new session is taken in, Unix seconds
 _ID = "#"  # no session's name either: the store's id
 _FORMAT = "%"  # the number of the format that the keys have
-# 1: the first that says its number; before, the keys were the same. No number is 1.
-FORMAT = 1
+FORMAT = 2  # see formats.py
 # Said by a Redis that is empty, or holds another store, while a router works on this one.
 _ANOTHER_STORE = (
     "STOREID it does not hold the store that this router opened: it came back empty, or another"
@@ -132,11 +131,11 @@ class Memory:
 class Scripts:
     """trouble is why Redis does not do what it is asked, None while it does."""
 
-    def __init__(self, client: Client, *, hold_seconds: float, committed: Committed) -> None:
+    def __init__(self, client: Client, *, committed: Committed) -> None:
         self.client = client
         self.trouble: str | None = None
         self.retry_after = RetryAfter()
-        self._text = _text(hold_seconds)
+        self._text = _text()
         self._store_id = ""
         self._in_store: set[str] = set()  # sessions
         self._committed = committed
@@ -196,12 +195,49 @@ class Scripts:
 
     async def run(self, session: str, op: str, body: bytes = b"", **args: Any) -> Any:
         """What the operation answers; texts as bytes."""
-        packed = orjson.dumps(without_none(args))
+        return await self._ask_for(session, op, orjson.dumps(without_none(args)), body)
+
+    def _ask_for(self, session: str, op: str, packed: bytes, body: bytes) -> asyncio.Future[Any]:
         one = _Operation(op, packed, body, asyncio.get_running_loop().create_future())
         self._queues.setdefault(session, deque()).append(one)
         if session not in self._senders:
             self._senders[session] = asyncio.create_task(self._send(session))
-        return await one.done
+        return one.done
+
+    async def read(self, session: str, *commands: list[Any]) -> list[Any]:
+        """The answer to each; keys are without the session's prefix, texts are bytes."""
+        if not commands:
+            return []
+        answers: list[Any] = await self.run(session, "read", reads=list(commands))
+        return answers
+
+    async def transact(
+        self,
+        session: str,
+        changes: list[list[Any]] | None,
+        bodies: bytes = b"",
+        *,
+        reads: list[list[Any]] | orjson.Fragment | None = None,
+        expected: list[str] | orjson.Fragment | None = None,
+        limits: dict[str, int] | None = None,
+        makes_room: bool = False,
+    ) -> tuple[str, Any]:
+        """Apply changes if each of reads is still answered as expected: see lua/transact.lua.
+
+        Return "changed" and the counts of what the changes did; "read" and the answers, in JSON, if
+        they were others, or there are no changes; or "full" and why no more can wait. makes_room:
+        to be done though Redis' memory is full.
+        """
+        args: dict[str, Any] = {"reads": reads or []}
+        if changes is not None:
+            args |= {"changes": changes, "expected": expected}
+        if limits is not None:
+            args["limits"] = limits
+        name = "free" if makes_room else "transact"
+        state, found = await self._ask_for(session, name, orjson.dumps(args), bodies)
+        if state == b"read":
+            found = [one.decode() for one in found]
+        return state.decode(), found
 
     async def sessions(self) -> dict[str, int]:
         """All that are known, each with its number."""
@@ -219,23 +255,33 @@ class Scripts:
         a new one, and a store of before there were ids gets its id now."""
         found = await self.call(self.client.hget("gw:sessions", _ID))
         if found is None:
-            await self.call(self.client.hset("gw:sessions", _FORMAT, str(FORMAT)))
+            if not await self.sessions():
+                await self.set_format_number()
             await self.call(self.client.hsetnx("gw:sessions", _ID, uuid.uuid4().hex))
             found = await self.call(self.client.hget("gw:sessions", _ID))
         self._store_id = found.decode()
-        await self._check_format()
+        if (number := await self.format_number()) > FORMAT:
+            raise StartRefused(
+                f"STORE_URL: this Redis has format {number}, and this router knows formats up"
+                f" to {FORMAT}: run a newer router on it"
+            )
         for session in await self.sessions():
             await self.mark(session)
         return self._store_id
 
-    async def _check_format(self) -> None:
-        """Raise StartRefused if what is there is of a newer router."""
+    async def format_number(self) -> int:
         found = await self.call(self.client.hget("gw:sessions", _FORMAT))
-        if found is not None and int(found) > FORMAT:
-            raise StartRefused(
-                f"STORE_URL: this Redis has format {int(found)}, and this router knows formats up"
-                f" to {FORMAT}: run a newer router on it"
-            )
+        return 1 if found is None else int(found)
+
+    async def set_format_number(self) -> None:
+        await self.call(self.client.hset("gw:sessions", _FORMAT, str(FORMAT)))
+
+    async def has_live_lease(self) -> bool:
+        """Whether a router uses this Redis, or was killed while it did."""
+        async for key in self.client.scan_iter(match="gw:{*}:lease:*", count=1000):
+            if await self.call(self.client.exists(key)):
+                return True
+        return False
 
     async def mark(self, session: str) -> None:
         """From now on all that is done to the session is done to this store, or fails."""
@@ -314,6 +360,10 @@ class Scripts:
             answers: list[Any] = await self.call(self.client.evalsha(self._sha, 1, key, *flat))
         except NoScriptError:  # Redis was started again, or its scripts were flushed
             answers = await self.call(self.client.eval(self._text, 1, key, *flat))
+        except StoreUnavailable as exc:
+            if _is_of_the_server(exc.__cause__ or exc):
+                self.refusing.add(session)  # it may be that only writing is refused
+            raise
         self._note_answers(session, some, answers)
         self._committed(time.perf_counter() - began, len(some))
         return answers
@@ -327,7 +377,6 @@ class Scripts:
 async def open_scripts(
     url: str,
     *,
-    hold_seconds: float = 0.0,
     committed: Committed = lambda _seconds, _operations: None,
 ) -> Scripts:
     """url: redis://, rediss://, unix:, redis+cluster://<any node>, rediss+cluster://, or
@@ -350,7 +399,7 @@ async def open_scripts(
     except StartRefused:
         await client.aclose()
         raise
-    return Scripts(client, hold_seconds=hold_seconds, committed=committed)
+    return Scripts(client, committed=committed)
 
 
 def _client(url: str) -> Client:
@@ -425,7 +474,7 @@ def _memory(servers: list[dict[str, Any]]) -> Memory:
     return Memory(evicting[0] if evicting else None, dropped)
 
 
-def _is_of_the_server(exc: Exception) -> bool:
+def _is_of_the_server(exc: BaseException) -> bool:
     return isinstance(exc, _OF_THE_SERVER) or bool(_CODES_OF_THE_SERVER.search(str(exc)))
 
 
@@ -433,7 +482,7 @@ def _proves_writing(one: _Operation, answer: Any) -> bool:
     """Whether that answer is only given where something new could be written."""
     if isinstance(answer, Exception):
         return False
-    return one.name == "test_write" or (one.name == "change" and answer[0] == b"changed")
+    return one.name == "test_write" or (one.name == "transact" and answer[0] == b"changed")
 
 
 def _reason(exc: Exception) -> str:
@@ -453,10 +502,8 @@ def why_no_start(exc: BaseException) -> str:
     return f"Redis does not answer ({exc}): is it running?"
 
 
-def _text(hold_seconds: float) -> str:
+def _text() -> str:
     folder = Path(__file__).parent / "lua"
     parts = [(folder / f"{name}.lua").read_text("utf-8") for name in _FILES]
-    # Not an argument of each call: it is the same for all.
-    parts.insert(1, f"local HOLD_SECONDS = {hold_seconds!r}\n")
     parts.insert(1, f'local ANOTHER_STORE = "{_ANOTHER_STORE}"\n')
     return "".join(parts)
