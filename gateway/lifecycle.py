@@ -16,6 +16,7 @@ from gateway.inbound.ingest import Ingest, Rules
 from gateway.inbound.recovery import Recovery
 from gateway.metrics import Metrics
 from gateway.operations.actions import Actions
+from gateway.operations.lock_reports import LockReports
 from gateway.operations.loop_lag import LoopLag
 from gateway.operations.status import Status
 from gateway.operations.traffic import Traffic
@@ -88,6 +89,7 @@ async def running(
             limits or _limits(settings),
             leave_now,
             metrics.committed,
+            LockReports(metrics).report,
             beside=settings.data_dir if settings.store_url else None,
         )
         closing.push_async_callback(store.close)

@@ -39,7 +39,18 @@ def _bounded(status: str) -> str:
 
 _WEBHOOK = "locked moved routed unknown_user duplicate ignored bad unauthorized unavailable"
 _HOLDS_A_MESSAGE = frozenset({"locked", "moved", "routed", "unknown_user"})
-_REASONS = "new_link other_link operator unlock tenant_move erasure"
+# By lock_events.Kind and Why. A merge counts once.
+_LOCK_CHANGES = (
+    ("locked", "link"),
+    ("moved", "link"),
+    ("locked", "operator"),
+    ("moved", "operator"),
+    ("unlocked", "operator"),
+    ("moved", "tenant_move"),
+    ("merged", "merged_from"),
+    ("unlocked", "merged_from"),
+    ("erased", "operator"),
+)
 _NOTES = "confirmed stale quoted refused"
 _DELIVERIES = "delivered retry dead_letter requeue"
 _ACK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
@@ -102,12 +113,14 @@ class Metrics:
         self._ack = self._histogram(
             "gateway_webhook_ack_seconds", "From a webhook's head to its answer", _ACK
         )
-        self._lock_changes = self._counter(
+        self._lock_changes = Counter(
             "gateway_lock_changes",
-            "Changes of users' locks, by what changed them",
-            "reason",
-            _REASONS,
+            "Changes of users' locks, by what became of them and what made it happen",
+            ["kind", "why"],
+            registry=self._registry,
         )
+        for kind, why in _LOCK_CHANGES:
+            self._lock_changes.labels(kind, why)
         self._idle_links = self._counter(
             "gateway_links_without_effect",
             "Deep links that changed no lock, by why",
@@ -276,9 +289,9 @@ class Metrics:
         self.messages_in += outcome in _HOLDS_A_MESSAGE
         self._ack.observe(seconds)
 
-    def lock_changed(self, reason: str, count: int = 1) -> None:
-        """reason: new_link, other_link, operator, unlock, tenant_move or erasure."""
-        self._lock_changes.labels(reason).inc(count)
+    def lock_changed(self, kind: str, why: str, count: int = 1) -> None:
+        """kind, why: of a lock_events.LockEvent."""
+        self._lock_changes.labels(kind, why).inc(count)
 
     def link_without_effect(self, note: str) -> None:
         """note: model.Note."""

@@ -58,9 +58,11 @@ def test_webhooks_links_and_locks_are_counted(tmp_path: Path) -> None:
                            "duplicate": 1, "ignored": 1, "bad": 1}.items():  # fmt: skip
         assert found["gateway_webhooks_total", outcome] == count, outcome
     assert found["gateway_webhook_ack_seconds_count",] == 10
-    for reason, count in {"new_link": 2, "other_link": 1, "operator": 1, "unlock": 1,
-                          "tenant_move": 1, "erasure": 1}.items():  # fmt: skip
-        assert found["gateway_lock_changes_total", reason] == count, reason
+    for (kind, why), count in {("locked", "link"): 2, ("moved", "link"): 1,
+                               ("locked", "operator"): 1, ("unlocked", "operator"): 1,
+                               ("moved", "tenant_move"): 1, ("erased", "operator"): 1,
+                               ("merged", "merged_from"): 0}.items():  # fmt: skip
+        assert found["gateway_lock_changes_total", kind, why] == count, (kind, why)
     assert found["gateway_links_without_effect_total", "stale"] == 1
     assert (found["gateway_locked_users",], found["gateway_locked_tenants",]) == (1, 1)
     assert found["gateway_store_up",] == 1

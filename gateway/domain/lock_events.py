@@ -51,3 +51,4 @@ class LockEvent:
     who: str | None = None  # the operator's name, or "waha" if WAHA was asked who a LID is
     other: UserId | None = None  # the other id of a merge
     message_id: str | None = None
+    request_id: str | None = None  # of the webhook; not stored

@@ -30,6 +30,7 @@ from gateway.domain.model import (
     TenantId,
     UserId,
     is_lid,
+    request_id,
 )
 
 HELP_SECONDS = 600.0  # a help message that could not be sent by then would only confuse
@@ -272,8 +273,8 @@ class Changed:
     known: Known
 
     @property
-    def events(self) -> list[LockEvent]:
-        return [one.event for one in self.changes if isinstance(one, RecordEvent)]
+    def events(self) -> tuple[LockEvent, ...]:
+        return tuple(one.event for one in self.changes if isinstance(one, RecordEvent))
 
     @property
     def released(self) -> int:
@@ -525,6 +526,7 @@ def _record_decision(
         why=Why.LINK,
         at=message.arrived,
         message_id=message.message_id,
+        request_id=request_id(message.headers),
     )
 
 
@@ -671,6 +673,7 @@ class _Draft:
         who: str | None = None,
         other: UserId | None = None,
         message_id: str | None = None,
+        request_id: str | None = None,
     ) -> None:
         if changed is not None:
             person, self._order = self.person(user), self._order + 1
@@ -697,6 +700,7 @@ class _Draft:
                     who,
                     other,
                     message_id,
+                    request_id,
                 )
             )
         )

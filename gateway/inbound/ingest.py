@@ -11,10 +11,9 @@ from gateway.domain import explanation, routing
 from gateway.domain.model import (
     Accepted,
     AskForLink,
-    Bind,
     Chat,
     Decide,
-    Decision,
+    Forward,
     InboundMessage,
     LockPolicy,
     Note,
@@ -178,19 +177,12 @@ class Ingest:
     async def _accept(self, message: InboundMessage, *, may_help: bool) -> Accepted:
         accepted = await self._store.accept(message, self._decide(message, may_help=may_help))
         self._sessions.accepted(message)
-        self._count(accepted.decision)
         _log_outcome(accepted, message)
         if is_lid(accepted.user):
             self._lid_lookup.ask(accepted.user)
         if accepted.help_waits:
             self._helper.queue(accepted.user, message.arrived)
         return accepted
-
-    def _count(self, decision: Decision | None) -> None:
-        if isinstance(decision, Bind):
-            self._metrics.lock_changed("new_link" if decision.previous is None else "other_link")
-        elif decision and decision.link:
-            self._metrics.link_without_effect(decision.link.note.value)
 
     def _parse(self, body: bytes, headers: Mapping[str, str]) -> InboundMessage:
         return events.parse(
@@ -216,6 +208,7 @@ class Ingest:
 
 
 def _log_outcome(accepted: Accepted, message: InboundMessage) -> None:
+    """But for a change of the lock: see operations/lock_reports.py."""
     user, decision = shown(accepted.user), accepted.decision
     request = request_id(message.headers)
     if decision is None:
@@ -223,19 +216,6 @@ def _log_outcome(accepted: Accepted, message: InboundMessage) -> None:
             "seen before: %s",
             user,
             extra={"event": "webhook.duplicate", "user": user, "request_id": request},
-        )
-    elif isinstance(decision, Bind):
-        log.info(
-            "🔒 LOCKED: User %s → Tenant %s",
-            user,
-            decision.tenant,
-            extra={
-                "event": "lock.changed",
-                "user": user,
-                "tenant": decision.tenant,
-                "previous": decision.previous,
-                "request_id": request,
-            },
         )
     elif isinstance(decision, AskForLink):
         facts = {"event": "user.unknown", "user": user, "request_id": request}
@@ -253,7 +233,7 @@ def _log_outcome(accepted: Accepted, message: InboundMessage) -> None:
         elif not decision.hold:
             sentence = "%s has no lock to follow"  # no message of theirs
         log.info(sentence, user, extra=facts)
-    else:
+    elif isinstance(decision, Forward):
         log.info(
             "🔀 Routing %s → Tenant %s (existing session)",
             user,

@@ -60,23 +60,7 @@ class Actions:
     async def lock(self, user: UserId, tenant: TenantId) -> tuple[UserId, TenantId | None, int]:
         """As Store.lock(). Raise NotLockable."""
         self.check_lock(user, tenant)
-        known, before, released = await self._store.lock(
-            user, tenant, at=self._skew.decided_at(user)
-        )
-        self._metrics.lock_changed("operator")
-        log.info(
-            "✋ An operator locked %s to Tenant %s (before: %s)",
-            shown(known),
-            tenant,
-            before,
-            extra={
-                "event": "operator.locked",
-                "user": shown(known),
-                "tenant": tenant,
-                "previous": before,
-            },
-        )
-        return known, before, released
+        return await self._store.lock(user, tenant, at=self._skew.decided_at(user))
 
     async def unlock(
         self, user: UserId, *, drop_waiting: bool = False
@@ -85,13 +69,12 @@ class Actions:
         known, tenant, dropped = await self._store.unlock(
             user, drop_waiting=drop_waiting, at=self._skew.decided_at(user)
         )
-        if tenant is not None or dropped:
-            self._metrics.lock_changed("unlock", tenant is not None)
+        if dropped:
             log.info(
-                "✋ An operator unlocked %s from Tenant %s",
+                "✋ An operator gave up on %s waiting messages of %s",
+                dropped,
                 shown(known),
-                tenant,
-                extra={"event": "operator.unlocked", "user": shown(known), "previous": tenant},
+                extra={"event": "operator.dropped", "user": shown(known), "count": dropped},
             )
         return known, tenant, dropped
 
@@ -104,7 +87,7 @@ class Actions:
             old, new, with_waiting=with_waiting, at=self._skew.decided_at()
         )
         if users or along:
-            self._metrics.lock_changed("tenant_move", users)
+            self._metrics.lock_changed("moved", "tenant_move", users)
             log.info(
                 "✋ An operator moved %s users and %s waiting messages of Tenant %s to Tenant %s",
                 users,
@@ -126,7 +109,6 @@ class Actions:
         for one in filter(is_lid, ids):
             self._lid_lookup.forget(one)
         if any(astuple(erased)):
-            self._metrics.lock_changed("erasure", erased.locks)
             log.info("✋ An operator erased a person", extra={"event": "operator.erased"})
         return ids, erased
 

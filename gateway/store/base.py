@@ -1,10 +1,11 @@
 """What every store promises. Callers know nothing else of it."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from gateway.domain.lock_events import LockEvent
 from gateway.domain.model import (
     ALL_TENANTS,
     Accepted,
@@ -32,6 +33,7 @@ from gateway.domain.model import (
 )
 
 T = TypeVar("T")
+OnLockEvent = Callable[[LockEvent], None]
 
 
 @dataclass(frozen=True, slots=True)

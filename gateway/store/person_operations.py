@@ -7,11 +7,12 @@ changes in one commit. Nothing here knows how it does that.
 import asyncio
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from gateway.domain import dedup, person
 from gateway.domain.dedup import Found, PersonHash
+from gateway.domain.lock_events import LockEvent
 from gateway.domain.model import (
     Accepted,
     Decide,
@@ -26,7 +27,7 @@ from gateway.domain.model import (
 )
 from gateway.domain.person import Changed, Known, RewriteEvent, Rules
 from gateway.errors import StoreUnavailable
-from gateway.store.base import Limits
+from gateway.store.base import Limits, OnLockEvent
 
 _LOADED_TOGETHER = 500  # messages
 
@@ -35,8 +36,10 @@ Rule = Callable[[Known], tuple[T, Changed]]
 
 
 class PersonOperations(ABC):
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, on_lock_event: OnLockEvent = lambda _: None) -> None:
+        """on_lock_event: called with each event that is durable, but for a tenant's move."""
         self.limits = limits
+        self._on_lock_event = on_lock_event
         self._rules = Rules(limits.hold_seconds, limits.max_held_per_user, limits.help_cooldown)
 
     @abstractmethod
@@ -62,6 +65,11 @@ class PersonOperations(ABC):
 
     def unavailable(self, reason: str) -> StoreUnavailable:
         return StoreUnavailable(reason)
+
+    def report(self, events: Iterable[LockEvent]) -> None:
+        """A store's commit is done."""
+        for event in events:
+            self._on_lock_event(event)
 
     # messages
 

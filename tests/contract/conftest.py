@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway.store import STORES, Limits, Store, open_store
+from gateway.store import STORES, Hooks, Limits, Store, open_store
 from tests.conftest import LIMITS
 from tests.contract.memory_store import MemoryStore
 
 Reopen = Callable[..., Awaitable[Store]]
 
 
-async def _open_memory(url: str, limits: Limits, *_: object) -> Store:
-    return MemoryStore(url, limits)
+async def _open_memory(url: str, limits: Limits, hooks: Hooks, _: Path | None) -> Store:
+    return MemoryStore(url, limits, hooks[-1])
 
 
 STORES["memory"] = _open_memory

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from gateway.domain import person
 from gateway.domain.dedup import Copy
-from gateway.domain.lock_events import LockEvent
+from gateway.domain.lock_events import LockEvent, Why
 from gateway.domain.model import (
     ALL_TENANTS,
     Backlog,
@@ -52,6 +52,7 @@ from gateway.store.base import (
     UNREADABLE_SECONDS,
     Limits,
     LocksPage,
+    OnLockEvent,
     backlog_refusal,
     whole_history,
 )  # fmt: skip
@@ -103,8 +104,8 @@ _STORES: defaultdict[str, _Data] = defaultdict(_Data)
 class MemoryStore(PersonOperations):
     """See base.Store."""
 
-    def __init__(self, url: str, limits: Limits) -> None:
-        super().__init__(limits)
+    def __init__(self, url: str, limits: Limits, on_lock_event: OnLockEvent) -> None:
+        super().__init__(limits, on_lock_event)
         self._data = _STORES[url]
         self._work = asyncio.Event()
         self._claimable = ALL_TENANTS
@@ -171,6 +172,7 @@ class MemoryStore(PersonOperations):
                     erased += self._forget(user)
         self._sweep_unreadable()
         self._work.set()
+        self.report(one for one in changed.events if one.why is not Why.TENANT_MOVE)
         return erased
 
     def _add(

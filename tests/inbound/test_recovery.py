@@ -182,10 +182,10 @@ async def test_what_came_a_moment_before_the_last_one_is_asked_for_too(
     await wait_until(lambda: len(backend.received) == 5)
     assert texts(backend.received)[1:] == ["0", "1", "2", "3"]
     metrics = await metrics_of(router)
-    assert 'gateway_lock_changes_total{reason="new_link"} 1.0' in metrics
+    assert 'gateway_lock_changes_total{kind="locked",why="link"} 1.0' in metrics
     waha.messages = [payload("start_realty_3", OMAR, sent=NOW - 90)]
     assert (await recover(router)).json()["routed"] == 1
-    assert 'gateway_lock_changes_total{reason="new_link"} 2.0' in await metrics_of(router)
+    assert 'gateway_lock_changes_total{kind="locked",why="link"} 2.0' in await metrics_of(router)
     await stop(router)
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from gateway.domain.lock_events import LockEvent
 from gateway.domain.model import DeliveryContent, TenantId, UserId
 from gateway.domain.person import (
     AddDelivery,
@@ -51,6 +52,7 @@ class Effects:
     settled: int | None = None
     delivered: TenantId | None = None
     accepted: tuple[TenantId, ...] = ()
+    events: tuple[LockEvent, ...] = ()
     erased: Counter[str] = field(default_factory=Counter)  # rows by table
 
     def offer(self, head: Head | None) -> None:

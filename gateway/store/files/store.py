@@ -55,6 +55,7 @@ from gateway.store.base import (
     DROPPED_BY_UNLOCK,
     Limits,
     LocksPage,
+    OnLockEvent,
     backlog_refusal,
     in_batches,
     whole_history,
@@ -118,9 +119,10 @@ class FileStore(PersonOperations):
         cls,
         folder: Path,
         limits: Limits,
-        *,
         on_corruption: Callable[[str], None] = lambda _: None,
         committed: Committed = lambda _seconds, _operations: None,
+        on_lock_event: OnLockEvent = lambda _: None,
+        *,
         clock: Clock = time.time,
         write_file: Callable[[Path, bytes], None] = mappings.replace_file,
         connect_to: Callable[[Path], Tx] = connect,
@@ -128,10 +130,12 @@ class FileStore(PersonOperations):
         """Raise StartRefused, with file and cure, if the folder's state cannot be trusted.
 
         on_corruption is called with the reason if that turns out later, committed after each
-        commit: see Journal.
+        commit: see Journal. on_lock_event: see PersonOperations.
         """
         opened = open_folder(folder, clock(), connect_to)
-        return cls(*opened, folder, limits, on_corruption, committed, clock, write_file)
+        return cls(
+            *opened, folder, limits, on_corruption, committed, on_lock_event, clock, write_file
+        )
 
     def __init__(
         self,
@@ -142,10 +146,11 @@ class FileStore(PersonOperations):
         limits: Limits,
         on_corruption: Callable[[str], None],
         committed: Committed,
+        on_lock_event: OnLockEvent,
         clock: Clock,
         write_file: Callable[[Path, bytes], None],
     ) -> None:
-        super().__init__(limits)
+        super().__init__(limits, on_lock_event)
         self._lock_of_folder = lock
         self._folder = folder
         self._clock = clock
@@ -219,7 +224,8 @@ class FileStore(PersonOperations):
         return replace(known, seen=tuple(seen)) if seen else known
 
     def _apply(self, tx: Tx, changed: Changed, before: Known | None = None) -> Effects:
-        effects, staged = Effects(known=changed.known), self._staged_here()
+        effects = Effects(known=changed.known, events=changed.events)
+        staged = self._staged_here()
         apply(tx, changed.changes, effects, self._dedup, self._clock())
         if changed.known is not before:
             self._persons.stage(changed.known)
@@ -680,6 +686,7 @@ class FileStore(PersonOperations):
         for old, new in effects.renamed:
             self._scheduler.rename(old, new)
         self._scheduler.forget(effects.stale)
+        self.report(effects.events)
         if effects.settled is not None:
             self._scheduler.release(effects.settled)
         now = self._clock()

@@ -42,6 +42,7 @@ from gateway.store import person_record
 from gateway.store.base import (
     DROPPED_BY_UNLOCK,
     Limits,
+    OnLockEvent,
     backlog_refusal,
 )
 from gateway.store.person_operations import Rule, ids_in
@@ -64,8 +65,8 @@ T = TypeVar("T")
 
 
 class Persons(Sessions):
-    def __init__(self, scripts: Scripts, limits: Limits) -> None:
-        super().__init__(scripts, limits)
+    def __init__(self, scripts: Scripts, limits: Limits, on_lock_event: OnLockEvent) -> None:
+        super().__init__(scripts, limits, on_lock_event)
         self._known_as: dict[UserId, UserId] = {}  # LIDs with a phone: one person has one turn
         self._guesses: dict[tuple[UserId, ...], OfPersons] = {}  # what was known of these last time
         self._backlog_limits = {
@@ -144,6 +145,7 @@ class Persons(Sessions):
                 limits=self._backlog_limits,
             )
             if state == "changed":
+                self.report(changed.events)
                 if changed.known is not facts.known:
                     await self._changed(changed)
                 self._work.set()
@@ -372,6 +374,7 @@ class Persons(Sessions):
         )
         if state != "changed":
             return None
+        self.report(changed.events)
         counts: Counter[str] = Counter()
         counting = [one[0] for one in commands.all if one[0].startswith("delete_")]
         for name, count in zip(counting, found, strict=True):

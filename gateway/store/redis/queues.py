@@ -27,6 +27,7 @@ from gateway.domain.person import (
 from gateway.errors import StoreUnavailable
 from gateway.store.base import (
     Limits,
+    OnLockEvent,
     in_batches,
 )
 from gateway.store.files import history
@@ -55,8 +56,8 @@ log = logging.getLogger(__name__)
 
 
 class Queues(Sessions):
-    def __init__(self, scripts: Scripts, limits: Limits) -> None:
-        super().__init__(scripts, limits)
+    def __init__(self, scripts: Scripts, limits: Limits, on_lock_event: OnLockEvent) -> None:
+        super().__init__(scripts, limits, on_lock_event)
         self._claimable = ALL_TENANTS
 
     async def claim(

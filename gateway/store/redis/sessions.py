@@ -12,6 +12,7 @@ from gateway.domain.model import (
 from gateway.errors import StoreUnavailable
 from gateway.store.base import (
     Limits,
+    OnLockEvent,
 )
 from gateway.store.files import opening
 from gateway.store.person_operations import PersonOperations
@@ -36,8 +37,8 @@ class Lease:
 class Sessions(PersonOperations):
     """What the other parts of the store stand on."""
 
-    def __init__(self, scripts: Scripts, limits: Limits) -> None:
-        super().__init__(limits)
+    def __init__(self, scripts: Scripts, limits: Limits, on_lock_event: OnLockEvent) -> None:
+        super().__init__(limits, on_lock_event)
         self._scripts = scripts
         self._router = uuid.uuid4().hex
         self._sessions: dict[str, int] = {}  # each with its number

@@ -20,6 +20,7 @@ from gateway.domain.model import (
 from gateway.errors import NoBackUp, StartRefused, StoreUnavailable
 from gateway.store.base import (
     Limits,
+    OnLockEvent,
 )
 from gateway.store.files import mappings, opening
 from gateway.store.files.journal import Committed
@@ -50,6 +51,7 @@ class RedisStore(Listings, Queues):
         url: str,
         limits: Limits,
         committed: Committed = lambda _seconds, _operations: None,
+        on_lock_event: OnLockEvent = lambda _: None,
         *,
         beside: Path | None = None,
     ) -> "RedisStore":
@@ -59,7 +61,7 @@ class RedisStore(Listings, Queues):
         what a router on files has kept.
         """
         scripts = await open_scripts(url, committed=committed)
-        store = cls(scripts, limits)
+        store = cls(scripts, limits, on_lock_event)
         try:
             await store._start(beside)
         except StoreUnavailable as exc:
@@ -70,8 +72,8 @@ class RedisStore(Listings, Queues):
             raise
         return store
 
-    def __init__(self, scripts: Scripts, limits: Limits) -> None:
-        super().__init__(scripts, limits)
+    def __init__(self, scripts: Scripts, limits: Limits, on_lock_event: OnLockEvent) -> None:
+        super().__init__(scripts, limits, on_lock_event)
         self._dropped_before = 0  # keys that Redis had dropped before we began
         self._at_risk: str | None = None  # why it may come to that
         self._tasks: list[asyncio.Task[None]] = []
