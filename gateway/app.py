@@ -112,6 +112,14 @@ def create_app(
     app.guard = Guard(access, brake, refusals, of_webhooks=of_webhooks)
     app.state.suspect = None
 
+    _add_refusals(app, refusals)
+    _add_documents(app)
+    return app
+
+
+def _add_refusals(app: FastAPI, refusals: Refusals) -> None:
+    """What is answered where no route can."""
+
     @app.exception_handler(GatewayError)
     async def refused(request: Request, exc: GatewayError) -> Response:
         return refusals.answer(request, exc)
@@ -140,9 +148,6 @@ def create_app(
         if answer := encoded(request):
             return answer
         return answers.of_input(exc.errors(), request.headers.get("content-type"))
-
-    _add_documents(app)
-    return app
 
 
 def _open(app: Gateway, components: Components, settings: Settings) -> None:

@@ -31,6 +31,7 @@ from gateway.waha.health_check import HealthCheck, Keys
 from gateway.waha.help_messages import HelpMessages
 from gateway.waha.lid_lookup import LidLookup
 from gateway.waha.media import Media
+from gateway.waha.own_numbers import OwnNumbers
 from gateway.waha.schema_drift import SchemaDrift
 from gateway.waha.sessions import Sessions
 
@@ -142,15 +143,16 @@ def _build(
     waha: Waha,
     transport: Callable[[int], httpx.AsyncBaseTransport],
 ) -> Components:
-    home, phone = settings.waha_session, settings.gateway_phone
+    home = settings.waha_session
     sessions, drift, skew = Sessions(metrics), SchemaDrift(metrics), ClockSkew(store.now)
+    own_numbers = OwnNumbers(settings.gateway_phone, tenants, sessions)
     lid_lookup = LidLookup(
         waha,
         store,
         sessions,
+        own_numbers,
         metrics,
         home_session=home,
-        gateway_phone=phone,
         keep_asking=settings.hold_seconds,
         clock=store.now,
     )
@@ -170,6 +172,7 @@ def _build(
         _rules(settings),
         tenants,
         sessions,
+        own_numbers,
         drift,
         lid_lookup,
         help_messages,
@@ -203,7 +206,7 @@ def _build(
         help_messages=help_messages,
         worker=worker,
         ingest=ingest,
-        actions=Actions(store, tenants, sessions, lid_lookup, metrics, skew, gateway_phone=phone),
+        actions=Actions(store, tenants, own_numbers, lid_lookup, metrics, skew),
         recovery=recovery,
         health_check=health_check,
         status=Status(store, worker, tenants, sessions, drift, health_check, recovery, skew),
@@ -239,7 +242,6 @@ def _limits(settings: Settings) -> Limits:
 def _rules(settings: Settings) -> Rules:
     return Rules(
         home_session=settings.waha_session,
-        gateway_phone=settings.gateway_phone,
         prefix=settings.deep_link_prefix,
         policy=settings.lock_policy,
         forward_events=settings.forward_events,

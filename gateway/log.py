@@ -79,6 +79,14 @@ class Throttle:
         self._last[key] = now
         return True
 
+    def warn(
+        self, log: logging.Logger, key: Hashable, sentence: str, *values: object, **facts: object
+    ) -> None:
+        """Warn, if key passes. facts: the fields of the line, event among them."""
+        if self.passes(key):
+            often = {60.0: "a minute", 3600.0: "an hour"}.get(self._seconds, "in a while")
+            log.warning(f"{sentence} (logged once {often})", *values, extra=facts)
+
     def forget(self, key: Hashable) -> None:
         """key passes again at once."""
         self._last.pop(key, None)

@@ -14,9 +14,11 @@ from aiohttp import web
 from examples.waha import StandIn
 from gateway.metrics import Metrics
 from gateway.store import Limits, Store, open_store
+from gateway.tenants.registry import Tenants
 from gateway.waha.client import Waha
 from gateway.waha.lid_lookup import LidLookup
 from gateway.waha.media import Media
+from gateway.waha.own_numbers import OwnNumbers
 from gateway.waha.sessions import Sessions
 from tests.e2e.redis import RedisServer
 
@@ -187,9 +189,9 @@ async def lid_lookup(store: Store, client: Waha, sessions: Sessions) -> AsyncIte
         client,
         store,
         sessions,
+        OwnNumbers("971557357753", Tenants(None), sessions),
         Metrics(),
         home_session="default",
-        gateway_phone="971557357753",
         keep_asking=900,
     )
     yield made

@@ -87,10 +87,9 @@ def parse(
         body,
         named,
         home_session="default",
-        gateway_phone="971557357753",
+        own_ids=own_ids | {"971557357753"},
         now=now,
         latest=latest,
-        own_ids=own_ids,
     )
 
 

@@ -233,9 +233,11 @@ def test_no_metric_is_named_that_there_is_not(path: Path) -> None:
 def test_the_table_of_log_events_is_what_the_code_says() -> None:
     rows = section(REFERENCE, "## Log events").partition("|---|")[2]
     source = "".join(path.read_text("utf-8") for path in (ROOT / "gateway").rglob("*.py"))
-    said = set(re.findall(r'"event": "([a-z_]+(?:\.[a-z_]+)*)"', source)) - {"message"}
+    said = set(re.findall(r'(?:"event": |\bevent=)"([a-z_]+(?:\.[a-z_]+)*)"', source)) - {"message"}
     shown = set(re.findall(r"`([a-z]+(?:\.[a-z_]+)?)`", rows))
-    composed = set(re.findall(r'"event": f"([a-z_]+\.)\{', source))  # with an outcome behind it
+    composed = set(
+        re.findall(r'(?:"event": |\bevent=)f"([a-z_]+\.)\{', source)
+    )  # with an outcome behind it
     assert composed == {"lid.", "help.", "refused."}
     by_outcome = {name for name in shown - said if name.startswith(tuple(composed))}
     assert shown - by_outcome == said

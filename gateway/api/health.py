@@ -56,6 +56,26 @@ def ready_router(
         lines = {one.name: _line(one) for one in findings}
         return Json({"status": status, **lines}, 200 if status_of.accepting else 503, lines=True)
 
+    @api.get("/router/status")
+    async def components() -> Json:
+        """The same for programs: of each part its status, `OK`, `WARN` or `DOWN`, the code of what
+        was found, the WAHA session that it concerns, and the sentence."""
+        findings = status_of.findings(await backlog_of(store))
+        return Json(
+            {
+                "components": [
+                    {
+                        "component": one.component,
+                        "session": one.session,
+                        "status": one.level.name,
+                        "code": one.code,
+                        "text": _sentence(one),
+                    }
+                    for one in findings
+                ]
+            }
+        )
+
     @api.head("/metrics", include_in_schema=False)
     @api.get("/metrics", include_in_schema=False)  # it answers no JSON
     async def metrics_() -> Response:
@@ -68,8 +88,11 @@ def ready_router(
 
 
 def _line(finding: Finding) -> str:
-    text = SENTENCES[finding.code].format_map(finding.values)
-    return f"{'ok' if finding.level is Level.OK else 'degraded'}: {text}"
+    return f"{'ok' if finding.level is Level.OK else 'degraded'}: {_sentence(finding)}"
+
+
+def _sentence(finding: Finding) -> str:
+    return SENTENCES[finding.code].format_map(finding.values)
 
 
 async def _figures(

@@ -144,13 +144,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _note(self, reason: str) -> None:
         source = self.client[0] if self.client else "nowhere"
-        if self._refusals.passes((source, reason)):
-            log.warning(
-                "🚫 Closed a connection from %s: %s (logged once a minute)",
-                source,
-                reason,
-                extra={"event": "refused.connection", "source": source},
-            )
+        self._refusals.warn(
+            log,
+            (source, reason),
+            "🚫 Closed a connection from %s: %s",
+            source,
+            reason,
+            event="refused.connection",
+            source=source,
+        )
 
 
 class _AtOnce:

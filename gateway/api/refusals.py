@@ -41,25 +41,30 @@ class Refusals:
         """Note a call that no route takes: somebody may mean the webhook's path."""
         path, method = connection.scope.get("path", ""), connection.scope.get("method", "")
         source = connection.client.host if connection.client else "nowhere"
-        if self._throttle.passes((source, "path", status)):
-            log.warning(
-                "🚫 %s %a from %s: nothing is there (%s, logged once a minute). The webhook is POST"
-                " /webhook/waha",
-                method,
-                path[:100],
-                source,
-                status,
-                extra={"event": "refused.path", "source": source, "status": status},
-            )
+        self._throttle.warn(
+            log,
+            (source, "path", status),
+            "🚫 %s %a from %s: nothing is there (%s). The webhook is POST /webhook/waha",
+            method,
+            path[:100],
+            source,
+            status,
+            event="refused.path",
+            source=source,
+            status=status,
+        )
 
     def _note(self, source: str, path: str, status: int, error: GatewayError) -> None:
         side = "webhook" if path.startswith("/webhook/") else "admin"
-        if self._throttle.passes((source, side, type(error))):
-            log.warning(
-                "🚫 Refused a call from %s with %s: %s (%s, logged once a minute)",
-                source,
-                status,
-                error,
-                side,
-                extra={"event": f"refused.{side}", "source": source, "status": status},
-            )
+        self._throttle.warn(
+            log,
+            (source, side, type(error)),
+            "🚫 Refused a call from %s with %s: %s (%s)",
+            source,
+            status,
+            error,
+            side,
+            event=f"refused.{side}",
+            source=source,
+            status=status,
+        )

@@ -246,38 +246,42 @@ async def _router(
         yield fail(what, f"{base}/health: {_text_of(exc)}", "start it, or check HOST and PORT")
         return
     try:
-        ready = await client.get(f"{base}/ready", headers=headers)
+        status = await client.get(f"{base}/router/status", headers=headers)
         metrics = await client.get(f"{base}/metrics", headers=headers)
     except httpx.HTTPError as exc:
-        yield fail(what, f"{base}/ready: {_text_of(exc)}", "see its log")
+        yield fail(what, f"{base}/router/status: {_text_of(exc)}", "see its log")
         return
     async for finding in _asked_for_keys(client, settings):
         yield finding
-    if ready.status_code in (401, 403):
+    if status.status_code in (401, 403):
         if keys:
             yield fail(what, f"{base} runs with another ADMIN_API_KEY", "restart it with this one")
         else:
             yield fail(
                 what,
-                f"{base} does not let us in ({_detail(ready)})",
+                f"{base} does not let us in ({_detail(status)})",
                 "set ADMIN_API_KEY for the router, and run this with the same settings",
             )
         return
-    parts = {name: str(line) for name, line in ready.json().items() if name != "status"}
-    bad = [f"{name} {line}" for name, line in parts.items() if line.startswith("degraded")]
+    if not status.is_success:
+        yield fail(what, f"{base}/router/status: {_detail(status)}", "see its log")
+        return
+    components = status.json()["components"]
+    bad = [one for one in components if one["status"] != "OK"]
     users = health["total_locked_users"]
     if health["status"] != "healthy":
         yield fail(what, "it cannot accept webhooks", "see its log")
-    for line in bad:
-        yield fail(what, line, "see the log, and docs/operating.md, When something is wrong")
+    for one in bad:
+        name = f"{one['component']} {one['session'] or ''}".strip()
+        cure = "see the log, and docs/operating.md, When something is wrong"
+        yield fail(what, f"{name} is {one['status']}: {one['text']}", cure)
     if not bad and health["status"] == "healthy":
         yield ok(what, f"{base} is ready, {users} users locked")
     name = "gateway_waha_session_last_event_timestamp_seconds"
     for family in text_string_to_metric_families(metrics.text):
         if family.name == name:
             report.last_events = {one.labels["session"]: one.value for one in family.samples}
-    unhooked = "waha_webhook "
-    report.unhooked = {name.removeprefix(unhooked) for name in parts if name.startswith(unhooked)}
+    report.unhooked = {one["session"] for one in bad if one["component"] == "waha_webhook"}
 
 
 def _detail(answer: httpx.Response) -> str:

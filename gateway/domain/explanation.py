@@ -3,24 +3,23 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from gateway.domain import deep_link
+from gateway.domain import routing
 from gateway.domain.model import (
-    MESSAGE_EVENTS,
     NEVER,
     Accepted,
     AskForLink,
-    Bind,
     Chat,
     Content,
     DryRun,
-    Forward,
     InboundMessage,
     Lock,
+    LockPolicy,
     Note,
     TenantId,
     is_lid,
     unscoped,
 )
+from gateway.domain.routing import LinkOutcome
 
 _CHATS = {
     Chat.OWN_NUMBER: "the gateway's own number: no user",
@@ -33,11 +32,20 @@ _CONTENTS = {
     Content.PLACEHOLDER: "none that can be read yet; it may come under the same id",
     Content.NOTICE: "a notice of WhatsApp's: nobody wrote it",
 }
-_NOTES = {
-    Note.CONFIRMED: "names tenant {0}, where the user is already: the lock's time is renewed",
-    Note.STALE: "names tenant {0}, but was sent before the lock last changed: changes nothing",
-    Note.QUOTED: "names tenant {0}, but the text of a user with a lock must begin with it",
-    Note.REFUSED: "names tenant {0}, but {1}",
+_LINKS = {
+    LinkOutcome.NOT_A_PERSONS: "does not count: only what a person writes binds",
+    LinkOutcome.NO_TEXT: "none: there is no text or caption that counts",
+    LinkOutcome.NONE: "none: no {prefix}_N as a word of its own, or several different ones",
+    LinkOutcome.OWN_INSIDE: "names tenant {tenant} inside the text: changes nothing",
+    LinkOutcome.QUOTED: "names tenant {tenant}, but the text of a user with a lock must begin with"
+    " it",
+    LinkOutcome.STALE: "names tenant {tenant}, but was sent before the lock last changed: changes"
+    " nothing",
+    LinkOutcome.CONFIRMED: "names tenant {tenant}, where the user is already: the lock's time is"
+    " renewed",
+    LinkOutcome.FIRST_STAYS: "names tenant {tenant}, but LOCK_POLICY=first_link keeps the first",
+    LinkOutcome.REFUSED: "names tenant {tenant}, but tenants.json does not know it or says that it"
+    " is not active",
 }
 
 
@@ -63,6 +71,7 @@ def of_person(
     message: InboundMessage,
     dry_run: DryRun,
     *,
+    policy: LockPolicy,
     prefix: str,
     may_lock: Callable[[TenantId], bool],
     hold_seconds: float,
@@ -77,7 +86,7 @@ def of_person(
     if decision is None:
         return rules
     rules["lock"] = _lock(dry_run.lock)
-    rules["link"] = _link(message, dry_run, prefix, may_lock)
+    rules["link"] = _link(message, dry_run.lock, policy=policy, prefix=prefix, may_lock=may_lock)
     if dry_run.refused:
         return rules
     if isinstance(decision, AskForLink):
@@ -132,32 +141,20 @@ def _lock(lock: Lock) -> str:
 
 def _link(
     message: InboundMessage,
-    dry_run: DryRun,
+    lock: Lock,
+    *,
+    policy: LockPolicy,
     prefix: str,
     may_lock: Callable[[TenantId], bool],
 ) -> str:
-    decision = dry_run.accepted.decision
-    if isinstance(decision, Bind):
-        if decision.previous is None:
-            return f"names tenant {decision.tenant}: locks the user there"
-        return f"names tenant {decision.tenant}: moves the user there from {decision.previous}"
-    if isinstance(decision, AskForLink | Forward) and decision.link:
-        link = decision.link
-        return _NOTES[link.note].format(link.tenant, _why_refused(may_lock(link.tenant)))
-    if message.event not in MESSAGE_EVENTS or message.own:
-        return "does not count: only what a person writes binds"
-    if not message.text:
-        return "none: there is no text or caption that counts"
-    own = dry_run.lock.tenant
-    if own is not None and deep_link.parse(message.text, prefix=prefix, must_open=False) == own:
-        return f"names tenant {own} inside the text: changes nothing"
-    return f"none: no {prefix}_N as a word of its own, or several different ones"
-
-
-def _why_refused(may_lock: bool) -> str:
-    if may_lock:
-        return "LOCK_POLICY=first_link keeps the first"
-    return "tenants.json does not know it or says that it is not active"
+    outcome, tenant = routing.find_link(
+        message, lock, policy=policy, prefix=prefix, may_lock=may_lock
+    )
+    if outcome is LinkOutcome.BINDS and lock.tenant is None:
+        return f"names tenant {tenant}: locks the user there"
+    if outcome is LinkOutcome.BINDS:
+        return f"names tenant {tenant}: moves the user there from {lock.tenant}"
+    return _LINKS[outcome].format(tenant=tenant, prefix=prefix)
 
 
 def _help(accepted: Accepted, decision: AskForLink, why_not: str | None) -> str:

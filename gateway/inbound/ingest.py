@@ -30,6 +30,7 @@ from gateway.waha import events
 from gateway.waha.clock_skew import ClockSkew
 from gateway.waha.help_messages import HelpMessages
 from gateway.waha.lid_lookup import LidLookup
+from gateway.waha.own_numbers import OwnNumbers
 from gateway.waha.schema_drift import SchemaDrift
 from gateway.waha.sessions import Sessions
 
@@ -41,7 +42,6 @@ class Rules:
     """The settings that decide what becomes of a message."""
 
     home_session: str
-    gateway_phone: str
     prefix: str
     policy: LockPolicy
     forward_events: frozenset[str]
@@ -71,6 +71,7 @@ class Ingest:
         rules: Rules,
         tenants: Tenants,
         sessions: Sessions,
+        own_numbers: OwnNumbers,
         schema_drift: SchemaDrift,
         lid_lookup: LidLookup,
         helper: HelpMessages,
@@ -82,6 +83,7 @@ class Ingest:
         self._rules = rules
         self._tenants = tenants
         self._sessions = sessions
+        self._own_numbers = own_numbers
         self._schema_drift = schema_drift
         self._lid_lookup = lid_lookup
         self._helper = helper
@@ -142,6 +144,7 @@ class Ingest:
         rules_applied |= explanation.of_person(
             message,
             dry_run,
+            policy=rules.policy,
             prefix=rules.prefix,
             may_lock=self._tenants.may_lock,
             hold_seconds=rules.hold_seconds,
@@ -160,19 +163,17 @@ class Ingest:
         return Ignored(reason)
 
     def _complain(self, message: InboundMessage, reason: UnreadableReason) -> None:
-        if self._complaints.passes((message.session, reason)):
-            log.warning(
-                "🧩 A message of session %s goes to nobody (%s, logged once a minute): see GET"
-                " /router/unreadable",
-                message.session,
-                reason.value,
-                extra={
-                    "event": "webhook.unreadable",
-                    "reason": reason.value,
-                    "session": message.session,
-                    "request_id": request_id(message.headers),
-                },
-            )
+        self._complaints.warn(
+            log,
+            (message.session, reason),
+            "🧩 A message of session %s goes to nobody (%s): see GET /router/unreadable",
+            message.session,
+            reason.value,
+            event="webhook.unreadable",
+            reason=reason.value,
+            session=message.session,
+            request_id=request_id(message.headers),
+        )
 
     async def _accept(self, message: InboundMessage, *, may_help: bool) -> Accepted:
         accepted = await self._store.accept(message, self._decide(message, may_help=may_help))
@@ -189,10 +190,9 @@ class Ingest:
             body,
             headers,
             home_session=self._rules.home_session,
-            gateway_phone=self._rules.gateway_phone,
             now=self._clock(),
             latest=self._skew.latest(),
-            own_ids=self._sessions.own_ids,
+            own_ids=self._own_numbers.all,
         )
 
     def _decide(self, message: InboundMessage, *, may_help: bool = True) -> Decide:

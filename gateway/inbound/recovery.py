@@ -310,14 +310,16 @@ class Recovery:
         self._unsupported.add(session)
 
     def _complain(self, session: str, exc: GatewayError) -> None:
-        if self._complaints.passes((session, type(exc))):
-            log.warning(
-                "What came of session %s while nobody listened is not to be had; asked again every"
-                " few minutes (said once an hour): %s",
-                session,
-                masked(str(exc)),
-                extra={"event": "recovery.failed", "session": session},
-            )
+        self._complaints.warn(
+            log,
+            (session, type(exc)),
+            "What came of session %s while nobody listened is not to be had; asked again every"
+            " few minutes: %s",
+            session,
+            masked(str(exc)),
+            event="recovery.failed",
+            session=session,
+        )
 
     # reconciliation
 
@@ -388,12 +390,15 @@ class Recovery:
         """
         now = self._clock()
         begin = int(max(min(since, now) - _MARGIN_SECONDS, now - self.hours * 3600, 0.0))
-        if since < begin and self._complaints.passes((session, "too old")):
-            log.warning(
+        if since < begin:
+            self._complaints.warn(
+                log,
+                (session, "too old"),
                 "What came of session %s before the last %g hours is not asked for (RECOVER_HOURS)",
                 session,
                 self.hours,
-                extra={"event": "recovery.too_old", "session": session},
+                event="recovery.too_old",
+                session=session,
             )
         gap = self._gaps.get(session)
         breaks = gap.breaks if gap else 0

@@ -11,7 +11,7 @@ from gateway.store import Store
 from gateway.tenants.registry import Tenants
 from gateway.waha.clock_skew import ClockSkew
 from gateway.waha.lid_lookup import LidLookup
-from gateway.waha.sessions import Sessions
+from gateway.waha.own_numbers import OwnNumbers
 
 _REFUSALS = {
     "no_tenant": "is not in tenants.json: add it there first",
@@ -28,26 +28,21 @@ class Actions:
         self,
         store: Store,
         tenants: Tenants,
-        sessions: Sessions,
+        own_numbers: OwnNumbers,
         lid_lookup: LidLookup,
         metrics: Metrics,
         skew: ClockSkew,
-        *,
-        gateway_phone: str,
     ) -> None:
         self._store = store
         self._tenants = tenants
-        self._sessions = sessions
+        self._own_numbers = own_numbers
         self._lid_lookup = lid_lookup
         self._metrics = metrics
         self._skew = skew
-        self._gateway_phone = gateway_phone
 
     def check_lock(self, user: UserId, tenant: TenantId) -> None:
         """Return if user may be locked to tenant; raise NotLockable."""
-        listed = (self._tenants.listed or {}).values()
-        own = {self._gateway_phone, *(one.gateway_phone for one in listed), *self._sessions.own_ids}
-        if unscoped(user) in own:
+        if unscoped(user) in self._own_numbers.all:
             raise NotLockable(
                 f"{unscoped(user)} is the gateway's own number: no user", "own_number"
             )

@@ -91,9 +91,12 @@ class Finding:
     session: str | None = None
 
     @property
+    def component(self) -> str:
+        return self.code.partition(".")[0]
+
+    @property
     def name(self) -> str:
-        kind = self.code.partition(".")[0]
-        return f"{kind} {self.session}" if self.session else kind
+        return f"{self.component} {self.session}" if self.session else self.component
 
 
 class Status:

@@ -85,41 +85,33 @@ def parse(
     headers: Mapping[str, str],
     *,
     home_session: str,
-    gateway_phone: str,
+    own_ids: frozenset[str],
     now: float,
     latest: float | None = None,
-    own_ids: frozenset[str] = frozenset(),
 ) -> InboundMessage:
     """What body says; raise BadBody when it is no WAHA event. Of doubled keys the last counts.
 
     headers: those of the request with lower-case names; X-Webhook-* and Content-Type go on to the
-    backend. A body without `session` counts for home_session. now: Unix seconds. latest: what was
-    sent after it is from the future; now, where our clock is not known to be behind. own_ids: of
-    the gateway's own numbers as earlier events named them, for `me` is null at times.
+    backend. A body without `session` counts for home_session. own_ids: of the gateway's own
+    numbers, for `me` is null at times. now: Unix seconds. latest: what was sent after it is from
+    the future; now, where our clock is not known to be behind.
     """
-    envelope = _load(body)
-    if not isinstance(envelope, dict):
-        raise BadBody(f"the body is a JSON {_kind(envelope)}, WAHA sends an object")
-    event = envelope.get("event")
-    if not isinstance(event, str) or not event:
-        raise BadBody(f'`event` must be a text such as "message", it is {_shown(event)}')
-    session = _session(envelope, home_session)
+    event, session, envelope = _envelope(body, home_session)
     payload = _dict(envelope.get("payload"))
     message_id = _message_id(event, payload)
     parts = _WAHA_ID.fullmatch(message_id) if message_id else None
+    bare_id = parts[3] if parts else message_id
     own = _is_own(payload, parts)
-    chat_id = _as_it_was(_chat_id(event, payload, parts[2] if parts else None, own), payload)
     me = _dict(envelope.get("me"))
     shown = frozenset(one for name in ("id", "lid") if (one := person(me.get(name))))
-    ours = {*own_ids, *shown, gateway_phone}
+    ours = own_ids if shown <= own_ids else own_ids | shown
+    chat_id = _as_it_was(_chat_id(event, payload, parts[2] if parts else None, own), payload)
     chat, user = _chat(chat_id, ours)
     phone, lid = _both_ids(user, payload, own, ours) if user else (None, None)
 
     holds = content.content_of(payload) if event in MESSAGE_EVENTS else Content.SENT
-    raised_at = seconds(envelope.get("timestamp"))
-    sent_at = seconds(payload.get("timestamp"))
+    raised_at, sent_at = seconds(envelope.get("timestamp")), seconds(payload.get("timestamp"))
     latest = now if latest is None else max(now, latest)
-    bare_id = parts[3] if parts else message_id
     digest, twins = _dedup_key(event, session, own, bare_id, holds, envelope, headers)
     return InboundMessage(
         event=event,
@@ -142,15 +134,30 @@ def parse(
         own_ids=shown,
         odd_part=_odd_part(event, envelope, chat_id, chat, sent_at),
         unreadable=_why_unreadable(event, chat_id, chat, own, holds),
-        headers=tuple(
-            (name, value)
-            for name, value in headers.items()
-            if (name == "content-type" or name.startswith("x-webhook-"))
-            # What is not plain text could not be sent on, and would hold up the user for good.
-            and value.isascii()
-            and value.isprintable()
-        ),
+        headers=_to_forward(headers),
         body=body,
+    )
+
+
+def _envelope(body: bytes, home_session: str) -> tuple[str, str, Json]:
+    """The event's name, its session, and the whole."""
+    envelope = _load(body)
+    if not isinstance(envelope, dict):
+        raise BadBody(f"the body is a JSON {_kind(envelope)}, WAHA sends an object")
+    event = envelope.get("event")
+    if not isinstance(event, str) or not event:
+        raise BadBody(f'`event` must be a text such as "message", it is {_shown(event)}')
+    return event, _session(envelope, home_session), envelope
+
+
+def _to_forward(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (name, value)
+        for name, value in headers.items()
+        if (name == "content-type" or name.startswith("x-webhook-"))
+        # What is not plain text could not be sent on, and would hold up the user for good.
+        and value.isascii()
+        and value.isprintable()
     )
 
 
@@ -290,7 +297,7 @@ def _before_at(chat_id: str) -> str:
     return chat_id.partition("@")[0].partition(":")[0]
 
 
-def _chat(chat_id: Any, ours: set[str]) -> tuple[Chat, str | None]:
+def _chat(chat_id: Any, ours: frozenset[str]) -> tuple[Chat, str | None]:
     if not isinstance(chat_id, str):
         return Chat.NOBODY, None
     if user := person(chat_id):
@@ -323,7 +330,9 @@ def _is_nobody(chat_id: Any) -> bool:
     return _NOBODY.fullmatch(chat_id) is not None or _before_at(chat_id) in _BOTS
 
 
-def _both_ids(user: str, payload: Json, own: bool, ours: set[str]) -> tuple[str | None, str | None]:
+def _both_ids(
+    user: str, payload: Json, own: bool, ours: frozenset[str]
+) -> tuple[str | None, str | None]:
     """Phone and LID of the person in the chat, as far as the event shows them."""
     phone, lid = (None, user) if user.endswith("@lid") else (user, None)
     other = next((one for one in _other_ids(user, payload, own) if one not in ours), None)

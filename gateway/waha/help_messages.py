@@ -174,9 +174,10 @@ class HelpMessages:
 
     def _complain(self, outcome: str, exc: WahaError) -> None:
         self._metrics.help(outcome)
-        if self._complaints.passes(outcome):
-            log.warning(
-                "WAHA did not send a help message (logged once a minute): %s",
-                masked(str(exc)),
-                extra={"event": f"help.{outcome}"},
-            )
+        self._complaints.warn(
+            log,
+            outcome,
+            "WAHA did not send a help message: %s",
+            masked(str(exc)),
+            event=f"help.{outcome}",
+        )

@@ -15,6 +15,7 @@ from gateway.log import Throttle, masked, shown
 from gateway.metrics import Metrics
 from gateway.store import Store
 from gateway.waha.client import Waha
+from gateway.waha.own_numbers import OwnNumbers
 from gateway.waha.sessions import Sessions
 
 MAX_WAIT_SECONDS = 2.0  # so long the first delivery of a LID waits for its phone
@@ -53,10 +54,10 @@ class LidLookup:
         waha: Waha,
         store: Store,
         sessions: Sessions,
+        own_numbers: OwnNumbers,
         metrics: Metrics,
         *,
         home_session: str,
-        gateway_phone: str,
         keep_asking: float,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -64,9 +65,9 @@ class LidLookup:
         self._waha = waha
         self._store = store
         self._sessions = sessions
+        self._own_numbers = own_numbers
         self._metrics = metrics
         self._home_session = home_session
-        self._gateway_phone = gateway_phone
         self._keep_asking = keep_asking
         self._clock = clock
         self._monotonic = monotonic
@@ -171,7 +172,7 @@ class LidLookup:
 
     async def _link_identity(self, lid: UserId, session: str, phone: str | None, at: float) -> None:
         # The gateway's own number is nobody's phone.
-        if phone is None or phone in {self._gateway_phone, *self._sessions.own_ids}:
+        if phone is None or phone in self._own_numbers.all:
             self._metrics.lookup("unknown")
             return
         user = scoped(session, phone, self._home_session)
@@ -186,9 +187,11 @@ class LidLookup:
 
     def _complain(self, session: str, outcome: str, exc: Exception) -> None:
         self._metrics.lookup(outcome)
-        if self._complaints.passes((session, outcome)):
-            log.warning(
-                "WAHA could not be asked whose LIDs these are (logged once a minute): %s",
-                masked(str(exc)),
-                extra={"event": f"lid.{outcome}", "session": session},
-            )
+        self._complaints.warn(
+            log,
+            (session, outcome),
+            "WAHA could not be asked whose LIDs these are: %s",
+            masked(str(exc)),
+            event=f"lid.{outcome}",
+            session=session,
+        )

@@ -114,13 +114,15 @@ class Media:
         return answer
 
     def _complain(self, session: str, exc: Exception) -> None:
-        if self._complaints.passes(session):
-            log.warning(
-                "WAHA did not fetch media of session %s again (logged once a minute): %s",
-                session,
-                masked(str(exc) or type(exc).__name__),
-                extra={"event": "media.failed", "session": session},
-            )
+        self._complaints.warn(
+            log,
+            session,
+            "WAHA did not fetch media of session %s again: %s",
+            session,
+            masked(str(exc) or type(exc).__name__),
+            event="media.failed",
+            session=session,
+        )
 
 
 def _message_in(body: bytes) -> Json | None:

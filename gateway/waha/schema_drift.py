@@ -37,15 +37,17 @@ class SchemaDrift:
         if message.odd_part is None:
             return
         self._now[name, message.odd_part] += 1
-        if self._complaints.passes((name, message.odd_part)):
-            log.warning(
-                "🧩 An event %s of session %s has no usable `%s` (logged once a minute): has WAHA"
-                " changed its form?",
-                name,
-                message.session,
-                message.odd_part,
-                extra={"event": "webhook.odd", "waha_event": name, "part": message.odd_part},
-            )
+        self._complaints.warn(
+            log,
+            (name, message.odd_part),
+            "🧩 An event %s of session %s has no usable `%s`: has WAHA changed its form?",
+            name,
+            message.session,
+            message.odd_part,
+            event="webhook.odd",
+            waha_event=name,
+            part=message.odd_part,
+        )
 
     def odd(self) -> list[str]:
         """A sentence for each kind of odd event lately, the most frequent first."""

@@ -201,6 +201,7 @@ def test_the_documents_are_served(client: TestClient) -> None:
     assert set(paths) == {
         "/health",
         "/ready",
+        "/router/status",
         "/router/user/{phone}",
         "/router/stats",
         "/router/user/{phone}/history",
@@ -330,3 +331,17 @@ def test_unlock_can_drop_what_waits(tmp_path: Path) -> None:
         answer = client.post(f"/router/unlock/{ALI}?waiting=drop").json()
         assert list(answer) == ["status", "phone", "was_locked_to", "dropped"]
         assert answer["dropped"] in (2, 3), "what is in flight at that moment is not called back"
+
+
+def test_status_says_what_ready_says_for_programs(client: TestClient) -> None:
+    client.post(HOOK, content=webhook("hello", sent=time.time()))
+    lines = client.get("/ready").json()
+    components = client.get("/router/status").json()["components"]
+    assert {one["component"] for one in components} >= {"store", "backlog", "waha", "clock"}
+    for one in components:
+        name = f"{one['component']} {one['session'] or ''}".strip()
+        good = "ok" if one["status"] == "OK" else "degraded"
+        if "second" not in one["text"] and " s" not in one["text"]:  # time goes on
+            assert lines[name] == f"{good}: {one['text']}"
+        assert one["code"].startswith(f"{one['component']}.")
+        assert one["status"] in ("OK", "WARN", "DOWN")

@@ -97,6 +97,18 @@ def test_the_gateways_own_number_is_nobodys(client: TestClient) -> None:
     assert "the gateway's own number" in refused.text
 
 
+def test_the_number_of_a_tenants_links_is_no_user_either(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    listed = {"2": {}, "3": {"gateway_phone": "971500000001"}}
+    (tmp_path / "data" / FILE_NAME).write_text(json.dumps(listed))
+    with client_of(tmp_path) as client:
+        refused = client.post("/router/lock/971500000001", json={"tenant_id": 2})
+        assert refused.status_code == 422
+        body = webhook("start_realty_2", "971500000001", sent=time.time())
+        answer = client.post(HOOK, content=body).json()
+        assert (answer["status"], answer["reason"]) == ("ignored", "own_number")
+
+
 def test_who_is_no_user_is_named(client: TestClient) -> None:
     for method, path in (
         ("POST", "lock/x"),

@@ -317,7 +317,7 @@ def test_an_app_can_be_started_again(tmp_path: Path) -> None:
         with TestClient(app) as client:
             answer = client.post(HOOK, content=now_webhook("start_realty_2")).json()
             assert answer["action"] == action
-            assert len(client.get("/openapi.json").json()["paths"]) == 22
+            assert len(client.get("/openapi.json").json()["paths"]) == 23
 
 
 def test_an_own_message_that_goes_nowhere_still_shows_whose_lid_it_is(

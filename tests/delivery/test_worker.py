@@ -31,6 +31,7 @@ from gateway.tenants.registry import Tenants
 from gateway.waha import lid_lookup as lids_module
 from gateway.waha.client import Waha
 from gateway.waha.lid_lookup import LidLookup
+from gateway.waha.own_numbers import OwnNumbers
 from gateway.waha.sessions import Sessions
 from tests.conftest import Answer, FakeBackend, Received, no_media, wait_until
 from tests.messages import ALI, LID, OMAR, SARA, by_the_rules, message, tenant, user
@@ -497,9 +498,9 @@ async def test_a_lid_is_delivered_though_waha_fails_and_nothing_is_held(
         client,
         store,
         sessions,
+        OwnNumbers("971557357753", Tenants(None), sessions),
         Metrics(),
         home_session="default",
-        gateway_phone="971557357753",
         keep_asking=0,
     )
     to = targets(backend.url)

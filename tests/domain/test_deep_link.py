@@ -5,6 +5,7 @@ import time
 import pytest
 
 from gateway.domain import deep_link
+from gateway.domain.model import TenantId
 
 MARKS = "\u200e\u200f\u202a\u202b\u202c\u2066\u2069\ufeff\u00ad"
 
@@ -198,3 +199,11 @@ def test_no_text_takes_long(text: str) -> None:
     began = time.process_time()
     parse(text)
     assert time.process_time() - began < 1.0
+
+
+def test_what_a_person_is_to_send_and_the_address_that_fills_it_in() -> None:
+    assert deep_link.text_of(TenantId(42), prefix="start_realty") == "start_realty_42"
+    text = deep_link.text_of(TenantId(42), prefix="start_realty", note="Flat 7/b & more")
+    assert text == "start_realty_42\nFlat 7/b & more"
+    address = "https://wa.me/971557357753?text=start_realty_42%0AFlat%207%2Fb%20%26%20more"
+    assert deep_link.address(text, phone="971557357753") == address

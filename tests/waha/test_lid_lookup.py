@@ -12,10 +12,12 @@ from examples.waha import StandIn
 from gateway.domain.model import UserId
 from gateway.metrics import Metrics
 from gateway.store import Store
+from gateway.tenants.registry import Tenants
 from gateway.waha import client as client_module
 from gateway.waha import lid_lookup as lids_module
 from gateway.waha.client import Waha
 from gateway.waha.lid_lookup import LidLookup
+from gateway.waha.own_numbers import OwnNumbers
 from gateway.waha.sessions import Sessions
 from tests.conftest import wait_until
 from tests.messages import ALI, LID, SARA, by_the_rules, message, parse, user, webhook
@@ -101,9 +103,9 @@ def make(
         client,
         store,
         sessions,
+        OwnNumbers("971557357753", Tenants(None), sessions),
         metrics or Metrics(),
         home_session="default",
-        gateway_phone="971557357753",
         keep_asking=keep_asking,
         monotonic=monotonic,
     )

@@ -184,12 +184,14 @@ class Scripts:
 
     def _failed_alone(self, name: str, exc: Exception) -> StoreUnavailable:
         """One operation of several; what it had written so far stays, as Redis has it."""
-        if not _is_of_the_server(exc) and self._complaints.passes((name, str(exc))):
-            log.error(
-                "the operation %s failed in Redis (logged once a minute): %s",
+        if not _is_of_the_server(exc):
+            self._complaints.warn(
+                log,
+                (name, str(exc)),
+                "The operation %s failed in Redis: %s",
                 name,
                 exc,
-                extra={"event": "store.error"},
+                event="store.error",
             )
         return self.retry_after.unavailable(f"Redis: {exc}")
 
