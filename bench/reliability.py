@@ -231,7 +231,7 @@ async def others(folder: Path, *, slow: bool) -> float:
 
 
 async def slow(folder: Path) -> AsyncIterator[Row]:
-    differences, shares = [], []
+    differences, counts = [], []
     for round_ in range(1, 6):
         times = []
         for name in ("quiet", "slow"):
@@ -240,13 +240,13 @@ async def slow(folder: Path) -> AsyncIterator[Row]:
             times.append(await others(place, slow=name == "slow"))
         quiet, loaded = times
         differences.append((loaded - quiet) * 1e3)
-        shares.append(loaded / quiet - 1)
+        counts.append(loaded / quiet - 1)
         print(
             f"  round {round_}: the others' p99 {quiet * 1e3:.1f} ms alone,"
             f" {loaded * 1e3:.1f} ms beside it ({loaded / quiet - 1:+.0%})",
             flush=True,
         )
-    more, share = statistics.median(differences), statistics.median(shares)
+    more, share = statistics.median(differences), statistics.median(counts)
     yield Row("others' p99 beside a slow tenant with ten times the traffic", "+5 ms or +20 %",
               f"{more:+.1f} ms ({min(differences):+.1f} to {max(differences):+.1f}), {share:+.0%}",
               more <= 5 or share <= 0.2)  # fmt: skip

@@ -71,7 +71,7 @@ def create_app(
     access, brake, refusals = Access(settings), Brake(), Refusals()
     of_webhooks = bodies.Limit(settings.max_body_bytes, "MAX_BODY_BYTES")
 
-    def leave(reason: str) -> None:
+    def shut_down(reason: str) -> None:
         if app.state.suspect is None:  # a second signal would cut the orderly end short
             app.state.suspect = reason
             signal.raise_signal(signal.SIGTERM)
@@ -79,7 +79,9 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         routes_before = list(app.router.routes)
-        async with running(settings, transport=transport, limits=limits, leave=leave) as components:
+        async with running(
+            settings, transport=transport, limits=limits, shut_down=shut_down
+        ) as components:
             app.state.worker = components.worker
             webhook = WebhookEndpoint(
                 components.ingest, access, refusals, brake, components.metrics, of_webhooks
@@ -183,25 +185,25 @@ def _greet(settings: Settings, components: Components) -> None:
         settings.backend_url,
         extra={"event": "start"},
     )
-    _warn_of_open_doors(settings)
+    _warn_of_access(settings)
     _log_events(settings.forward_events)
 
 
-def _warn_of_open_doors(settings: Settings) -> None:
+def _warn_of_access(settings: Settings) -> None:
     for name in settings.published_keys:
         log.warning(
-            "%s is a key that stands in public documents: with another HOST than this machine's"
+            "%s is a key that is in public documents: with another HOST than this machine's"
             " the start is refused",
             name,
             extra={"event": "start.published_key"},
         )
-    if shut := settings.shut_doors:
-        log.warning("%s", " ".join(shut), extra={"event": "start.shut"})
+    if closed := settings.closed_to_others:
+        log.warning("%s", " ".join(closed), extra={"event": "start.shut"})
     if settings.listens_on_loopback and not settings.admin_api_key.get_secret_value():
         # nginx 1.29.7 and later passes a call on as HTTP/1.1 and adds nothing that shows it.
         log.info(
-            "Without ADMIN_API_KEY whoever calls from this machine may administer; set it and"
-            " WEBHOOK_HMAC_KEY where a reverse proxy stands in front",
+            "Without ADMIN_API_KEY any caller on this machine may administer; set it and"
+            " WEBHOOK_HMAC_KEY behind a reverse proxy",
             extra={"event": "start.no_key"},
         )
 
@@ -212,7 +214,7 @@ def _log_events(forwarded: frozenset[str]) -> None:
         log.log(
             logging.INFO if "*" in forwarded else logging.WARNING,
             "Not forwarded, whatever FORWARD_EVENTS says, for they concern no single user: %s. The"
-            " state of WAHA's sessions stands in /ready, /metrics and the log",
+            " state of WAHA's sessions is in /ready, /metrics and the log",
             ", ".join(sorted(for_nobody)),
             extra={"event": "start.events"},
         )

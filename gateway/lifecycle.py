@@ -65,18 +65,18 @@ async def running(
     *,
     transport: Callable[[int], httpx.AsyncBaseTransport],
     limits: Limits | None,
-    leave: Callable[[str], None],
+    shut_down: Callable[[str], None],
 ) -> AsyncIterator[Components]:
     """Build, start and, when the block ends, stop and close everything. Raise StartRefused.
 
-    leave: called with the reason, once, when the store can be trusted no more.
+    shut_down: called with the reason, once, when the store can be trusted no more.
     """
     suspect = False
 
-    def leave_now(reason: str) -> None:
+    def shut_down_now(reason: str) -> None:
         nonlocal suspect
         suspect = True  # nothing that is in flight could be settled any more
-        leave(reason)
+        shut_down(reason)
 
     async with contextlib.AsyncExitStack() as closing:
         place = settings.store_place
@@ -88,7 +88,7 @@ async def running(
         store = await open_store(
             place,
             limits or _limits(settings),
-            leave_now,
+            shut_down_now,
             metrics.committed,
             LockReports(metrics).report,
             beside=settings.data_dir if settings.store_url else None,

@@ -41,7 +41,7 @@ def set_up(level: str, form: str, *, mask_users: bool, stream: TextIO | None = N
 
 
 def shown(user: UserId) -> str:
-    """How user may stand in a line: whole, or with LOG_MASK_USERS only the last four digits."""
+    """How user may appear in a line: whole, or with LOG_MASK_USERS only the last four digits."""
     if not _mask:
         return user
     number, at, server = user.rpartition("/")[2].partition("@")
@@ -49,7 +49,7 @@ def shown(user: UserId) -> str:
 
 
 def masked(text: str) -> str:
-    """Others' words, in which a user's number may stand; with LOG_MASK_USERS its last four
+    """Others' words, in which a user's number may appear; with LOG_MASK_USERS its last four
     digits."""
     return _NUMBER.sub(r"…\1", text) if _mask else text
 

@@ -33,7 +33,7 @@ _STATUSES = frozenset(
 
 
 def _bounded(status: str) -> str:
-    """WAHA's docs 2026.7, "Sessions"; whoever may post could make up others without end."""
+    """WAHA's docs 2026.7, "Sessions"; a caller could make up others without end."""
     return status if status in _STATUSES else "OTHER"
 
 
@@ -193,7 +193,7 @@ class Metrics:
         self._event_counters: dict[tuple[str, str], Counter] = {}
         self._odd_events = Counter(
             "gateway_webhook_odd_events",
-            "Of these, events of which a part is missing or of an unknown shape, by that part",
+            "Of these, events with a field that is missing or of an unknown form, by field",
             ["event", "part"],
             registry=self._registry,
         )
@@ -406,7 +406,7 @@ class Metrics:
         ]
 
     def value(self, name: str, **labels: str) -> float | None:
-        """What a series stands at now."""
+        """The value of a series now."""
         return self._registry.get_sample_value(name, labels)
 
     def text(self) -> bytes:

@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gateway.domain.model import MESSAGE_EVENTS, SESSION_NAME, SESSION_NAME_IN_WORDS, LockPolicy
 from gateway.errors import StartRefused
 
-# Keys that stand in public documents (the last two are WAHA's and the predecessor's examples), or
+# Keys that are in public documents (the last two are WAHA's and the predecessor's examples), or
 # that people write who mean to come back to it. Letters and digits only: see is_guessable.
 _PUBLISHED = frozenset(
     [
@@ -93,12 +93,17 @@ WAHA_EVENTS = (
 
 
 def _http_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    address = urlsplit(value)
+    if (
+        address.scheme not in ("http", "https")
+        or not address.hostname
+        or address.query
+        or address.fragment
+    ):
         raise ValueError("must be http://host[:port][/path] or https://…, without ? and #")
-    if parts.username is not None:
-        raise ValueError("must hold no user:password@, which would stand in the log")
-    _ = parts.port  # raises ValueError when it is no port
+    if address.username is not None:
+        raise ValueError("must hold no user:password@, which would be logged")
+    _ = address.port  # raises ValueError when it is no port
     try:
         httpx.URL(value)
     except httpx.InvalidURL as exc:
@@ -196,7 +201,7 @@ def _events(value: Any) -> Any:
 
 def _known_events(value: frozenset[str]) -> frozenset[str]:
     if unknown := value - WAHA_EVENTS - {"*"}:
-        raise ValueError(f"{sorted(unknown)[0]!r} is no event of WAHA; * stands for all")
+        raise ValueError(f"{sorted(unknown)[0]!r} is no event of WAHA; * is all of them")
     if not value & (MESSAGE_EVENTS | {"*"}):
         raise ValueError("must name message, message.any or *: without messages no link locks")
     return value
@@ -280,7 +285,7 @@ class Settings(BaseSettings):
         description="sent to WAHA as X-Api-Key; lets a webhook in where it is not signed",
     )
     waha_session: Annotated[str, AfterValidator(_session)] = Field(
-        "default", description="the WAHA session whose users stand in the file without a prefix"
+        "default", description="the WAHA session whose users have no prefix in the file"
     )
     webhook_hmac_key: Secrets = Field(
         SecretStr(""), description="set: every webhook must be signed; new,old while rotating"
@@ -293,7 +298,7 @@ class Settings(BaseSettings):
         "971557357753", description="the WhatsApp number that all tenants share"
     )
     deep_link_prefix: Annotated[str, AfterValidator(_prefix)] = Field(
-        "start_realty", description="what stands before _2 in a link"
+        "start_realty", description="what comes before _2 in a link"
     )
     lock_policy: LockPolicy = Field(
         LockPolicy.LAST_LINK,
@@ -369,7 +374,7 @@ class Settings(BaseSettings):
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
-    def shut_doors(self) -> list[str]:
+    def closed_to_others(self) -> list[str]:
         """What is open to nobody for want of a key, and what to set; a sentence for each."""
         if self.listens_on_loopback:
             return []
@@ -399,7 +404,7 @@ class Settings(BaseSettings):
 
 
 def is_guessable(key: str) -> bool:
-    """Whether key stands in public documents."""
+    """Whether key is in public documents."""
     return re.sub("[^a-z0-9]", "", key.lower()) in _PUBLISHED
 
 
@@ -422,7 +427,7 @@ def load(env_file: str | None = ".env") -> Settings:
     if settings.published_keys and not settings.listens_on_loopback:
         raise StartRefused(
             "\n".join(
-                f"{name}: this key stands in public documents, and HOST={settings.host} lets others"
+                f"{name}: this key is in public documents, and HOST={settings.host} lets others"
                 " call. Make one with: python3 -c 'import secrets;"
                 " print(secrets.token_urlsafe(32))'"
                 for name in settings.published_keys
@@ -432,9 +437,9 @@ def load(env_file: str | None = ".env") -> Settings:
 
 
 def _quoted_lines() -> list[str]:
-    """A line for each setting whose value stands in quotes: `docker --env-file` keeps them."""
+    """A line for each setting whose value is in quotes: `docker --env-file` keeps them."""
     return [
-        f"{name}: its value stands in quotes, which became a part of it: take them away (docker's"
+        f"{name}: its value is in quotes, which became a part of it: take them away (docker's"
         " --env-file keeps them)"
         for name, value in os.environ.items()
         if name.lower() in Settings.model_fields

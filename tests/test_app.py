@@ -44,18 +44,18 @@ async def test_what_may_be_missing_is_noted_when_waha_falls_silent_or_a_message_
     settings = settings_of(tmp_path, waha_api_url=waha.url)
     how: dict[str, Any] = {"limits": replace(LIMITS, max_backlog_per_tenant=1), "leave": print}
     way = httpx.MockTransport(unavailable)
-    async with running(settings, transport=lambda _: way, **how) as parts:
-        await parts.ingest.receive(webhook("start_realty_2", sent=time.time()), {})
-        await wait_until(lambda: parts.health_check.ever)
-        assert parts.recovery.gaps_since() == {}
+    async with running(settings, transport=lambda _: way, **how) as pieces:
+        await pieces.ingest.receive(webhook("start_realty_2", sent=time.time()), {})
+        await wait_until(lambda: pieces.health_check.ever)
+        assert pieces.recovery.gaps_since() == {}
         with pytest.raises(StoreUnavailable):
-            await parts.ingest.receive(webhook("hello", sent=time.time()), {})
-        assert list(parts.recovery._gaps) == ["default"], "noted, and not asked for yet"
-        parts.recovery._gaps.clear()
-        parts.health_check._silent(WahaSilent("gone"))
-        assert list(parts.recovery.gaps_since()) == ["default"]
-        parts.health_check._there()
-        await wait_until(lambda: not parts.recovery.gaps_since())
+            await pieces.ingest.receive(webhook("hello", sent=time.time()), {})
+        assert list(pieces.recovery._gaps) == ["default"], "noted, and not asked for yet"
+        pieces.recovery._gaps.clear()
+        pieces.health_check._silent(WahaSilent("gone"))
+        assert list(pieces.recovery.gaps_since()) == ["default"]
+        pieces.health_check._there()
+        await wait_until(lambda: not pieces.recovery.gaps_since())
 
 
 def test_the_gateways_own_numbers_are_locked_to_nobody(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_no_endpoint_is_named_that_there_is_not(
         )
 
 
-def test_every_endpoint_stands_in_the_reference(routes: list[tuple[str, re.Pattern[str]]]) -> None:
+def test_every_endpoint_is_in_the_reference(routes: list[tuple[str, re.Pattern[str]]]) -> None:
     reported = section(REFERENCE, "## HTTP")
     named = {(method, path) for method, path in asked_in(reported) if method}
     page = re.compile(r"\^/router/?(?:page/.*)?\$")
@@ -267,7 +267,7 @@ def test_the_table_of_commands_is_what_there_is() -> None:
 
 
 def fences(text: str) -> list[tuple[str, str, str]]:
-    """Of each block its language, the line before it, and what stands in it."""
+    """Of each block its language, the line before it, and its text."""
     found = re.findall(r"([^\n]*)\n+ *```(\w*)\n(.*?)```", text, re.DOTALL)
     return [(language, before, block) for before, language, block in found]
 
@@ -277,14 +277,14 @@ def test_every_command_is_run_by_a_test_or_marked_as_not_run(path: Path) -> None
     text = TEXTS[path]
     followed = (ROOT / "tests" / "test_readme.py").read_text("utf-8")
     tests = followed + (ROOT / "tests" / "test_example.py").read_text("utf-8")
-    parts = re.findall(
+    pieces = re.findall(
         r"<!-- (walk-through[^:]*): run by tests/test_readme.py -->(.*?)<!-- end of",
         text,
         re.DOTALL,
     )
-    for name, _ in parts:
+    for name, _ in pieces:
         assert f'walk_through("{name}")' in followed, name
-    run = "".join(part for _, part in parts)
+    run = "".join(part for _, part in pieces)
     for language, _, block in fences(text):
         assert language in ("console", "sh", "text", "yaml", "python"), block
         if language == "console":

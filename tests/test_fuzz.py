@@ -38,7 +38,7 @@ def check(client: TestClient, locks: Locks, data: bytes) -> None:
 
 @given(draw=st.randoms(use_true_random=False))
 @MANY
-def test_events_with_odd_parts(client: TestClient, draw: Random) -> None:
+def test_events_with_odd_values(client: TestClient, draw: Random) -> None:
     locks = client.app.state.__dict__.setdefault("locks", Locks())  # type: ignore[attr-defined]
     check(client, locks, body(draw))
 

@@ -42,9 +42,9 @@ class Company(RuleBasedStateMachine):
         self.enter()
 
     def enter(self) -> None:
-        self.house = contextlib.ExitStack()
+        self.company = contextlib.ExitStack()
         client = client_of(Path(self.folder.name), handler=self.backend)
-        self.client = self.house.enter_context(client)
+        self.client = self.company.enter_context(client)
 
     def backend(self, request: httpx.Request) -> httpx.Response:
         if self.mood == 200:
@@ -103,7 +103,7 @@ class Company(RuleBasedStateMachine):
 
     @rule()
     def the_router_starts_again(self) -> None:
-        self.house.close()
+        self.company.close()
         self.enter()
 
     @invariant()
@@ -121,7 +121,7 @@ class Company(RuleBasedStateMachine):
         try:
             self.what_waits_goes_to_its_tenant_too()
         finally:
-            self.house.close()
+            self.company.close()
             self.folder.cleanup()
 
     def what_waits_goes_to_its_tenant_too(self) -> None:

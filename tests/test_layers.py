@@ -34,8 +34,8 @@ IMPURE = {"asyncio", "httpx", "aiohttp", "os", "pathlib", "socket", "sqlite3", "
 
 
 def folder_of(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else parts[0]
+    pieces = module.split(".")
+    return pieces[1] if len(pieces) > 1 else pieces[0]
 
 
 def imported(path: Path) -> set[str]:

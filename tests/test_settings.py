@@ -117,7 +117,7 @@ def test_a_published_key_opens_nothing_to_others(
     monkeypatch.setenv(name, value)
     assert load(None).published_keys == (name,)
     monkeypatch.setenv("HOST", "0.0.0.0")
-    with pytest.raises(StartRefused, match=f"^{name}: this key stands in public") as refused:
+    with pytest.raises(StartRefused, match=f"^{name}: this key is in public") as refused:
         load(None)
     assert value not in str(refused.value)
     monkeypatch.setenv(name, "vK2mSg9Qb0dYpX7t")
@@ -155,7 +155,7 @@ def test_a_value_in_quotes_is_refused_by_name(
     with pytest.raises(StartRefused, match=name) as refused:
         load(env_file=None)
     if name == "ADMIN_API_KEY":
-        assert "stands in quotes" in str(refused.value)
+        assert "is in quotes" in str(refused.value)
         assert value not in str(refused.value)
 
 
@@ -219,6 +219,6 @@ def test_what_is_shut_for_want_of_a_key_is_said(
 ) -> None:
     for name, value in how.items():
         monkeypatch.setenv(name, value)
-    said = load(env_file=None).shut_doors
+    said = load(env_file=None).closed_to_others
     assert len(said) == len(shut)
     assert all(part in line for part, line in zip(shut, said, strict=True))

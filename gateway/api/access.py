@@ -144,10 +144,10 @@ def _compare(given: Sequence[bytes], keys: Sequence[str], what: str, setting: st
 
 
 def _only(connection: HTTPConnection, name: str) -> str | None:
-    """The header's value; it may stand several times with that one value (Prometheus 3.5)."""
+    """The header's value; it may come several times with that one value (Prometheus 3.5)."""
     values = set(connection.headers.getlist(name))
     if len(values) > 1:
-        raise BadSignature(f"{name} stands in the request with several values")
+        raise BadSignature(f"{name} is in the request with several values")
     return values.pop() if values else None
 
 

@@ -26,15 +26,15 @@ def health_router(store: Store) -> APIRouter:
     async def health() -> Json:
         """503 only when this router cannot accept webhooks. Open to all: load balancers ask."""
         users, tenants = store.totals()
-        well = store.health().refusing is None
+        is_healthy = store.health().refusing is None
         return Json(
             {
-                "status": "healthy" if well else "unhealthy",
+                "status": "healthy" if is_healthy else "unhealthy",
                 "service": SERVICE,
                 "total_locked_users": users,
                 "unique_tenants": tenants,
             },
-            200 if well else 503,
+            200 if is_healthy else 503,
         )
 
     return api

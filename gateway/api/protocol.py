@@ -44,7 +44,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._had_body = False  # in what was read last
         self._bare_bytes = 0  # read for the request since the last of its body: head or trailers
         self._reading = 0  # bytes of the read that is being parsed
-        self._head_reads = 0  # of all reads that the head being parsed stands in: no less than it
+        self._head_reads = 0  # of all reads that hold the head being parsed: no less than it
         self._too_large = False
         self._unsent = 0  # bytes of answers that waited to be taken at the last look
 

@@ -1,6 +1,6 @@
 """Callers that are turned away, in the log: each kind once a minute and source.
 
-WAHA repeats a refused webhook for minutes, and whoever scans the port does not tire either.
+WAHA repeats a refused webhook for minutes, and who scans the port does not tire either.
 """
 
 import logging

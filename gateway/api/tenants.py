@@ -17,7 +17,7 @@ from gateway.tenants import qr
 from gateway.tenants.links import Link, Links
 from gateway.tenants.registry import Tenants
 
-Note = Annotated[str, Query(max_length=1000, description="what stands behind the link")]
+Note = Annotated[str, Query(max_length=1000, description="the text behind the link")]
 Size = Annotated[int, Query(ge=32, le=4096, description="pixels of a side, margin included")]
 Margin = Annotated[int, Query(ge=0, le=50, description="modules around the code")]
 _SIZE = 512

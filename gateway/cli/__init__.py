@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     )
     link = commands.add_parser("link", help="show a tenant's link, and draw its QR code")
     link.add_argument("tenant", type=int, help="the tenant's number")
-    link.add_argument("--text", default="", help="what stands behind the link, on a new line")
+    link.add_argument("--text", default="", help="the text behind the link, on a new line")
     link.add_argument("--qr", type=Path, metavar="FILE", help="draw it: FILE.svg or FILE.png")
     link.add_argument("--size", type=int, default=512, help="pixels of a side (512)")
     link.add_argument(

@@ -129,7 +129,7 @@ def _warnings(config: dict[str, Any], want: Wanted, settings: Settings) -> list[
     found = []
     if not want.hmac_key:
         found.append(
-            "WEBHOOK_HMAC_KEY is empty, so webhooks are not signed: whoever reaches the router can"
+            "WEBHOOK_HMAC_KEY is empty, so webhooks are not signed: who reaches the router can"
             " post in a user's name"
             if want.api_key or settings.listens_on_loopback
             else "without WEBHOOK_HMAC_KEY or WAHA_API_KEY the router lets no webhook in"

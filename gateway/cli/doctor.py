@@ -80,7 +80,7 @@ async def examine(settings: Settings, url: str | None) -> int:
 
 
 async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding]:
-    for finding in _doors(settings):
+    for finding in _access(settings):
         yield finding
     for finding in _folder(settings):
         yield finding
@@ -104,7 +104,7 @@ async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding
             try:
                 async for finding in part:
                     yield finding
-            except Exception as exc:  # whatever stands there, the other things are looked at
+            except Exception as exc:  # whatever it is, the other things are looked at
                 yield fail(what, f"what answers there is not it ({exc!a:.200})", "see who listens")
         urls = list(dict.fromkeys(one.url for one in addresses))
         for backend in urls[:_MOST_BACKENDS]:
@@ -113,7 +113,7 @@ async def findings(settings: Settings, url: str | None) -> AsyncIterator[Finding
             yield warn("backends", f"{left} more were not called", "try them by hand")
 
 
-def _doors(settings: Settings) -> Iterator[Finding]:
+def _access(settings: Settings) -> Iterator[Finding]:
     yield ok("settings", "every value can be used")
     for name, meant in misspelt_names().items():
         yield warn("settings", f"{name} is no setting and changes nothing", f"is {meant} meant?")
@@ -122,21 +122,25 @@ def _doors(settings: Settings) -> Iterator[Finding]:
     admin = bool(split(settings.admin_api_key))
     local = settings.listens_on_loopback
     if hook:
-        yield ok("webhook door", "only signed webhooks are let in")
+        yield ok("webhook access", "only signed webhooks are let in")
     elif key:
         yield warn(
-            "webhook door", "the key alone lets a webhook in, no signature", "set WEBHOOK_HMAC_KEY"
+            "webhook access",
+            "the key alone lets a webhook in, no signature",
+            "set WEBHOOK_HMAC_KEY",
         )
     elif local:
-        yield warn("webhook door", "any program on this machine may post", "set WEBHOOK_HMAC_KEY")
+        yield warn("webhook access", "any program on this machine may post", "set WEBHOOK_HMAC_KEY")
     else:
-        yield fail("webhook door", "shut: no key is set", "set WEBHOOK_HMAC_KEY")
+        yield fail("webhook access", "shut: no key is set", "set WEBHOOK_HMAC_KEY")
     if admin:
-        yield ok("admin door", "ADMIN_API_KEY is asked for")
+        yield ok("admin access", "ADMIN_API_KEY is asked for")
     elif local:
-        yield warn("admin door", "any program on this machine may administer", "set ADMIN_API_KEY")
+        yield warn(
+            "admin access", "any program on this machine may administer", "set ADMIN_API_KEY"
+        )
     else:
-        yield fail("admin door", "shut: no key is set", "set ADMIN_API_KEY")
+        yield fail("admin access", "shut: no key is set", "set ADMIN_API_KEY")
     if split(settings.backend_signing_secret):
         yield ok("deliveries", "are signed")
     else:
@@ -295,11 +299,11 @@ async def _asked_for_keys(client: httpx.AsyncClient, settings: Settings) -> Asyn
     """Whether the router that runs asks for the keys that are set: it may be older than they."""
     base, restart = settings.local_url, "restart it"
     if split(settings.admin_api_key) and (await client.get(f"{base}/ready")).is_success:
-        yield fail("admin door", "the running router does not ask for ADMIN_API_KEY", restart)
+        yield fail("admin access", "the running router does not ask for ADMIN_API_KEY", restart)
     if split(settings.webhook_hmac_key):
         unsigned = await client.post(f"{base}/webhook/waha", content=b"{}")
         if unsigned.status_code not in (401, 403):
-            yield fail("webhook door", "the running router takes unsigned webhooks", restart)
+            yield fail("webhook access", "the running router takes unsigned webhooks", restart)
 
 
 async def _waha(

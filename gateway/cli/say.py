@@ -1,4 +1,4 @@
-"""say: a message as WAHA would post it, for whoever tries the router by hand."""
+"""say: a message as WAHA would post it, to try the router by hand."""
 
 import json
 import secrets

@@ -354,7 +354,7 @@ class DeliveryWorker:
                 return
             except StoreUnavailable:
                 pass
-            except Exception:  # this outcome cannot be stored: the line must go on all the same
+            except Exception:  # this outcome cannot be stored: the queue must go on all the same
                 log.exception("an outcome was not stored", extra={"event": "delivery.error"})
                 outcome = Requeue()
             await asyncio.sleep(_STORE_SECONDS)

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 
 from gateway.domain.model import LARGEST_TENANT, TenantId
 
-# WhatsApp's own limit for a text. What stands behind it was not typed by a person.
+# WhatsApp's own limit for a text. What comes behind it was not typed by a person.
 _LONGEST_TEXT = 65_536
 _MOST_LINKS = 50  # looked at in one text
 _LONGEST_RUN = 12  # of quotation marks, bullets and emphasis in front of a link
@@ -35,7 +35,7 @@ _LAST_CODE = 0x1FFFF  # of what is looked for; further up are variation selector
 
 
 def _ranges(*wanted: str) -> str:
-    """The characters of some Unicode categories, as they stand in a regular expression's [ ]."""
+    """The characters of some Unicode categories, for a regular expression's [ ]."""
     codes = (code for code in range(_LAST_CODE + 1) if category(chr(code)) in wanted)
     runs = itertools.groupby(enumerate(codes), key=lambda pair: pair[1] - pair[0])
     bounds = ([code for _, code in run] for _, run in runs)
@@ -55,7 +55,7 @@ _LIGATURES = re.compile("[\ufdfa\ufdfb]")  # of whole sentences: NFKC makes 18 l
 _JOINING = r"[^\w \t\r\n\v\f\u0085\u2028\u2029\u3000(\[{]"
 _JOINED = re.compile(rf"(?<=\d){_JOINING}+(?=\d)")
 _GOES_ON = re.compile(rf"{_JOINING}+\d|\w")
-_GROUPS = "\u066c"  # Arabic thousands separator: stands for what NFKC would make a blank of
+_GROUPS = "\u066c"  # Arabic thousands separator: in place of what NFKC would make a blank of
 _OTHER_NUMBERS = _ranges("No")
 _OTHER_NUMBER = re.compile(f"(?<=\\d)[{_OTHER_NUMBERS}]|[{_OTHER_NUMBERS}](?=\\d)")
 _DIGIT = re.compile(r"\d")
@@ -69,7 +69,7 @@ _AFTER = re.compile(rf"[\s{_QUOTES}]*[.!,;]?[\s{_QUOTES}]*")
 def parse(text: str, *, prefix: str, must_open: bool) -> TenantId | None:
     """The tenant that text names, or None.
 
-    must_open: only a link that the text begins with counts. Otherwise the link may stand anywhere
+    must_open: only a link that the text begins with counts. Otherwise the link may be anywhere
     as a word of its own; of two different ones the text must begin with one.
     """
     text = _plain(text[:_LONGEST_TEXT]).lstrip()

@@ -59,7 +59,7 @@ def of_event(
     rules["session"] = message.session
     rules["chat"] = _chat(message)
     if message.odd_part:
-        rules["shape"] = f"no usable `{message.odd_part}`: has WAHA changed its form?"
+        rules["form"] = f"no usable `{message.odd_part}`: has WAHA changed its form?"
     if reason == "no_content":
         rules["content"] = f"{_CONTENTS[message.content]}: goes to no tenant"
     if reason == "from_me":
@@ -125,7 +125,7 @@ def _user(message: InboundMessage, accepted: Accepted) -> str:
 
 def _dedup_text(message: InboundMessage, accepted: Accepted) -> str:
     if message.dedup_key is None:
-        return "it has no id: a copy could not be told from a new one"
+        return "it has no id: a copy cannot be distinguished from a new one"
     by = "session, fromMe and message id" if message.dedup_key.twins else "session, event and id"
     if accepted.decision is None:
         return f"seen before ({by}): nothing more happens"

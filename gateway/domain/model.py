@@ -6,8 +6,8 @@ from enum import Enum
 from typing import NamedTuple, NewType
 
 # One WhatsApp person: phone digits ("971501234567"), or "158764321000005@lid" while no phone is
-# known. A WAHA session other than WAHA_SESSION stands before it: "sales/971501234567". Locks,
-# lines and aliases are kept under this id, so the same person on two numbers is two users.
+# known. A WAHA session other than WAHA_SESSION comes before it: "sales/971501234567". Locks,
+# queues and aliases are stored under this id, so the same person on two numbers is two users.
 UserId = NewType("UserId", str)
 TenantId = NewType("TenantId", int)
 
@@ -96,7 +96,7 @@ class Chat(Enum):
 
 @dataclass(frozen=True, slots=True)
 class DedupKey:
-    """What tells one event from another. twins: the same key under another chat may be the same.
+    """What distinguishes events. twins: the same key under another chat may be the same.
 
     WhatsApp's message ids are chosen by the sender's phone and unique in one chat only, yet one
     message can reach us under the person's phone and again under the LID. So a message's key
@@ -122,7 +122,7 @@ class InboundMessage:
     sent: Moment
     sent_is_readable: bool  # False: WAHA's time says nothing, so `sent` is our own
     stamped_at: float | None  # Unix seconds, WhatsApp's own time of it, if it has one
-    event_time: float  # Unix seconds; orders a line
+    event_time: float  # Unix seconds; orders a user queue
     arrived: float  # Unix seconds, our clock
     dedup_key: DedupKey | None  # None: a copy looks like a new one
     idempotency_key: str
@@ -194,7 +194,7 @@ class Note(Enum):
 
     CONFIRMED = "confirmed"  # the user's own link again: nothing changes but the time
     STALE = "stale"  # older than the last change of the lock
-    QUOTED = "quoted"  # stands inside a sentence of a user who has a lock
+    QUOTED = "quoted"  # inside a sentence of a user who has a lock
     REFUSED = "refused"  # LOCK_POLICY=first_link, or a tenant that is unknown or inactive
 
 
@@ -274,7 +274,7 @@ class DryRun:
     """
 
     accepted: Accepted
-    lock: Lock  # as it stands now, once the ids that the message shows are learnt
+    lock: Lock  # as it is now, once the ids that the message shows are linked
     released: int  # held messages that would be delivered as well
     refused: str | None
 
@@ -335,7 +335,7 @@ class Requeue:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The attempt failed; the line waits for wait seconds."""
+    """The attempt failed; the user queue waits for wait seconds."""
 
     wait: float
     reason: str
@@ -419,7 +419,7 @@ class Erased:
     aliases: int
     help: int
     unreadable: int
-    history: int  # lines that no longer say whose they are
+    history: int  # entries that no longer say whose they are
 
 
 @dataclass(frozen=True, slots=True)

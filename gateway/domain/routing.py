@@ -24,7 +24,7 @@ from gateway.domain.model import (
 def reason_to_ignore(message: InboundMessage, forward_events: frozenset[str]) -> str | None:
     """Why message is for no tenant, in the words of the webhook's answer; None if it is for one.
 
-    forward_events holds the names of FORWARD_EVENTS: "message" stands for what users send, under
+    forward_events holds the names of FORWARD_EVENTS: "message" means what users send, under
     either name; "message.any" adds what the gateway's own number sends; "*" is every event.
     """
     a_message, everything = message.event in MESSAGE_EVENTS, "*" in forward_events

@@ -185,7 +185,7 @@ class Recovery:
         gap = self._gaps.get(session)
         return gap.since if gap else self._last_heard(session)
 
-    # what may be missing: see watch.Listener and Sessions
+    # what may be missing: see Sessions
 
     def waha_lost(self) -> None:
         for session in self._sessions.all():

@@ -1,1 +1,1 @@
-"""The page at /router/, for the office manager: what stands here is drawn on the server."""
+"""The page at /router/, for the office manager: it is drawn on the server."""

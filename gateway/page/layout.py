@@ -86,7 +86,7 @@ class Layout:
         ]
 
     def route(self, method: str, path: str, view: View) -> Route:
-        """A view for those who may look; a POST must carry the visit's token."""
+        """A view for those who may look; a POST must carry the login's token."""
         return Route(path, self._guarded(view), methods=[method])
 
     def show(self, login: Login, template: str, status: int = 200, **values: Any) -> Response:

@@ -1,8 +1,8 @@
 """Who may look at the page, and that an order comes from it and from no other site's.
 
 With ADMIN_API_KEY a form asks for it and sets a cookie, signed with that key: every router that
-has the key knows it, and another key ends all visits. Without, this machine may look, as at all of
-/router/*. Each order carries a token that belongs to the visit (OWASP, "Cross-Site Request Forgery
+has the key knows it, and another key ends all logins. Without, this machine may look, as at all of
+/router/*. Each action carries a token that belongs to the login (OWASP, "Cross-Site Request Forgery
 Prevention", signed double-submit).
 """
 
@@ -17,7 +17,7 @@ from gateway.api.access import Access
 from gateway.errors import BadSignature, NotAllowed
 
 COOKIE = "gateway_page"
-SECONDS = 12 * 3600  # a visit lasts a working day
+SECONDS = 12 * 3600  # a login lasts a working day
 _MOST_LEFT = 10_000
 _HOW: dict[str, Any] = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
 _LOCAL_LOGIN = "this machine"
@@ -28,9 +28,9 @@ class PageAccess:
         self._access = access
         # The oldest first, as Signer wants them. Without a key the tokens end with the process.
         keys = [*reversed(access.admin_keys)] or [secrets.token_hex(32)]
-        self._signer = TimestampSigner(keys, salt="page visit", **_HOW)
+        self._signer = TimestampSigner(keys, salt="page login", **_HOW)
         self._tokens = Signer(keys, salt="page token", **_HOW)
-        self._left: dict[str, None] = {}  # visits that ended before their time; here only
+        self._left: dict[str, None] = {}  # logins that ended before their time; here only
 
     @property
     def has_key(self) -> bool:
@@ -52,28 +52,28 @@ class PageAccess:
         except BadData as exc:
             raise BadSignature("the page wants ADMIN_API_KEY") from exc
         if login in self._left:
-            raise BadSignature("this visit is over")
+            raise BadSignature("this login is over")
         return login
 
     def log_in(self, key: str) -> str:
-        """A new visit, for the cookie. Raise BadSignature if key is not ADMIN_API_KEY."""
+        """A new login, for the cookie. Raise BadSignature if key is not ADMIN_API_KEY."""
         self._access.check_admin_key(key)
         return self._signer.sign(secrets.token_urlsafe(16)).decode()
 
     def log_out(self, login: str) -> None:
-        """End a visit; other routers take its cookie until its time is over."""
+        """End a login; other routers take its cookie until its time is over."""
         self._left[login] = None
         if len(self._left) > _MOST_LEFT:
             del self._left[next(iter(self._left))]
 
     def token(self, login: str) -> str:
-        """What an order of this visit must carry."""
+        """What an action of this login must carry."""
         return self._tokens.get_signature(login).decode()
 
     def check_token(self, login: str, token: str) -> None:
         """Return if the order comes from our page; raise NotAllowed."""
         if not self._tokens.verify_signature(login, token.encode("utf-8", "replace")):
-            raise NotAllowed("the order has no token of this visit: load the page again")
+            raise NotAllowed("the action has no token of this login: load the page again")
 
 
 def check_site(request: Request) -> None:

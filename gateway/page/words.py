@@ -24,7 +24,7 @@ class Words:
         self._words = _read(language)
 
     def __call__(self, name: str, **values: object) -> Markup:
-        """The sentence of that name. values stand in its braces, escaped, and each in a direction
+        """The sentence of that name. values fill its braces, escaped, and each in a direction
         of its own: a URL stays readable in Arabic."""
         shown = {
             key: Markup("<bdi>{}</bdi>").format(

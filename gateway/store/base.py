@@ -80,7 +80,7 @@ class Store(Protocol):
     async def accept(self, message: InboundMessage, decide: Decide) -> Accepted:
         """Keep message and what decide says of it, in one commit; durable on return.
 
-        decide is given the person's lock as it stands at the commit. It is pure, and is asked again
+        decide is given the person's lock as it is at the commit. It is pure, and is asked again
         if the lock changes before that. Accepted.decision is None when the message was seen before:
         that, too, is said only after the first copy is durable.
         AskForLink with hold keeps the message aside for hold_seconds. It joins its queue, in the
@@ -88,7 +88,7 @@ class Store(Protocol):
         said before the link never does.
         AskForLink with help keeps a help message to be sent, unless one waits or one went to the
         person within help_cooldown.
-        Both ids of a person, where message shows them, are learnt on the way: the newer pair
+        Both ids of a person, where message shows them, are linked on the way: the newer pair
         wins, the lock follows the LID, and of two locks the newer one stays.
         Lock changes are in the mappings file on return, or soon after (see FileStore).
         """

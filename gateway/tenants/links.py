@@ -26,7 +26,7 @@ class Links:
         self._gateway_phone = settings.gateway_phone
 
     def of(self, number: TenantId, note: str = "") -> Link | None:
-        """None: there is no such tenant. note stands behind the link, on a line of its own."""
+        """None: there is no such tenant. note follows the link, on a line of its own."""
         tenant = self._tenants.get(number)
         if tenant is None:
             return None

@@ -20,7 +20,7 @@ def svg(text: str, *, size: int, margin: int = QUIET_ZONE) -> bytes:
 
 
 def inline(text: str) -> str:
-    """As svg(), to stand in a page's HTML: as large as its place."""
+    """As svg(), to be put in a page's HTML: as large as its place."""
     return _code(text).svg_inline(omitsize=True, border=QUIET_ZONE, light="white")
 
 

@@ -1,4 +1,4 @@
-"""What we ask of WAHA: which phone a LID is, to send a text, how a session stands and is set up,
+"""What we ask of WAHA: which phone a LID is, to send a text, what a session's status and setup are,
 which messages it has.
 
 Source: WAHA docs of July 2026, "Contacts" (API - lids), "Send messages", "Sessions"; statuses from
@@ -80,7 +80,7 @@ class Waha:
         return answer
 
     async def session_info(self, name: str) -> SessionInfo:
-        """How the session stands; fails as session() does."""
+        """The session's status; fails as session() does."""
         found = await self.session(name)
         me = found.get("me")
         shown = me if isinstance(me, dict) else {}
@@ -112,7 +112,7 @@ class Waha:
         """Up to limit incoming messages of all chats that were sent from `since` until `until`
         (Unix seconds, both included), from the offset-th on, as a `message` event's payload has
         them. Oldest first where WAHA knows sortOrder, else newest first; messages of one second
-        stand in the order in which they came, either way.
+        be in the order in which they came, either way.
 
         Some may be left out of a page: the list ends where a page is empty. Raise WahaRefused where
         the engine cannot say (WEBJS; NOWEB without its store).
@@ -133,8 +133,8 @@ class Waha:
         message_id: as the webhook has it. WEBJS and WPP find a message by its chat and whole id,
         NOWEB and GOWS by either. Raise WahaRefused with status 404 if it is gone.
         """
-        parts = message_id.split("_")
-        chat = parts[1] if len(parts) > 2 else "all"
+        pieces = message_id.split("_")
+        chat = pieces[1] if len(pieces) > 2 else "all"
         path = f"/{_quoted(session)}/chats/{_quoted(chat)}/messages/{_quoted(message_id)}"
         answer = await self._call("GET", f"{path}?downloadMedia=true", most=_MESSAGES_BYTES)
         if not isinstance(answer, dict):

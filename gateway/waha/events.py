@@ -8,7 +8,7 @@ Source: WAHA docs "Events", "Receive messages", "Chat ids" of July 2026, and the
 - `body`, `to`, `participant`, `id`, `timestamp`, `me` may be null or absent, numbers fractional,
   ids objects;
 - the same person comes by phone in one event and by LID in the next, and `_data`, where both may
-  stand, is no contract: it is read as optional, whatever its shape;
+  are, is no contract: it is read as optional, whatever its shape;
 - NOWEB and GOWS write `@c.us` behind the digits of what they do not know (`…@hosted.lid`, `…@bot`):
   the raw data show what it was;
 - a message comes before its content: see content.py.
@@ -55,7 +55,7 @@ _SUFFIXES = {
     "newsletter": Chat.NEWSLETTER,
     "broadcast": Chat.BROADCAST,
 }
-# Where the chat stands (WAHA docs "Events"): in a message's id, or in a field of its own.
+# Where the chat is named (WAHA docs "Events"): in a message's id, or in a field of its own.
 _BY_MESSAGE_ID = ("message", "poll.vote", "event.response")
 _BY_CHAT_ID = ("presence.update", "chat.archive", "call.", "label.chat.")
 _OF_NOBODY = frozenset(
@@ -99,13 +99,13 @@ def parse(
     event, session, envelope = _envelope(body, home_session)
     payload = _dict(envelope.get("payload"))
     message_id = _message_id(event, payload)
-    parts = _WAHA_ID.fullmatch(message_id) if message_id else None
-    bare_id = parts[3] if parts else message_id
-    own = _is_own(payload, parts)
+    id_match = _WAHA_ID.fullmatch(message_id) if message_id else None
+    bare_id = id_match[3] if id_match else message_id
+    own = _is_own(payload, id_match)
     me = _dict(envelope.get("me"))
     shown = frozenset(one for name in ("id", "lid") if (one := person(me.get(name))))
     ours = own_ids if shown <= own_ids else own_ids | shown
-    chat_id = _as_it_was(_chat_id(event, payload, parts[2] if parts else None, own), payload)
+    chat_id = _as_it_was(_chat_id(event, payload, id_match[2] if id_match else None, own), payload)
     chat, user = _chat(chat_id, ours)
     phone, lid = _both_ids(user, payload, own, ours) if user else (None, None)
 
@@ -161,9 +161,9 @@ def _to_forward(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _is_own(payload: Json, id_parts: re.Match[str] | None) -> bool:
+def _is_own(payload: Json, id_match: re.Match[str] | None) -> bool:
     """Whether our own number sent it."""
-    if payload.get("fromMe") in (True, "true") or bool(id_parts and id_parts[1] == "true"):
+    if payload.get("fromMe") in (True, "true") or bool(id_match and id_match[1] == "true"):
         return True
     data = _dict(payload.get("_data"))
     raw = _dict(data.get("key")).get("fromMe"), _dict(data.get("Info")).get("IsFromMe")
@@ -177,7 +177,7 @@ def _may_bind(payload: Json) -> bool:
 
 
 def _session(envelope: Json, home_session: str) -> str:
-    """The session's name as it is kept: its own, or a hash of what could not stand everywhere."""
+    """The session's name as it is stored: its own, or a hash of what could not be used."""
     name = envelope.get("session")
     if name is None:
         return home_session
@@ -224,7 +224,7 @@ def _message_id(event: str, payload: Json) -> str | None:
 
 
 def _has_waha_id(event: str, payload: Json) -> bool:
-    """Whether the id stands where WAHA's docs have it; we may find it elsewhere all the same."""
+    """Whether the id is where WAHA's docs have it; we may find it elsewhere all the same."""
     found = _id_in(payload) if event in MESSAGE_EVENTS else _message_id(event, payload)
     return found is not None and _WAHA_ID.fullmatch(found) is not None
 
@@ -346,7 +346,7 @@ def _both_ids(
 def _other_ids(user: str, payload: Json, own: bool) -> Iterator[str]:
     """What the engine's raw data show beside user: LID or phone of the same person.
 
-    Each stands beside the id that it belongs to: that of somebody else says nothing of user.
+    Each is beside the id that it belongs to: that of somebody else says nothing of user.
     """
     data = _dict(payload.get("_data"))
     key, info = _dict(data.get("key")), _dict(data.get("Info"))
@@ -477,9 +477,9 @@ def _dedup_key(
     return None, False
 
 
-def _digest(*parts: str) -> bytes:
+def _digest(*texts: str) -> bytes:
     # surrogatepass: an id may hold a lone surrogate, and must not crash us.
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
 
 
 def _storable(value: str) -> str:

@@ -1,5 +1,6 @@
-"""Whether WAHA is there, how its sessions stand, and whether they still send to us: asked once a
-minute.
+"""Whether WAHA is there, what its sessions' statuses are, and whether they still send to us.
+
+WAHA is asked once a minute.
 
 A WAHA that has died says nothing, and of several routers one alone hears of a session's status. A
 session whose webhook has vanished from its config is WORKING and silent: WAHA Core before 2026.6
@@ -156,7 +157,7 @@ class HealthCheck:
         return True
 
     async def _ask_since_when(self) -> None:
-        with contextlib.suppress(WahaError):  # how the session stands says the rest
+        with contextlib.suppress(WahaError):  # the session's status says the rest
             uptime = await self._waha.uptime()
             if uptime is not None:
                 self._waha_started_at = self._clock() - uptime

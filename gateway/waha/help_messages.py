@@ -75,7 +75,7 @@ class HelpMessages:
                 self._begin(user, since)
 
     def why_not(self, message: InboundMessage) -> str | None:
-        """Why no help message could follow on message, whoever it is from; None if one could."""
+        """Why no help message could follow on message, from any person; None if one could."""
         if message.event not in MESSAGE_EVENTS or message.own:
             return "it is no message of theirs"
         if message.content is not Content.SENT:
@@ -103,7 +103,7 @@ class HelpMessages:
                 task.cancel()
 
     def _begin(self, user: UserId, since: float) -> None:
-        # Whoever has a task already gets another one: the store lets one of them send.
+        # A user with a task already gets another one: the store lets one of them send.
         task = asyncio.create_task(self._see_to(user, max(0.0, self._clock() - since)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -29,7 +29,7 @@ class SchemaDrift:
         self._before: Counter[tuple[str, str]] = Counter()
 
     def see(self, message: InboundMessage) -> None:
-        # Whoever may post could make up names without end.
+        # A caller could make up names without end.
         name = message.event if message.event in WAHA_EVENTS else "other"
         self._metrics.event(name, message.chat.value, message.odd_part)
         self._take_turns()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gateway.domain.model import MESSAGE_EVENTS, InboundMessage
 from gateway.metrics import Metrics
 
-_MOST = 1000  # whoever may post could make up names without end
+_MOST = 1000  # a caller could make up names without end
 _CLOCKS_SECONDS = 60.0  # that WAHA's clock may be behind
 _QUIET = frozenset({"WORKING", "STARTING"})  # nothing to look at
 

@@ -31,7 +31,7 @@ class Wanted:
 
 
 def events_for(forwarded: Iterable[str]) -> tuple[str, ...]:
-    """What to subscribe so that FORWARD_EVENTS can be served, and sessions be watched."""
+    """What to subscribe so that FORWARD_EVENTS can be served, and sessions be followed."""
     names = set(forwarded)
     if "*" in names:
         return ("*",)
@@ -116,7 +116,7 @@ def faults(config: Json, wanted: Wanted) -> list[str]:
     ours, _ = _split(config, wanted.url)
     if not ours:
         return [f"no webhook to {wanted.url}"]
-    found = ["the webhook stands in it twice: each event comes twice"] if len(ours) > 1 else []
+    found = ["the webhook is in it twice: each event comes twice"] if len(ours) > 1 else []
     webhook = ours[0]
     listed = webhook.get("events")
     events = set(map(str, listed)) if isinstance(listed, list) else set()
@@ -159,16 +159,16 @@ def retry_seconds(webhook: Json) -> float:
 def why_not(url: str) -> str | None:
     """Why WAHA would refuse the URL or never reach it; None if it would not."""
     try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        address = urlsplit(url)
+        usable = address.scheme in ("http", "https") and address.hostname and address.port != 0
     except ValueError:
         usable = False
     if not usable or not re.fullmatch("[!-~]+", url):
         return f"{url!a} is no http:// or https:// address"
-    assert parts.hostname
-    if "_" in parts.hostname:
+    assert address.hostname
+    if "_" in address.hostname:
         return (
-            f"the host name {parts.hostname} holds an underscore, which WAHA refuses: give the"
+            f"the host name {address.hostname} holds an underscore, which WAHA refuses: give the"
             " router another name (a service or an alias of docker compose)"
         )
     return None

@@ -63,7 +63,7 @@ def test_every_way_is_explained_as_it_then_goes(client: TestClient) -> None:
         (now_webhook("x", own=True, event="message.any"), "own", "sent by the gateway's own"),
         (now_webhook("x", event="message.ack"), "event", "message.ack: is not in FORWARD_EVENTS="),
         (b'{"event":"message","payload":{}}', "chat", "it names none"),
-        (b'{"event":"message","engine":"GOWS"}', "shape", "no usable `payload`"),
+        (b'{"event":"message","engine":"GOWS"}', "form", "no usable `payload`"),
         (example(30), "chat", "it names none, or it concerns no person"),
     ):
         answer, rules = explain(client, body)

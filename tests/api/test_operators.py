@@ -253,7 +253,7 @@ def test_a_person_is_exported_and_erased(
     assert client.get("/router/stats").json()["mappings"] == {SARA: 3}
 
 
-def test_the_number_of_who_was_erased_stands_in_no_file(tmp_path: Path) -> None:
+def test_the_number_of_who_was_erased_is_in_no_file(tmp_path: Path) -> None:
     with client_of(tmp_path, handler=away) as client:
         say(client, "start_realty_2", LID, other_id=ALI)
         client.delete(f"/router/user/{ALI}")

@@ -191,7 +191,7 @@ async def test_the_overview_keeps_itself_fresh_and_says_when_it_cannot(
     reader.wrong[:] = [said for said in reader.wrong if "ERR_CONNECTION_REFUSED" not in said]
 
 
-async def test_without_a_key_orders_of_this_machines_browser_count(
+async def test_without_a_key_this_machines_browser_may_act(
     context: BrowserContext, tmp_path: Path, backend: FakeBackend
 ) -> None:
     """A browser sends Origin and Referer along, which an HTTP client does not."""

@@ -174,7 +174,7 @@ async def test_whoever_says_no_changes_nothing(
         {"webhooks": [OK | {"events": ["*"]}], "ignore": IGNORED},
     ],
 )
-async def test_a_session_that_is_well_is_not_restarted(
+async def test_a_session_that_works_is_not_restarted(
     tmp_path: Path, waha: StandIn, config: dict[str, Any]
 ) -> None:
     waha.configs["default"] = config
@@ -280,7 +280,7 @@ async def test_a_script_must_say_yes(
         ({"webhook_hmac_key": "", "waha_api_key": "", "host": "10.0.0.1"}, {}, "no webhook in"),
         ({"webhook_hmac_key": "short"}, {}, "WEBHOOK_HMAC_KEY is weak"),
         ({}, {"webhooks": [{"url": "http://other/webhook/waha"}]}, "http://other/webhook/waha"),
-        ({}, {"webhooks": [OK, OK]}, "stands in it twice"),
+        ({}, {"webhooks": [OK, OK]}, "is in it twice"),
         ({}, {"webhooks": [OK | {"events": ["message", "message.any"]}]}, "comes twice"),
         ({}, {}, "WHATSAPP_HOOK_URL"),
     ],

@@ -93,8 +93,8 @@ async def test_backends(status: int, verdict: Verdict) -> None:
         ({"host": "0.0.0.0"}, "WRONG WRONG mind"),
     ],
 )
-def test_doors(tmp_path: Path, how: dict[str, Any], verdicts: str) -> None:
-    found = list(doctor._doors(settings_of(tmp_path, **how)))[1:]
+def test_access(tmp_path: Path, how: dict[str, Any], verdicts: str) -> None:
+    found = list(doctor._access(settings_of(tmp_path, **how)))[1:]
     assert " ".join(one.verdict.value.strip() for one in found) == verdicts
 
 
@@ -152,7 +152,7 @@ def test_webhooks(tmp_path: Path, config: Any, sends: bool, verdicts: list[Verdi
     assert [one.verdict for one in found] == verdicts
 
 
-def test_a_cure_stands_in_the_line() -> None:
+def test_a_cure_is_in_the_line() -> None:
     reported = str(doctor.fail("disk", "full", "make room"))
     assert reported == "WRONG disk: full -> make room"
 

@@ -178,7 +178,7 @@ async def test_all_is_there_afterwards(
 
 
 @pytest.mark.parametrize("seed", [4, 5])
-async def test_there_and_back_every_line_delivers_the_same_in_the_same_order(
+async def test_there_and_back_every_queue_delivers_the_same_in_the_same_order(
     urls: Callable[[str], str], seed: int
 ) -> None:
     first, there, back = urls("file"), urls("redis"), urls("file")
@@ -356,7 +356,7 @@ async def test_if_a_move_dies_at_its_last_step_neither_store_is_open(
         assert store.totals()[0]
 
 
-async def test_a_second_move_soon_after_one_that_was_killed_shuts_the_door_again(
+async def test_a_second_move_soon_after_one_that_was_killed_closes_it_again(
     urls: Callable[[str], str],
 ) -> None:
     left, new = urls("redis"), urls("file")

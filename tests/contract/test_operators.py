@@ -172,7 +172,7 @@ async def test_what_was_sent_without_an_answer_stays_though_nothing_was_counted(
     assert (again.tenant, again.attempt) == (2, 1)
 
 
-async def test_a_moved_message_is_due_no_sooner_than_the_line_it_joins(store: Store) -> None:
+async def test_a_moved_message_is_due_no_sooner_than_the_queue_it_joins(store: Store) -> None:
     await say(store, "start_realty_7 late", ALI, sent=NOW + 9, raised=NOW + 9)
     (one,) = await store.claim(10, wait=0)
     again = Retry(wait=9e9, reason="x", poison=False, tried_at=NOW, age=0.0)
@@ -305,7 +305,7 @@ async def test_some_of_what_is_stored_of_a_person_and_how_much_there_is(store: S
     assert await store.summary(nobody, limit=9) == PersonSummary((nobody,), (), 0, 0, 0)
 
 
-async def test_after_an_erase_nothing_is_held_but_a_line_without_a_name(reopen: Reopen) -> None:
+async def test_after_an_erase_nothing_is_held_but_an_entry_without_a_name(reopen: Reopen) -> None:
     store = await reopen()
     await fill(store)
     ids, erased = await store.erase(user(LID))

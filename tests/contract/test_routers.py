@@ -85,7 +85,7 @@ async def test_of_one_webhook_at_two_routers_one_is_the_copy(router: Router) -> 
     assert len(await claim(one) + await claim(two)) == 30
 
 
-async def test_a_line_is_in_flight_once_over_all_routers(router: Router) -> None:
+async def test_a_queue_is_in_flight_once_over_all_routers(router: Router) -> None:
     one, two = await router(), await router()
     for text in ("start_realty_2 a", "b", "c"):
         await say(one, text)

@@ -118,7 +118,7 @@ async def test_a_new_link_moves_the_user_and_what_waits_stays_where_it_was(store
     ]
 
 
-async def test_decide_is_given_the_lock_as_it_stands_in_the_same_commit(store: Store) -> None:
+async def test_decide_is_given_the_lock_as_it_is_in_the_same_commit(store: Store) -> None:
     """Link and follow-up arrive together: the follow-up sees the lock that the link made."""
     inbound = [message("start_realty_2"), message("hello"), message("start_realty_9"), message("x")]
     accepted = await asyncio.gather(*(accept(store, one) for one in inbound))
@@ -385,13 +385,13 @@ async def test_a_late_identity_link_does_not_give_a_lid_that_lost_its_phone_anot
     assert (await store.lock_of(user(LID)))[0] == SARA
 
 
-async def test_learn_keeps_ids_and_nothing_else(store: Store) -> None:
+async def test_linking_ids_stores_them_and_nothing_else(store: Store) -> None:
     await store.link_identity(IdentityLink(user(LID), user(ALI), NOW))
     assert (await store.lock_of(user(LID)))[0] == ALI
     assert await claim(store) == []
 
 
-async def test_lines_of_one_person_become_one_and_keep_their_order(store: Store) -> None:
+async def test_queues_of_one_person_become_one_and_keep_their_order(store: Store) -> None:
     await say(store, "start_realty_2", user=LID, raised=NOW - 10)
     await say(store, "second", user=LID, raised=NOW - 9)
     first = await claim_one(store)
@@ -403,7 +403,7 @@ async def test_lines_of_one_person_become_one_and_keep_their_order(store: Store)
     assert {(d.user, d.alias) for d in rest} == {(user(ALI), user(LID))}
 
 
-async def test_two_in_flight_of_lines_that_become_one_hold_back_the_rest(store: Store) -> None:
+async def test_two_in_flight_of_queues_that_become_one_hold_back_the_rest(store: Store) -> None:
     await say(store, "start_realty_2", user=LID, raised=NOW - 10)
     await say(store, "start_realty_2", user=ALI, raised=NOW - 9)
     by_lid, by_phone = await claim(store)
@@ -476,7 +476,7 @@ async def test_nothing_is_held_when_that_is_switched_off(reopen: Reopen) -> None
     assert texts(await drain(store)) == ["start_realty_2"]
 
 
-async def test_what_an_unknown_lid_said_joins_the_line_when_it_is_a_person_with_a_lock(
+async def test_what_an_unknown_lid_said_joins_the_queue_when_it_is_a_person_with_a_lock(
     store: Store,
 ) -> None:
     await hold(store, "start_realty_2", 9)
@@ -667,7 +667,7 @@ async def test_a_dry_run_shows_of_a_full_backlog(reopen: Reopen) -> None:
 # lines
 
 
-async def test_a_line_goes_one_at_a_time_in_order_of_events(store: Store) -> None:
+async def test_a_queue_goes_one_at_a_time_in_order_of_events(store: Store) -> None:
     await say(store, "start_realty_2", raised=NOW - 10)
     link = await claim_one(store)
     for text, raised in [("b", NOW - 4), ("c", NOW - 3), ("a", NOW - 5), ("d", NOW - 3)]:
@@ -688,7 +688,7 @@ async def test_an_older_message_that_arrives_while_the_head_waits_goes_first(sto
     assert texts(await drain(store)) == ["older", "start_realty_2"]
 
 
-async def test_different_lines_go_at_the_same_time(store: Store) -> None:
+async def test_different_queues_go_at_the_same_time(store: Store) -> None:
     for who in (ALI, SARA, OMAR):
         await say(store, "start_realty_2", user=who)
     assert len(await claim(store)) == 3
@@ -735,7 +735,7 @@ async def test_what_was_put_back_is_due_at_once_and_not_counted(store: Store) ->
     assert (await claim_one(store)).attempt == 1
 
 
-async def test_a_dead_letter_lets_its_line_go_on(store: Store) -> None:
+async def test_a_dead_letter_lets_its_queue_go_on(store: Store) -> None:
     await say(store, "start_realty_2")
     await say(store, "next")
     await store.settle(await claim_one(store), DeadLettered("refused", time.time(), 422, b"no"))

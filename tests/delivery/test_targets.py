@@ -147,7 +147,7 @@ async def test_the_shared_backends_outage_does_not_stop_who_has_another(
     await runner.cleanup()
 
 
-async def test_own_backends_that_hang_leave_room_for_the_common_one(
+async def test_own_backends_that_hang_do_not_stop_the_common_one(
     store: Store, backend: FakeBackend, lid_lookup: LidLookup, tmp_path: Path
 ) -> None:
     own = FakeBackend()

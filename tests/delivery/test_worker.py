@@ -127,7 +127,7 @@ async def test_messages_arrive_in_order_one_at_a_time(
     assert {(one.user, one.tenant) for one in backend.received} == {(ALI, 2), (SARA, 3)}
 
 
-async def test_lines_go_in_parallel(store: Store, backend: FakeBackend, start: Start) -> None:
+async def test_queues_go_in_parallel(store: Store, backend: FakeBackend, start: Start) -> None:
     backend.may_answer.clear()
     start()
     for who in (ALI, SARA, OMAR):
@@ -163,7 +163,7 @@ async def test_a_failing_message_comes_again_and_holds_back_only_its_user(
     assert [one.headers["X-Delivery-Attempt"] for one in alis] == ["1", "2", "3", "4", "1"]
 
 
-async def test_a_refusal_is_a_dead_letter_and_the_line_goes_on(
+async def test_a_refusal_is_a_dead_letter_and_the_queue_goes_on(
     store: Store, backend: FakeBackend, start: Start
 ) -> None:
     backend.answer = lambda one: 422 if b"start_realty" in one.body else 200
@@ -271,7 +271,7 @@ async def test_retry_after_of_nothing_is_no_shorter_than_the_backoff(
     assert await store.claim(10, wait=0) == []
 
 
-async def test_retry_after_holds_back_the_line(
+async def test_retry_after_holds_back_the_queue(
     store: Store, backend: FakeBackend, start: Start
 ) -> None:
     def asks_ali_to_wait(one: Received) -> web.Response:

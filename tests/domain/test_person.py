@@ -108,7 +108,7 @@ def test_a_full_backlog_refuses_and_remembers_nothing() -> None:
     assert outcome.changed.changes == ()
 
 
-def test_identities_are_learnt_even_from_what_is_refused() -> None:
+def test_identities_are_linked_even_from_what_is_refused() -> None:
     inbound = message("hello", LID, other_id=ALI)
     outcome = accept(Known({A: locked(2)}, {}), inbound, refusal="full")
     assert kinds(outcome.changed) == ["PairIds", "RenameUser"]

@@ -88,7 +88,7 @@ async def test_the_doctor_finds_what_is_wrong_and_names_the_cure(
     found = await run(router, "doctor")
     assert "-> set WAHA_API_KEY" in found.stdout
     assert "WRONG tenants.json: " in found.stdout
-    assert "mind  webhook door: the key alone" in found.stdout
+    assert "mind  webhook access: the key alone" in found.stdout
 
 
 async def test_a_link_at_the_shell_and_its_card(router: Router) -> None:

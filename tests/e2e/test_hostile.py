@@ -90,14 +90,14 @@ async def served(
         await task
 
 
-async def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+async def talk(port: int, *pieces: bytes, pause: float = 0.0) -> bytes:
     """What comes back until the end, or until the router is silent for 5 s."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer = b""
 
     async def send() -> None:
         with contextlib.suppress(ConnectionError):
-            for part in parts:
+            for part in pieces:
                 writer.write(part)
                 await writer.drain()
                 await asyncio.sleep(pause)
@@ -123,7 +123,7 @@ LAST = b"Connection: close\r\n\r\n"
 
 @pytest.mark.usefixtures("_reported_anew")
 @pytest.mark.parametrize(
-    ("parts", "status", "reported"),
+    ("pieces", "status", "reported"),
     [
         ([GET, LAST], b"200", ""),
         ([GET, b"X-Long: " + b"x" * 60_000 + b"\r\n", LAST], b"200", ""),
@@ -161,13 +161,13 @@ LAST = b"Connection: close\r\n\r\n"
 async def test_a_head_has_an_end(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    parts: list[bytes],
+    pieces: list[bytes],
     status: bytes,
     reported: str,
 ) -> None:
     async with served(tmp_path) as port:
-        assert (await talk(port, *parts, pause=0.01)).split()[1] == status
-        await talk(port, *parts)
+        assert (await talk(port, *pieces, pause=0.01)).split()[1] == status
+        await talk(port, *pieces)
     lines = [r.getMessage() for r in caplog.records if r.name == "gateway.api.protocol"]
     assert len(lines) == bool(reported), "told once, not twice"
     assert reported in "".join(lines)
@@ -187,7 +187,7 @@ async def test_requests_sent_on_without_waiting_are_bounded(
 
 @pytest.mark.usefixtures("_reported_anew")
 @pytest.mark.parametrize(
-    "parts",
+    "pieces",
     [
         [],
         [b"GET /health HTTP/1.1\r\n", *[b"X: y\r\n"] * 1000],
@@ -201,12 +201,12 @@ async def test_a_request_that_trickles_is_dropped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    parts: list[bytes],
+    pieces: list[bytes],
 ) -> None:
     monkeypatch.setattr(protocol, "REQUEST_SECONDS", 0.2)
     async with served(tmp_path) as port:
         started = time.monotonic()
-        await talk(port, *parts, pause=0.01)
+        await talk(port, *pieces, pause=0.01)
         assert time.monotonic() - started < 5, "it was dropped, not waited for"
     assert "did not end within" in caplog.text
 
@@ -398,16 +398,16 @@ def _webhooks(count: int, last: bytes = b"Connection: close\r\n") -> list[bytes]
 
 
 @pytest.mark.parametrize(
-    ("parts", "at_once"),
+    ("pieces", "at_once"),
     [
         (_webhooks(3), 2),
         ([b"".join(_webhooks(3))], 2),  # pipelined; of the last it is said that it closes
         ([part for one in _webhooks(2) for part in (one[:200], one[200:])], 1),
     ],
-    ids=["one after the other", "pipelined", "in two parts"],
+    ids=["one after the other", "pipelined", "in two pieces"],
 )
 async def test_a_webhook_is_answered_at_once_and_as_by_asgi(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: list[bytes], at_once: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: list[bytes], at_once: int
 ) -> None:
     """Fails when uvicorn no longer goes the way that gateway.api.protocol shortens."""
     taken = []
@@ -419,7 +419,7 @@ async def test_a_webhook_is_answered_at_once_and_as_by_asgi(
 
     monkeypatch.setattr(protocol._AtOnce, "answer", noted)
     async with served(tmp_path) as port:
-        answers = await talk(port, *parts, pause=0.1)
+        answers = await talk(port, *pieces, pause=0.1)
     assert taken.count(True) == at_once
     heads = [one.partition(b"\r\n\r\n")[0] for one in answers.split(b"HTTP/1.1 ")[1:]]
     names = [

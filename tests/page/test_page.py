@@ -1,4 +1,4 @@
-"""The page over HTTP: who may look, whose orders count, and what stands there. In a browser:
+"""The page over HTTP: who may look, who may act, and what is shown. In a browser:
 tests/browser."""
 
 import asyncio
@@ -139,7 +139,7 @@ def test_who_leaves_is_out_and_a_wrong_key_costs_no_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("query", ["lang=fa&path=x", "lang=fa&query=y", "lang=fa&lang=ar&name=z"])
-def test_whatever_stands_in_the_address_the_language_is_chosen(tmp_path: Path, query: str) -> None:
+def test_whatever_is_in_the_address_the_language_is_chosen(tmp_path: Path, query: str) -> None:
     with client_of(tmp_path, admin_api_key=KEY) as client:
         assert client.get(f"{HOME}?{query}").status_code == 303
 
@@ -232,7 +232,7 @@ def test_an_order_needs_the_token_of_its_own_login(tmp_path: Path) -> None:
             assert client.post(f"{PATH}user", content=odd).status_code in (400, 403, 413)
 
 
-def test_without_a_key_this_machine_looks_and_orders_by_the_page_alone(tmp_path: Path) -> None:
+def test_without_a_key_this_machine_looks_and_acts_by_the_page_alone(tmp_path: Path) -> None:
     with client_of(tmp_path) as client:
         client.post(HOOK, content=webhook("start_realty_2"))
         page = client.get(HOME)
@@ -411,7 +411,7 @@ def test_a_link_and_its_card(tmp_path: Path) -> None:
             assert client.get(f"{PATH}card/{name}").status_code == 404
 
 
-def test_what_stands_there_when_the_store_cannot_answer(
+def test_what_is_shown_when_the_store_cannot_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gateway.errors import StoreUnavailable
@@ -491,31 +491,31 @@ def test_values_are_escaped_in_every_sentence() -> None:
 
 def test_an_hour_of_minutes() -> None:
     metrics = Metrics()
-    hour = Traffic(metrics)
-    assert len(hour.minutes()) == 60
+    traffic = Traffic(metrics)
+    assert len(traffic.minutes()) == 60
     for outcome in ("locked", "moved", "routed", "duplicate", "ignored", "unknown_user"):
         metrics.webhook(outcome, 0.1)
     metrics.recovered("routed")
     metrics.recovered("duplicate")
     metrics.attempted("delivered", 0.1)
-    assert hour.minutes()[-1] == (5, 1)
-    hour.turn()
-    assert hour.minutes()[-2:] == [(5, 1), (0, 0)]
+    assert traffic.minutes()[-1] == (5, 1)
+    traffic.turn()
+    assert traffic.minutes()[-2:] == [(5, 1), (0, 0)]
     metrics.webhook("routed", 0.1)
     for _ in range(59):
-        hour.turn()
-    assert hour.minutes()[0] == (1, 0)
-    hour.turn()
-    assert sum(minute.came for minute in hour.minutes()) == 0
+        traffic.turn()
+    assert traffic.minutes()[0] == (1, 0)
+    traffic.turn()
+    assert sum(minute.came for minute in traffic.minutes()) == 0
 
 
 async def test_each_minute_of_the_hour_ends() -> None:
     metrics = Metrics()
-    hour = Traffic(metrics, clock=lambda: 59.99)  # each is almost over
+    traffic = Traffic(metrics, clock=lambda: 59.99)  # each is almost over
     metrics.webhook("routed", 0.1)
-    hour.start()
-    await wait_until(lambda: hour.minutes()[-3].came == 1)
-    hour.stop()
+    traffic.start()
+    await wait_until(lambda: traffic.minutes()[-3].came == 1)
+    traffic.stop()
 
 
 def test_on_redis_the_page_shows_the_same(tmp_path: Path, redis_socket: str) -> None:

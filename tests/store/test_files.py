@@ -352,7 +352,7 @@ async def test_seen_keys_last_48_hours_and_are_then_emptied_little_by_little(
     connection.close()
 
 
-async def test_many_old_keys_go_faster_than_the_watch_looks(
+async def test_many_old_keys_go_faster_than_the_maintenance_looks(
     open_files: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dedup, "CHUNK", 10)

@@ -150,7 +150,7 @@ def test_deep_nesting_costs_nothing() -> None:
 
 @pytest.mark.parametrize("odd", [{}, {"a": 1}, [], ["chat"], 7, True, None])
 @pytest.mark.parametrize("field", ["type", "message", "Message", "messageStubType"])
-def test_whatever_stands_in_the_raw_data_it_is_read_or_not(field: str, odd: object) -> None:
+def test_whatever_is_in_the_raw_data_it_is_read_or_not(field: str, odd: object) -> None:
     bodies: list[object] = [None, "hello", 7, {}]
     for body in bodies:
         payload = {"body": body, "_data": {field: odd}}

@@ -408,7 +408,7 @@ json_values = st.recursive(
 
 
 @given(number=st.sampled_from(sorted(EXAMPLES)), path=st.data(), value=json_values)
-def test_whatever_stands_in_a_field_the_body_is_read_or_refused(
+def test_whatever_is_in_a_field_the_body_is_read_or_refused(
     number: int, path: st.DataObject, value: object
 ) -> None:
     body = json.loads(example(number))

@@ -28,7 +28,7 @@ def metrics() -> Metrics:
 
 @dataclass
 class Reported:
-    """Notes what the watch says."""
+    """Notes what the health_check says."""
 
     said: list[str] = field(default_factory=list)
 
@@ -51,7 +51,7 @@ def reported() -> Reported:
 
 
 @pytest.fixture
-def watch(client: Waha, metrics: Metrics, reported: Reported) -> Iterator[HealthCheck]:
+def health_check(client: Waha, metrics: Metrics, reported: Reported) -> Iterator[HealthCheck]:
     made = HealthCheck(client, Sessions(metrics), metrics, reported, home_session="default")
     yield made
     made.stop()
@@ -62,34 +62,34 @@ def up(metrics: Metrics, session: str = "default") -> float | None:
 
 
 async def test_a_session_that_waits_for_its_qr_code_is_known_without_an_event(
-    watch: HealthCheck, waha: StandIn, metrics: Metrics
+    health_check: HealthCheck, waha: StandIn, metrics: Metrics
 ) -> None:
     waha.statuses["default"] = "SCAN_QR_CODE"
-    await watch.check()
+    await health_check.check()
     assert metrics.value("gateway_waha_up") == 1
     assert up(metrics) == 0
     waha.statuses["default"] = "WORKING"
-    await watch.check()
+    await health_check.check()
     assert up(metrics) == 1
 
 
 async def test_a_waha_that_has_died_is_noticed(
-    watch: HealthCheck, waha: StandIn, metrics: Metrics, caplog: pytest.LogCaptureFixture
+    health_check: HealthCheck, waha: StandIn, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     waha.configs["default"] = HOOKED
-    await watch.check()
-    assert (watch.silent_since, watch.ever) == (None, True)
-    there, watch._waha = watch._waha, Waha("http://127.0.0.1:9/api", "")
-    await watch.check()
-    await watch.check()
-    assert watch.silent_since is not None
-    assert abs(watch.silent_since - time.time()) < 60
+    await health_check.check()
+    assert (health_check.silent_since, health_check.ever) == (None, True)
+    there, health_check._waha = health_check._waha, Waha("http://127.0.0.1:9/api", "")
+    await health_check.check()
+    await health_check.check()
+    assert health_check.silent_since is not None
+    assert abs(health_check.silent_since - time.time()) < 60
     assert metrics.value("gateway_waha_up") == 0
-    await watch._waha.close()
-    watch._waha = there
-    await watch.check()
-    assert watch.silent_since is None
+    await health_check._waha.close()
+    health_check._waha = there
+    await health_check.check()
+    assert health_check.silent_since is None
     reported = [
         one.message.partition(":")[0]
         for one in caplog.records
@@ -106,7 +106,7 @@ async def test_one_session_that_fails_hides_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sessions = Sessions(metrics)
-    watch = HealthCheck(client, sessions, metrics, reported, home_session="default")
+    health_check = HealthCheck(client, sessions, metrics, reported, home_session="default")
     waha.configs = dict.fromkeys(("default", "a", "b", "c"), HOOKED)
     for name in "abc":
         sessions.asked(name, "WORKING", frozenset(), 1.0)
@@ -121,22 +121,22 @@ async def test_one_session_that_fails_hides_no_other(
         return await session_info(name)
 
     monkeypatch.setattr(client, "session_info", fails)
-    await watch.check()
-    assert (watch.silent_since, up(metrics, "c"), reported.said) == (None, 0, [])
+    await health_check.check()
+    assert (health_check.silent_since, up(metrics, "c"), reported.said) == (None, 0, [])
     monkeypatch.setattr(client, "session_info", session_info)
     waha.delay = 0.0
     silent = Waha("http://127.0.0.1:9/api", "")
-    watch._waha = silent
-    await watch.check()
-    await watch.check()
-    watch._waha = client
-    await watch.check()
+    health_check._waha = silent
+    await health_check.check()
+    await health_check.check()
+    health_check._waha = client
+    await health_check.check()
     await silent.close()
     assert reported.said == ["lost", "back"]
 
 
 async def test_it_looks_again_and_again_whatever_waha_answers(
-    watch: HealthCheck,
+    health_check: HealthCheck,
     waha: StandIn,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -144,7 +144,7 @@ async def test_it_looks_again_and_again_whatever_waha_answers(
     monkeypatch.setattr("gateway.waha.health_check._EVERY_SECONDS", 0.01)
     waha.configs["default"] = HOOKED
     looked = 0
-    look = watch.check
+    look = health_check.check
 
     async def fails() -> None:
         nonlocal looked
@@ -153,39 +153,39 @@ async def test_it_looks_again_and_again_whatever_waha_answers(
             raise RuntimeError("unforeseen")
         await look()
 
-    monkeypatch.setattr(watch, "check", fails)
-    watch.start()
+    monkeypatch.setattr(health_check, "check", fails)
+    health_check.start()
     await wait_until(lambda: looked >= 4)
     assert "the health check failed" in caplog.text
 
 
 async def test_a_wrong_key_is_an_answer_and_reported(
-    watch: HealthCheck, waha: StandIn, metrics: Metrics
+    health_check: HealthCheck, waha: StandIn, metrics: Metrics
 ) -> None:
     waha.odd_answer = lambda: web.Response(status=401)
-    await watch.check()
+    await health_check.check()
     assert metrics.value("gateway_waha_up") == 1
-    assert "401" in str(watch.refused)
+    assert "401" in str(health_check.refused)
     waha.odd_answer = None
-    await watch.check()
-    assert watch.refused is None
+    await health_check.check()
+    assert health_check.refused is None
 
 
 async def test_a_home_session_that_is_not_there_does_not_work(
-    watch: HealthCheck, waha: StandIn, metrics: Metrics
+    health_check: HealthCheck, waha: StandIn, metrics: Metrics
 ) -> None:
-    await watch.check()
+    await health_check.check()
     assert up(metrics) == 1
     del waha.configs["default"]
-    await watch.check()
+    await health_check.check()
     assert up(metrics) == 0
 
 
 async def test_a_status_that_is_none_is_not_believed(
-    watch: HealthCheck, waha: StandIn, metrics: Metrics
+    health_check: HealthCheck, waha: StandIn, metrics: Metrics
 ) -> None:
     waha.statuses["default"] = "WOR\ud83dKING"
-    await watch.check()
+    await health_check.check()
     assert up(metrics) is None
 
 
@@ -193,33 +193,33 @@ async def test_a_session_that_waha_has_no_more_is_forgotten(
     client: Waha, waha: StandIn, metrics: Metrics, reported: Reported
 ) -> None:
     sessions = Sessions(metrics)
-    watch = HealthCheck(client, sessions, metrics, reported, home_session="default")
+    health_check = HealthCheck(client, sessions, metrics, reported, home_session="default")
     sessions.asked("sales", "WORKING", frozenset(), 1.0)
     assert up(metrics, "sales") == 1
     del waha.configs["sales"]
-    await watch.check()
+    await health_check.check()
     assert up(metrics, "sales") is None
     assert "sales" not in sessions.all()
 
 
 @pytest.mark.parametrize("status", [502, 503, 504, 520, 530])
 async def test_a_proxy_that_answers_for_a_waha_that_is_away_is_no_waha(
-    watch: HealthCheck, waha: StandIn, metrics: Metrics, reported: Reported, status: int
+    health_check: HealthCheck, waha: StandIn, metrics: Metrics, reported: Reported, status: int
 ) -> None:
     waha.odd_answer = lambda: web.Response(status=status, text="<html>Bad Gateway</html>")
-    await watch.check()
+    await health_check.check()
     assert metrics.value("gateway_waha_up") == 0
-    assert watch.silent_since is not None
+    assert health_check.silent_since is not None
     waha.odd_answer = None
     waha.configs["default"] = HOOKED
-    await watch.check()
+    await health_check.check()
     assert (metrics.value("gateway_waha_up"), reported.said) == (1, ["lost", "back"])
 
 
-async def test_an_error_of_wahas_own_is_an_answer(watch: HealthCheck, waha: StandIn) -> None:
+async def test_an_error_of_wahas_own_is_an_answer(health_check: HealthCheck, waha: StandIn) -> None:
     waha.odd_answer = lambda: web.json_response({"statusCode": 500}, status=500)
-    await watch.check()
-    assert watch.silent_since is None
+    await health_check.check()
+    assert health_check.silent_since is None
 
 
 # a session that does not send to us
@@ -231,7 +231,7 @@ class Sends:
     def __init__(self, client: Waha, metrics: Metrics, reported: Reported, **keys: Any) -> None:
         self.now = 1_000_000.0
         self.sessions = Sessions(metrics)
-        self.watch = HealthCheck(
+        self.health_check = HealthCheck(
             client,
             self.sessions,
             metrics,
@@ -245,8 +245,8 @@ class Sends:
         self.sessions.hear(parse(webhook("hello"), now=self.now))
 
     async def check(self) -> str | None:
-        await self.watch.check()
-        return self.watch.unhooked().get("default")
+        await self.health_check.check()
+        return self.health_check.unhooked().get("default")
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ async def test_a_webhook_that_vanishes_is_noticed_and_what_came_is_fetched(
     sends.event()
     assert await sends.check() is None
     assert metrics.value("gateway_waha_session_webhook", session="default") == 1
-    assert sends.watch.was_hooked("default")
+    assert sends.health_check.was_hooked("default")
     waha.configs["default"] = None
     sends.now += 60
     assert await sends.check() == "its config has no webhook to us"
@@ -312,7 +312,7 @@ async def test_what_was_heard_before_our_start_counts(
 ) -> None:
     waha.started_at = time.time() - 1000
     assert await sends.check() is not None
-    assert not sends.watch.was_hooked("default"), "its first event may still come"
+    assert not sends.health_check.was_hooked("default"), "its first event may still come"
     assert metrics.value("gateway_waha_session_webhook", session="default") is None
     sends.sessions.heard_before("default", sends.now - 100)
     assert await sends.check() is None

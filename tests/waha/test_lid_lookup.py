@@ -38,7 +38,7 @@ async def answered(lid_lookup: LidLookup, lid: str = LID) -> None:
     await wait_until(lambda: not lid_lookup.is_being_asked(user(lid)))
 
 
-async def test_a_hit_is_learnt_and_not_asked_for_again(
+async def test_a_hit_is_stored_and_not_asked_for_again(
     lid_lookup: LidLookup, store: Store, waha: StandIn
 ) -> None:
     waha.phones[NUMBER] = ALI
@@ -123,7 +123,7 @@ async def test_the_gateways_own_number_is_nobodys_phone(
     assert await known_as(store, own) == own
 
 
-async def test_the_session_is_in_the_question_and_in_what_is_learnt(
+async def test_the_session_is_in_the_question_and_in_what_is_stored(
     lid_lookup: LidLookup, store: Store, waha: StandIn
 ) -> None:
     waha.phones[NUMBER] = ALI

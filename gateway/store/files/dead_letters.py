@@ -63,7 +63,7 @@ def newest(tx: sqlite3.Connection) -> int:
 def take_back(
     tx: sqlite3.Connection, which: Selection, *, up_to: int, now: float
 ) -> list[tuple[TenantId, UserId]]:
-    """Make deliveries of the oldest of them again, at most CHUNK; the line of each.
+    """Make deliveries of the oldest of them again, at most CHUNK; the queue of each.
 
     None of them has a due time yet.
     """
@@ -95,9 +95,11 @@ def delete(tx: sqlite3.Connection, which: Selection, *, up_to: int) -> int:
 
 
 def _where(which: Selection) -> tuple[str, tuple[Any, ...]]:
-    parts = [
+    conditions = [
         (f"{name} = ?", value)
         for name, value in (("id", which.id), ("tenant", which.tenant), ("user", which.user))
         if value is not None
     ]
-    return " AND ".join(["1", *(part for part, _ in parts)]), tuple(value for _, value in parts)
+    return " AND ".join(["1", *(part for part, _ in conditions)]), tuple(
+        value for _, value in conditions
+    )

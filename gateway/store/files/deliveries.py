@@ -1,7 +1,7 @@
-"""Lines: the rows of the table delivery. Each function is part of a transaction.
+"""User queues: the rows of the table delivery. Each function is part of a transaction.
 
-Of each line (user, tenant) exactly one row has a due time: the head, the first by event time, then
-arrival. The others wait for it. Whoever changes a line says here which its head is.
+Of each queue (user, tenant) exactly one row has a due time: the head, the first by event time, then
+arrival. The others wait for it. A function that changes a queue says which its head is.
 """
 
 import math
@@ -39,7 +39,7 @@ def oldest(tx: Tx) -> float | None:
 def add(
     tx: Tx, content: DeliveryContent, tenant: TenantId, user: UserId, alias: UserId | None
 ) -> Head | None:
-    """Add a delivery to its line; the head, if that is what it became."""
+    """Add a delivery to its queue; the head, if that is what it became."""
     first = tx.execute(f"SELECT id, event_time, due {_FIRST}", (user, tenant)).fetchone()
     due: float | None = content.arrived
     if first is not None:
@@ -74,14 +74,14 @@ def add(
 
 
 def delete(tx: Tx, id_: int) -> tuple[TenantId, UserId] | None:
-    """Its line, which needs a head now; None if there is no such delivery."""
+    """Its queue, which needs a head now; None if there is no such delivery."""
     query = "DELETE FROM delivery WHERE id = ? RETURNING tenant, user"
     row: tuple[TenantId, UserId] | None = tx.execute(query, (id_,)).fetchone()
     return row
 
 
 def put_back(tx: Tx, id_: int, sent_at: float | None) -> tuple[TenantId, UserId] | None:
-    """Its line. sent_at: see model.Requeue."""
+    """Its queue. sent_at: see model.Requeue."""
     if sent_at is not None:
         tx.execute("UPDATE delivery SET tried_at = ? WHERE id = ?", (sent_at, id_))
     query = "SELECT tenant, user FROM delivery WHERE id = ?"
@@ -90,7 +90,7 @@ def put_back(tx: Tx, id_: int, sent_at: float | None) -> tuple[TenantId, UserId]
 
 
 def failed(tx: Tx, id_: int, outcome: Retry) -> tuple[TenantId, UserId] | None:
-    """Count a failed attempt; its line, which needs a head now."""
+    """Count a failed attempt; its queue, which needs a head now."""
     row: tuple[TenantId, UserId] | None = tx.execute(
         "UPDATE delivery SET due = NULL, attempts = attempts + 1,"
         " poison_attempts = poison_attempts + ?, tried_at = ?, age = ?, last_error = ?"
@@ -101,7 +101,7 @@ def failed(tx: Tx, id_: int, outcome: Retry) -> tuple[TenantId, UserId] | None:
 
 
 def promote(tx: Tx, tenant: TenantId, user: UserId, due: float | None) -> Head | None:
-    """Make the first delivery of the line its head, due then. No other may have a due time.
+    """Make the first delivery of the queue its head, due then. No other may have a due time.
 
     due None: it is the head already, and keeps its time.
     """
@@ -110,22 +110,22 @@ def promote(tx: Tx, tenant: TenantId, user: UserId, due: float | None) -> Head |
         return None
     if due is None:
         due = row[0]
-        assert due is not None, "a line has a head"
+        assert due is not None, "a queue has a head"
     elif row[0] != due:
         tx.execute("UPDATE delivery SET due = ? WHERE id = ?", (due, row[1]))
     return Head(row[1], tenant, user, due, _delivery(row[1:]))
 
 
 def find_head(tx: Tx, tenant: TenantId, user: UserId, now: float) -> Head | None:
-    """After deliveries came or went anywhere in the line: it keeps its due time, if it had one.
+    """After deliveries came or went anywhere in the queue: it keeps its due time, if it had one.
 
-    Looks at the whole line, unlike promote().
+    Looks at the whole queue, unlike promote().
     """
-    line = (user, tenant)
+    queue = (user, tenant)
     query = "SELECT min(due) FROM delivery WHERE user = ? AND tenant = ?"
-    due: float | None = tx.execute(query, line).fetchone()[0]
+    due: float | None = tx.execute(query, queue).fetchone()[0]
     tx.execute(
-        "UPDATE delivery SET due = NULL WHERE user = ? AND tenant = ? AND due NOT NULL", line
+        "UPDATE delivery SET due = NULL WHERE user = ? AND tenant = ? AND due NOT NULL", queue
     )
     return promote(tx, tenant, user, now if due is None else due)
 
@@ -155,7 +155,7 @@ def some_due(tx: Tx, tenant: TenantId, now: float, *, without_poison: bool) -> i
 
 
 def load(tx: Tx, heads: Iterable[Head]) -> None:
-    """Give each head its delivery; None if it is gone, or no longer the first of its line."""
+    """Give each head its delivery; None if it is gone, or no longer the first of its queue."""
     for head in heads:
         row = tx.execute(f"SELECT {_COLUMNS} {_FIRST}", (head.user, head.tenant)).fetchone()
         head.delivery = _delivery(row) if row and row[0] == head.id else None
@@ -167,7 +167,7 @@ def of_user(tx: Tx, user: UserId) -> list[tuple[int, TenantId]]:
 
 
 def rename(tx: Tx, old: UserId, new: UserId, alias: UserId | None, now: float) -> set[TenantId]:
-    """Lines of old are lines of new; the tenants they go to."""
+    """Queues of old are queues of new; the tenants they go to."""
     tenants = {tenant for _, tenant in of_user(tx, old)}
     tx.execute("UPDATE delivery SET user = ?, alias = ? WHERE user = ?", (new, alias, old))
     for tenant in tenants:
@@ -183,12 +183,12 @@ def move(tx: Tx, old: TenantId, new: TenantId, in_flight: Iterable[int], now: fl
         (new, old, orjson.dumps(list(in_flight)).decode()),
     ).rowcount
     for tenant in (old, new):
-        # Of each line the first is due, no sooner than the one was that was due before.
+        # Of each queue the first is due, no sooner than the one was that was due before.
         tx.execute(
             "UPDATE delivery SET due = CASE WHEN place = 1 THEN coalesce(latest, ?) END FROM ("
-            "SELECT id AS one, row_number() OVER line AS place, max(due) OVER (PARTITION BY user)"
+            "SELECT id AS one, row_number() OVER queue AS place, max(due) OVER (PARTITION BY user)"
             " AS latest FROM delivery WHERE tenant = ?"
-            " WINDOW line AS (PARTITION BY user ORDER BY event_time, id)"
+            " WINDOW queue AS (PARTITION BY user ORDER BY event_time, id)"
             ") WHERE id = one AND due IS NOT CASE WHEN place = 1 THEN coalesce(latest, ?) END",
             (now, tenant, now),
         )

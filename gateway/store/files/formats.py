@@ -46,6 +46,8 @@ UPDATE history SET
         ELSE 'link' END;
 CREATE INDEX history_other ON history (other) WHERE other IS NOT NULL;
 ALTER TABLE delivery RENAME COLUMN own_faults TO poison_attempts;
+DROP INDEX delivery_line;
+CREATE INDEX delivery_queue ON delivery (user, tenant, event_time, id);
 ALTER TABLE alias RENAME COLUMN sighted TO linked_at;
 ALTER TABLE seen_0 RENAME TO dedup_0;
 ALTER TABLE seen_1 RENAME TO dedup_1;

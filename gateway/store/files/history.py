@@ -1,5 +1,5 @@
-"""The history: evidence of every lock, in the table of that name. Lines are only added; an erasure
-takes the names off them, and times out of the future are set right."""
+"""The history: evidence of every lock, in the table of that name. Entries are only added; an
+erasure takes the names off them, and times out of the future are set right."""
 
 import json
 import sqlite3
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from gateway.domain.lock_events import Kind, LockEvent, Why, kind_of
 from gateway.domain.model import HistoryEntry, Moment, TenantId, UserId
 
-_LOOKED_AT = 1000  # lines at once
+_LOOKED_AT = 1000  # entries at once
 TOLERANCE_SECONDS = 2.0  # that a time may lie in the future: by WhatsApp's clock, not ours
 
 
@@ -43,15 +43,15 @@ def changes(tx: sqlite3.Connection) -> Iterable[tuple[UserId, TenantId | None]]:
 
 def redate(tx: sqlite3.Connection, now: float, ahead: float = 0.0) -> int:
     """What was decided by a clock that was ahead no longer lies in the future, now that it is right
-    again; how many lines. Else every later link would be older, for as long as it was ahead.
+    again; how many entries. Else every later link would be older, for as long as it was ahead.
 
     ahead: by how many seconds, if that is known: then each decision gets its own time back. Nothing
-    is done by a clock that is behind what WhatsApp has said: that one is wrong, and not the lines.
+    is done by a clock that is behind what WhatsApp has said: that one is wrong, not the entries.
     """
     latest, redated, before = now + TOLERANCE_SECONDS, 0, 2**63 - 1
     if newest_sent(tx) > latest:
         return 0
-    while True:  # such lines are the newest, or nearly so: to look at all would take seconds
+    while True:  # such entries are the newest, or nearly so: to look at all would take seconds
         rows = tx.execute(
             "SELECT id, max(at, coalesce(changed_second, 0)) FROM history WHERE id < ?"
             " ORDER BY id DESC LIMIT ?",

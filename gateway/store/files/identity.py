@@ -60,7 +60,7 @@ class Identity:
             return True
 
     def can_be_put_back(self) -> bool:
-        """Whether a copy may stand in the database's place: none of the files is another's."""
+        """Whether a copy may take the database's place: none of the files is another's."""
         if self._database.is_symlink() or not self.folder_is_ours():
             return False
         files = (self._database, *self._beside)

@@ -159,7 +159,7 @@ class Journal:
 
         work must be quick, and may run twice: after a batch failed, each of it is committed alone.
         publish is called with the result after the commit, in the order of the runs: it is where
-        memory may learn what the disk knows.
+        memory may follow the disk.
         """
         result: T = await self._enqueue(_Entry(work, publish, _future()))
         return result

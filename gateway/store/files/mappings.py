@@ -51,15 +51,15 @@ def read(path: Path) -> dict[UserId, TenantId] | None:
     except orjson.JSONDecodeError as exc:
         raise StartRefused(f"{path}: not JSON, or cut off ({exc}): {_CURE}") from exc
     check(path, locks)
-    # No user holds a quote, and no tenant is text: two quotes stand in the file for each key.
+    # No user holds a quote, and no tenant is text: the file has two quotes for each key.
     if data.count(b'"') != 2 * len(locks) or b"\\" in data:
-        raise StartRefused(f"{path}: a user stands in it twice, or with \\: keep one plain line")
+        raise StartRefused(f"{path}: a user is in it twice, or with \\: keep one plain line")
     checked: dict[UserId, TenantId] = locks
     return checked
 
 
 def check(path: Path, locks: object) -> None:
-    """Raise StartRefused if locks are not what may stand in path."""
+    """Raise StartRefused if locks are not what may be in path."""
     if not isinstance(locks, dict):
         raise StartRefused(f'{path}: must hold an object such as {{"971501234567": 2}}: {_CURE}')
     if _all_valid(locks):  # the usual case, of perhaps a million
@@ -223,7 +223,7 @@ class Mappings:
 
     def _replace(self, data: bytes) -> None:
         if self._is_anothers():
-            raise OSError("another file stands in its place")
+            raise OSError("another file is in its place")
         try:
             self._write_file(self.path, data)
             self._has_file = True
@@ -313,19 +313,19 @@ class Mappings:
         which others have their turn. What they change meanwhile is kept beside."""
         if len(self._locks) <= _AT_ONCE:
             return encode(self._locks)
-        parts: list[bytes] = []
+        pieces: list[bytes] = []
         self._newer = {}
         try:
             locks = iter(self._locks.items())
             while some := dict(itertools.islice(locks, _SLICE)):
-                parts += (b"," if parts else b"{", orjson.dumps(some)[1:-1])
+                pieces += (b"," if pieces else b"{", orjson.dumps(some)[1:-1])
                 await asyncio.sleep(0)
         finally:
             # First there, then no longer here: users_of() in a thread misses none.
             for user, tenant in self._newer.items():
                 self._put(user, tenant)
             self._newer = None
-        return b"".join([*parts, b"}\n"])
+        return b"".join([*pieces, b"}\n"])
 
     async def _pause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

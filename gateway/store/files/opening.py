@@ -236,7 +236,7 @@ def _make_private(folder: Path) -> None:
 
 def _refuse_mounted_files(folder: Path) -> None:
     """A file that is a mount of its own cannot be replaced by another one, which is how the
-    mappings are written; and what stands beside router.db would not be on its disk."""
+    mappings are written; and what is beside router.db would not be on its disk."""
     try:
         mounts = Path("/proc/self/mounts").read_text("utf-8", "replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Fair shares: whose delivery is next, among the heads of lines that are due.
+"""Fair shares: whose delivery is next, among the heads of user queues that are due.
 
 Only a window of heads is kept here for each tenant; the rest stay in the database, and `stale()`
 says of which tenant more must be fetched. So a million waiting messages cost no memory, and a
@@ -15,12 +15,12 @@ from gateway.domain.model import ALL_TENANTS, Delivery, TenantFilter, TenantId, 
 WINDOW = 64  # heads kept per tenant
 _CACHE_BYTES = 32 * 1024 * 1024  # of bodies that wait in the windows; above it they are read back
 
-Line = tuple[TenantId, UserId]
+Queue = tuple[TenantId, UserId]
 
 
 @dataclass(slots=True)
 class Head:
-    """The first delivery of a line. delivery is None when it must be read before it is sent."""
+    """The first delivery of a user queue. delivery is None if it must be read before it is sent."""
 
     id: int
     tenant: TenantId
@@ -50,7 +50,7 @@ class FairScheduler:
         self._cap = max_in_flight_per_tenant
         self._tenants: dict[TenantId, _Tenant] = {}
         self._in_flight: dict[int, Head] = {}
-        self._busy: dict[Line, int] = {}
+        self._busy: dict[Queue, int] = {}
         # (in flight, turn last served, due time of the oldest head, tenant, place)
         self._heap: list[tuple[int, int, float, TenantId, int]] = []
         self._hungry: set[TenantId] = set()  # empty window, and more in the database
@@ -81,7 +81,7 @@ class FairScheduler:
         self.waiting += count
 
     def offer(self, head: Head, now: float) -> None:
-        """head is the first of its line now, in place of any other."""
+        """head is the first of its user queue now, in place of any other."""
         tenant = self._of(head.tenant)
         self._drop(tenant, head.user)
         if head.due > now:
@@ -108,7 +108,7 @@ class FairScheduler:
         self.forget(list(self._tenants))
 
     def rename(self, old: UserId, new: UserId) -> None:
-        """Lines of old are lines of new from now on, those in flight too."""
+        """Queues of old are queues of new from now on, those in flight too."""
         for head in self._in_flight.values():
             if head.user == old:
                 self._unbusy((head.tenant, old))
@@ -184,7 +184,7 @@ class FairScheduler:
         return []
 
     def release(self, delivery_id: int) -> None:
-        """A picked head is no longer in flight. What follows in its line must be offered."""
+        """A picked head is no longer in flight. What follows in its queue must be offered."""
         if head := self._in_flight.pop(delivery_id, None):
             self._unbusy((head.tenant, head.user))
             tenant = self._of(head.tenant)
@@ -207,7 +207,7 @@ class FairScheduler:
         while tenant.ready and taken is None:
             head = tenant.ready[next(iter(tenant.ready))]
             self._drop(tenant, head.user)
-            # A line that is in flight offers its next head when that is settled.
+            # A queue that is in flight offers its next head when that is settled.
             if (tenant.id, head.user) not in self._busy:
                 taken = head
         if taken:
@@ -223,12 +223,12 @@ class FairScheduler:
         if head and head.delivery:
             self._cached -= len(head.delivery.body)
 
-    def _unbusy(self, line: Line) -> None:
-        left = self._busy[line] - 1
+    def _unbusy(self, queue: Queue) -> None:
+        left = self._busy[queue] - 1
         if left:
-            self._busy[line] = left
+            self._busy[queue] = left
         else:
-            del self._busy[line]
+            del self._busy[queue]
 
     def _later(self, tenant: _Tenant, due: float) -> None:
         if due < tenant.next_due:

@@ -22,7 +22,7 @@ CREATE TABLE delivery (
     last_error TEXT,
     body BLOB NOT NULL                     -- last: long ones do not slow down the columns before
 );
-CREATE INDEX delivery_line ON delivery (user, tenant, event_time, id);
+CREATE INDEX delivery_queue ON delivery (user, tenant, event_time, id);
 CREATE INDEX delivery_head ON delivery (tenant, due, id) WHERE due IS NOT NULL;
 
 -- Messages of users without a lock, kept a while for a link that is still on its way.

@@ -517,10 +517,10 @@ class FileStore(PersonOperations):
             except BaseException:
                 for head in heads:
                     self._scheduler.release(head.id)
-                # Others may have become the heads of their lines meanwhile.
+                # Others may have become the heads of their queues meanwhile.
                 self._scheduler.forget({head.tenant for head in heads})
                 raise
-        # Meanwhile an operator took it away, or an older message of its line was accepted.
+        # Meanwhile an operator took it away, or an older message of its queue was accepted.
         overtaken = [head for head in heads if head.delivery is None]
         for head in overtaken:
             self._scheduler.release(head.id)
@@ -544,11 +544,11 @@ class FileStore(PersonOperations):
         due: float | None = self._clock()
         match outcome:
             case Delivered():
-                line = deliveries.delete(tx, delivery.id)
+                queue = deliveries.delete(tx, delivery.id)
             case Requeue():
-                line, due = deliveries.put_back(tx, delivery.id, outcome.sent_at), None
+                queue, due = deliveries.put_back(tx, delivery.id, outcome.sent_at), None
             case Retry():
-                line = deliveries.failed(tx, delivery.id, outcome)
+                queue = deliveries.failed(tx, delivery.id, outcome)
                 due = outcome.tried_at + outcome.wait
             case DeadLettered():
                 dead_letters.add(
@@ -560,15 +560,15 @@ class FileStore(PersonOperations):
                     status=outcome.status,
                     answer=outcome.answer,
                 )
-                line = deliveries.delete(tx, delivery.id)
-        if line is None:  # an operator took it away meanwhile: that wins
+                queue = deliveries.delete(tx, delivery.id)
+        if queue is None:  # an operator took it away meanwhile: that wins
             effects.stale += (delivery.tenant,)  # what came since had to wait for its end
             return effects
         if isinstance(outcome, Delivered | DeadLettered):
-            effects.counts += ((line[0], -1),)
+            effects.counts += ((queue[0], -1),)
         if isinstance(outcome, Delivered):
-            effects.delivered = line[0]
-        effects.offer(deliveries.promote(tx, *line, due))
+            effects.delivered = queue[0]
+        effects.offer(deliveries.promote(tx, *queue, due))
         return effects
 
     async def make_due(
@@ -628,8 +628,8 @@ class FileStore(PersonOperations):
         which = self._by_known_id(tx, which)
         replayed = dead_letters.take_back(tx, which, up_to=up_to, now=now)
         effects.counts = tuple((tenant, 1) for tenant, _ in replayed)
-        for line in dict.fromkeys(replayed):
-            effects.offer(deliveries.find_head(tx, *line, now))
+        for queue in dict.fromkeys(replayed):
+            effects.offer(deliveries.find_head(tx, *queue, now))
         return effects
 
     async def delete_dead_letters(self, which: Selection) -> int:
@@ -757,7 +757,7 @@ class FileStore(PersonOperations):
             except StoreUnavailable:
                 pass  # the journal has said so, and tests itself
             except Exception:
-                log.exception("the watch failed unexpectedly", extra={"event": "store.error"})
+                log.exception("the maintenance failed unexpectedly", extra={"event": "store.error"})
 
     async def _heal_clock_step(self, now: float, ahead: float) -> None:
         """It has gone back by so many seconds."""

@@ -68,11 +68,11 @@ class RedisContents:
         return contents
 
     def __init__(self, scripts: Scripts, url: str, *, as_source: bool) -> None:
-        parts = urlsplit(url)  # login and query may hold passwords
-        self.place = f"{parts.scheme}:"
-        if parts.netloc:
-            self.place += f"//{parts.netloc.rpartition('@')[2]}"
-        self.place += parts.path
+        address = urlsplit(url)  # login and query may hold passwords
+        self.place = f"{address.scheme}:"
+        if address.netloc:
+            self.place += f"//{address.netloc.rpartition('@')[2]}"
+        self.place += address.path
         self._scripts = scripts
         self._client: Any = scripts.client  # its answers are bytes, which the types do not say
         self._as_source = as_source

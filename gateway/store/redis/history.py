@@ -27,7 +27,7 @@ class Entry:
 
 
 def rest_of(event: LockEvent) -> str:
-    """Return what stands behind the id and its comma."""
+    """Return what comes behind the id and its comma."""
     second, fraction = packed_moment(event.changed) if event.changed else ("", "")
     rest = [
         repr(event.at),

@@ -33,7 +33,7 @@ _GROWING = frozenset({"test_write", "transact"})
 _SECONDS = 10.0  # for a connection or an answer
 _FILES = ("base", "queues", "dead_letters", "transact", "call")
 
-HOME = "~"  # the hash tag of WAHA_SESSION, whose users stand without a prefix; no session has it
+HOME = "~"  # the hash tag of WAHA_SESSION, whose users have no prefix; no session has it
 MARK = "gw:moved"  # there while this Redis is filled by a migration, and until a router uses it
 LOOKING, UNFINISHED, ARRIVED = b"looking", b"unfinished", b"arrived"
 
@@ -45,7 +45,7 @@ FORMAT = 2  # see formats.py
 # Said by a Redis that is empty, or holds another store, while a router works on this one.
 _ANOTHER_STORE = (
     "STOREID it does not hold the store that this router opened: it came back empty, or another"
-    " stands in its place. Restore it from its append-only file or a back-up; to begin with what it"
+    " is in its place. Restore it from its append-only file or a back-up; to begin with what it"
     " holds now, restart the routers"
 )
 _NUMBER = """
@@ -351,10 +351,10 @@ class Scripts:
 
     async def _evaluate(self, session: str, some: list[_Operation]) -> list[Any]:
         key = f"gw:{{{session}}}"
-        parts = [part for one in some for part in (one.name, one.args, one.body)]
+        asked = [value for one in some for value in (one.name, one.args, one.body)]
         # Nothing is kept of a session that nobody knows yet, its store's id neither.
         known = "known" if session in self._in_store else ""
-        flat = [self._store_id, known, *parts]
+        flat = [self._store_id, known, *asked]
         if self._sha is None:
             self._sha = await self.call(self.client.script_load(self._text))
         began = time.perf_counter()
@@ -415,10 +415,10 @@ def _client(url: str) -> Client:
 
 
 def _behind_sentinels(url: str) -> Client:
-    parts = urlsplit(url)
-    login, _, hosts = parts.netloc.rpartition("@")
+    address = urlsplit(url)
+    login, _, hosts = address.netloc.rpartition("@")
     user, _, password = login.partition(":")
-    name, _, database = parts.path.strip("/").partition("/")
+    name, _, database = address.path.strip("/").partition("/")
     sentinels = []
     for host in hosts.split(","):
         one = urlsplit(f"//{host}")
@@ -426,7 +426,7 @@ def _behind_sentinels(url: str) -> Client:
     if not name or not all(address for address, _ in sentinels):
         raise ValueError("must be redis+sentinel://host:26379,host:26379/name-of-the-master")
     options: dict[str, Any] = {"socket_timeout": _SECONDS}
-    if given := parse_qs(parts.query).get("sentinel_password"):
+    if given := parse_qs(address.query).get("sentinel_password"):
         options["password"] = given[-1]
     master: redis.asyncio.Redis = Sentinel(sentinels, sentinel_kwargs=options).master_for(  # type: ignore[no-untyped-call]
         name,
@@ -506,6 +506,6 @@ def why_no_start(exc: BaseException) -> str:
 
 def _text() -> str:
     folder = Path(__file__).parent / "lua"
-    parts = [(folder / f"{name}.lua").read_text("utf-8") for name in _FILES]
-    parts.insert(1, f'local ANOTHER_STORE = "{_ANOTHER_STORE}"\n')
-    return "".join(parts)
+    texts = [(folder / f"{name}.lua").read_text("utf-8") for name in _FILES]
+    texts.insert(1, f'local ANOTHER_STORE = "{_ANOTHER_STORE}"\n')
+    return "".join(texts)

@@ -35,7 +35,7 @@ class Lease:
 
 
 class Sessions(PersonOperations):
-    """What the other parts of the store stand on."""
+    """What the rest of the store builds on."""
 
     def __init__(self, scripts: Scripts, limits: Limits, on_lock_event: OnLockEvent) -> None:
         super().__init__(limits, on_lock_event)

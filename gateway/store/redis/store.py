@@ -149,7 +149,7 @@ class RedisStore(Listings, Queues):
             except StoreUnavailable:
                 pass  # the call has said so, and the next look may be luckier
             except Exception:
-                log.exception("the watch failed unexpectedly", extra={"event": "store.error"})
+                log.exception("the maintenance failed unexpectedly", extra={"event": "store.error"})
 
     async def _test(self) -> None:
         """A quiet night must not leave /health red."""

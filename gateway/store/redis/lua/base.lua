@@ -15,7 +15,7 @@ local function text(number) return string.format('%.17g', number) end
 local function hget(key, field) return redis.call('HGET', P .. key, field) or nil end
 
 -- Facts that operations of one call share, counters above all: read once, cached in memory, and
--- written at its end. Whoever reads such a hash as a whole calls write_cached() before.
+-- written at its end. Code that reads such a hash as a whole calls write_cached() before.
 
 local cached, changed = {}, {} -- key -> field -> text, '' where there is none; what is to be written
 local undo = {} -- what to put back if the operation fails

@@ -8,7 +8,7 @@ local function index_dead_letter(id, tenant, user)
   count('dead', tenant, 1)
 end
 
-local function leave_index(id, tenant, user)
+local function unindex_dead_letter(id, tenant, user)
   zrem('dead_letters', id)
   zrem('dead_letters_of:' .. user, id)
   zrem('dead_letters_to:' .. tenant, id)
@@ -34,7 +34,7 @@ function give_up(id, tenant, user, attempts, why)
              'answer', why.answer or '')
   redis.call('HDEL', to, 'poison_attempts', 'tried_at', 'age')
   index_dead_letter(id, tenant, user)
-  leave_queue(id, tenant, user)
+  dequeue(id, tenant, user)
 end
 
 local function owners_of(id)
@@ -45,7 +45,7 @@ end
 function delete_dead_letter(id)
   local tenant, user = owners_of(id)
   if not user then return 0 end
-  leave_index(id, tenant, user)
+  unindex_dead_letter(id, tenant, user)
   return redis.call('DEL', P .. 'x:' .. id)
 end
 
@@ -60,7 +60,7 @@ end
 function replay(id)
   local tenant, user = owners_of(id)
   if not user then return 0 end
-  leave_index(id, tenant, user)
+  unindex_dead_letter(id, tenant, user)
   local new = new_id()
   local key = P .. 'd:' .. new
   redis.call('RENAME', P .. 'x:' .. id, key)

@@ -9,7 +9,7 @@
 -- Of each tenant with any: turn (something is due; score is in flight * 2^40 + last served), or next
 -- (score is when something will be).
 
-local enqueue, add_delivery, update_queue, new_id, leave_queue, drop_waiting, delete_waiting
+local enqueue, add_delivery, update_queue, new_id, dequeue, drop_waiting, delete_waiting
 local rename_queues, move_waiting
 -- dead_letters.lua
 local add_dead_letter, give_up, delete_dead_letter, rename_dead_letters, replay
@@ -106,7 +106,7 @@ function add_delivery(content, tenant, user, alias, body)
 end
 
 -- update_queue() is the caller's.
-function leave_queue(id, tenant, user)
+function dequeue(id, tenant, user)
   zrem('queue:' .. queue_of(tenant, user), id)
   zrem('ids', id)
   count_waiting(tenant, -1)
@@ -114,7 +114,7 @@ end
 
 local function delete(id, tenant, user)
   redis.call('DEL', P .. 'd:' .. id)
-  leave_queue(id, tenant, user)
+  dequeue(id, tenant, user)
 end
 
 local function waiting_of(user)
@@ -318,7 +318,7 @@ function turns(may, most)
   local found, fresh = {}, false
   local flat = redis.call('ZRANGE', P .. 'turn', 0, most, 'WITHSCORES')
   if most > 0 and #flat > 2 * most and tonumber(flat[#flat]) % TURN == 0 then
-    return turns(may, -1) -- some never served may stand behind
+    return turns(may, -1) -- some never served may come behind
   end
   for place = 1, #flat, 2 do
     local tenant, score = flat[place], tonumber(flat[place + 1])
@@ -341,9 +341,9 @@ function turns(may, most)
   return found
 end
 
-local function fair_shares(args, may)
+local function pick_fairly(args, may)
   local half = args.max_in_flight * math.max(1, redis.call('SCARD', P .. 'leases')) / 2
-  -- Whoever is served has its next turn behind all who were not, and behind those served before:
+  -- A tenant that is served has its next turn behind all who were not, and behind those served before:
   -- so both queues stay in order, and the next turn is at the head of one of them.
   local first, again = turns(may, args.others and args.limit + 100 + #args.named or -1), {}
   local at, again_at, found = 1, 1, {}
@@ -379,7 +379,7 @@ function ops.claim(args)
     found = {tenant and take(tenant, args) or nil}
     if found[1] then hset('probed', tenant, cget('numbers', 'turns')) end
   else
-    found = fair_shares(args, may)
+    found = pick_fairly(args, may)
   end
   place_all()
   local soon = redis.call('ZRANGE', P .. 'next', 0, 0, 'WITHSCORES')[2]
