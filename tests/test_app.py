@@ -42,7 +42,7 @@ async def test_what_may_be_missing_is_noted_when_waha_falls_silent_or_a_message_
     tmp_path: Path, waha: StandIn
 ) -> None:
     settings = settings_of(tmp_path, waha_api_url=waha.url)
-    how: dict[str, Any] = {"limits": replace(LIMITS, max_backlog_per_tenant=1), "leave": print}
+    how: dict[str, Any] = {"limits": replace(LIMITS, max_backlog_per_tenant=1), "shut_down": print}
     way = httpx.MockTransport(unavailable)
     async with running(settings, transport=lambda _: way, **how) as pieces:
         await pieces.ingest.receive(webhook("start_realty_2", sent=time.time()), {})
