@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.domain import person
-from gateway.domain.dedup import Copy, PersonHash
-from gateway.domain.lock_events import Kind, Why
+from gateway.domain import lock_events, person
+from gateway.domain.dedup import Copy, PersonHash, key_of_another
+from gateway.domain.lock_events import Kind, LockEvent, Why
 from gateway.domain.model import (
     NEVER,
     AskForLink,
@@ -16,14 +16,17 @@ from gateway.domain.model import (
     InboundMessage,
     Lock,
     Moment,
+    Note,
     TenantId,
     UserId,
+    session_of,
 )
 from gateway.domain.person import (
     HELP_SECONDS,
     AddDelivery,
     DropHeld,
     ForgetHeld,
+    ForgetUser,
     HeldMessage,
     Help,
     Hold,
@@ -36,6 +39,7 @@ from gateway.domain.person import (
     RecordEvent,
     ReleaseHeld,
     RenameUser,
+    RewriteEvent,
     Rules,
     SetLock,
     UpdateRecord,
@@ -433,3 +437,135 @@ def test_seen_messages_mark_whether_they_were_routed() -> None:
         copy = Copy(PersonHash.of(A, None), routed=routed)
         assert marks == [MarkSeen(inbound.dedup_key, copy, inbound.arrived)]
     assert NOBODY.person(A).lock.changed == NEVER
+
+
+# erasure
+
+
+def entry(
+    who: UserId,
+    kind: Kind = Kind.LOCKED,
+    why: Why = Why.LINK,
+    other: UserId | None = None,
+    at: float = NOW - 50,
+) -> LockEvent:
+    return LockEvent(
+        at, who, kind, tenant(1), tenant(2), Moment.of(at), why, "waha", other, "3EB0", "r1"
+    )
+
+
+def nameless(one: LockEvent) -> LockEvent:
+    return LockEvent(one.at, user("erased-1"), one.kind, one.from_tenant, one.to_tenant, None, None)
+
+
+def erase(known: Known, who: UserId, entries: dict[int, LockEvent]) -> person.Changed:
+    ids, changed = person.erase(known, who, entries, nobody=user("erased-1"), now=NOW)
+    assert ids == tuple(one for one in known.ids_of(who) if one)
+    return changed
+
+
+def test_who_is_erased_is_nobody_in_the_history_and_stored_no_more() -> None:
+    known = Known({A: locked(2), L: Person(), S: locked(5)}, {L: Pair(L, A, NOW - 90)})
+    entries = {3: entry(A), 7: entry(L, Kind.MERGED, Why.MERGED_INTO, A), 8: entry(S)}
+    for who in (A, L):
+        changed = erase(known, who, entries)
+        assert changed.changes == (
+            SetLock(A, None),
+            ForgetUser(A),
+            ForgetUser(L),
+            RewriteEvent(3, entries[3], nameless(entries[3])),
+            RewriteEvent(7, entries[7], nameless(entries[7])),
+            RecordEvent(
+                LockEvent(NOW, user("erased-1"), Kind.ERASED, None, None, None, Why.OPERATOR)
+            ),
+        )
+        assert changed.known == Known({S: locked(5)}, {})
+
+
+def test_who_turned_out_to_be_the_person_was_the_person_up_to_then() -> None:
+    """L2 had the phone before: its entries up to the merge are the erased person's."""
+    left = entry(L2, at=NOW - 20)
+    entries = {
+        1: entry(L2, at=NOW - 90),
+        2: entry(L2, Kind.MERGED, Why.MERGED_INTO, A, at=NOW - 80),
+        3: left,
+        4: entry(L2, Kind.MERGED, Why.MERGED_INTO, S, at=NOW - 10),
+    }
+    known = Known({A: Person(), L2: locked(4, NOW - 10)}, {L2: Pair(L2, None, NOW)})
+    changed = erase(known, A, entries)
+    assert [one for one in changed.changes if isinstance(one, RewriteEvent)] == [
+        RewriteEvent(1, entries[1], nameless(entries[1])),
+        RewriteEvent(2, entries[2], nameless(entries[2])),
+    ]
+    assert changed.known.person(L2).lock == Lock(tenant(4), Moment.of(NOW - 10))
+    assert changed.known.pairs == {L2: Pair(L2, None, NOW)}
+
+    del entries[3], entries[4]
+    changed = erase(known, A, entries)
+    assert changed.known.person(L2).lock == Lock(tenant(4), NEVER), "no change of it is left"
+
+
+def test_whose_history_names_the_erased_keeps_its_own() -> None:
+    entries = {5: entry(S, Kind.MERGED, Why.MERGED_FROM, L), 6: entry(S)}
+    changed = erase(Known({L: Person()}, {}), L, entries)
+    assert changed.changes == (
+        ForgetUser(L),
+        RewriteEvent(5, entries[5], replace(entries[5], other=None, message_id=None)),
+    )
+
+
+def test_of_whom_nothing_was_recorded_nothing_is() -> None:
+    assert erase(Known({}, {}), A, {}).changes == (ForgetUser(A),)
+
+
+# small things that are stored
+
+
+def test_another_persons_key_is_always_the_same() -> None:
+    """It is stored: another one would be another message."""
+    assert key_of_another("0" * 32, A) == "6204b9ac95f17dcbe6d3a2e0b6558cd8"
+
+
+@pytest.mark.parametrize(
+    ("who", "session"), [(ALI, "home"), (f"sales/{ALI}", "sales"), (f"a/b/{ALI}", "a/b")]
+)
+def test_the_session_that_a_user_wrote_to(who: str, session: str) -> None:
+    assert session_of(user(who), "home") == session
+
+
+def test_every_kind_of_event_is_read_back() -> None:
+    for kind in (*Kind, *Note):
+        assert lock_events.kind_of(kind.value) is kind
+
+
+@pytest.mark.parametrize("at", [None, NOW - 7])
+def test_an_operators_decision_has_its_time_and_its_cause(at: float | None) -> None:
+    known = Known({A: locked(2, NOW - 500)}, {})
+    decided = Moment.of(NOW if at is None else at)
+    for changed in (
+        person.unlock(known, A, at=at, now=NOW)[2],
+        person.lock(known, A, tenant(3), at=at, hold_seconds=900, now=NOW)[2],
+    ):
+        (event,) = changed.events
+        assert (event.at, event.changed, event.why) == (NOW, decided, Why.OPERATOR)
+    (event,) = person.move(known, A, tenant(4), at=at, now=NOW).events
+    assert (event.at, event.changed, event.why) == (NOW, decided, Why.TENANT_MOVE)
+
+
+def test_a_held_message_that_is_delivered_after_all_is_held_no_longer() -> None:
+    inbound = message("start_realty_2")
+    whose = PersonHash.of(None, L)
+    known = Known(
+        {
+            A: Person(
+                held=(HeldMessage(1, inbound.idempotency_key, Moment.of(NOW), NOW), held(2, 0))
+            )
+        },
+        {},
+        (Copy(whose, routed=False),),
+    )
+    outcome = accept(known, inbound)
+    assert ForgetHeld(inbound.idempotency_key) in outcome.changed.changes
+    # The other one was sent before the link, and stays with nobody.
+    assert outcome.changed.known.person(A).held == ()
+    assert [one for one in outcome.changed.changes if isinstance(one, ReleaseHeld)] == []
