@@ -74,7 +74,7 @@ class Persons(Sessions):
             "tenant": limits.max_backlog_per_tenant,
         }
         self._refused: tuple[TenantId, str] | None = None
-        self._newest: dict[str, int] = {}  # of each session: see _note_newest()
+        self._newest: dict[str, int] = {}  # of each session: see _newer()
         self._turns: WeakValueDictionary[UserId, asyncio.Lock] = WeakValueDictionary()
         self._lost: str | None = None  # why what it holds is not to be trusted
 
@@ -128,8 +128,9 @@ class Persons(Sessions):
             result, changed = self._ask(rule, facts.known, refused)
             commands = Commands(facts, self.now())
             commands.add(changed.changes)
-            if commands.all and message:
-                self._note_newest(session, message, commands)
+            newest = self._newer(session, message) if commands.all and message else None
+            if newest:
+                commands.all.append(["greatest", "numbers", "sent", str(newest)])
             behind = more(result)
             if not (commands.all or behind or guess):
                 self._guess(key, answers.persons)
@@ -145,6 +146,7 @@ class Persons(Sessions):
                 limits=self._backlog_limits,
             )
             if state == "changed":
+                self._newest[session] = newest or self._newest.get(session, 0)
                 self.report(changed.events)
                 if changed.known is not facts.known:
                     await self._changed(changed)
@@ -182,12 +184,11 @@ class Persons(Sessions):
             self._full_sessions[session] = reason
         return tenant, reason
 
-    def _note_newest(self, session: str, message: InboundMessage, commands: Commands) -> None:
-        """Keep the newest time that WhatsApp gave to a message."""
+    def _newer(self, session: str, message: InboundMessage) -> int | None:
+        """Return the time that WhatsApp gave to message, if it is newer than that of all before."""
         # Without a time of its own it has that of its arrival.
-        if self._newest.get(session, 0) < message.sent.second < int(message.arrived):
-            self._newest[session] = message.sent.second
-            commands.all.append(["greatest", "numbers", "sent", str(message.sent.second)])
+        is_newer = self._newest.get(session, 0) < message.sent.second < int(message.arrived)
+        return message.sent.second if is_newer else None
 
     def _guess(self, key: tuple[UserId, ...], persons: OfPersons) -> None:
         if len(self._guesses) >= _MOST_GUESSES:
@@ -364,34 +365,39 @@ class Persons(Sessions):
             session, *(["ZRANGE", f"dead_letters_of:{one}", "0", "-1"] for one in ids)
         )
         commands.all += [["delete_dead_letter", id_.decode()] for some in letters for id_ in some]
-        lengths = [["LLEN", f"h:{one}"] for one in users]
+        unread = [await unreadable.ids_of(self._scripts, session, one) for one in ids]
+        for some in unread:
+            commands.all += await unreadable.deletion(self._scripts, session, some)
+        # Nothing of it may have come or gone since it was read.
+        counts = {f"h:{one}": len(entries[one]) for one in users}
+        lengths: list[Command] = [["LLEN", name] for name in counts]
+        for kind, lists_of in (("dead_letters_of", letters), ("unreadable_of", unread)):
+            for one, some in zip(ids, lists_of, strict=True):
+                lengths.append(["ZCARD", f"{kind}:{one}"])
+                counts[f"{kind}:{one}"] = len(some)
         state, found = await self._scripts.transact(
             session,
             commands.all,
             reads=joined(answers.persons.reads, lengths),
-            expected=joined(answers.persons.expected, [str(len(entries[one])) for one in users]),
+            expected=joined(answers.persons.expected, list(map(str, counts.values()))),
             makes_room=True,
         )
         if state != "changed":
             return None
         self.report(changed.events)
-        counts: Counter[str] = Counter()
+        deleted: Counter[str] = Counter()
         counting = [one[0] for one in commands.all if one[0].startswith("delete_")]
         for name, count in zip(counting, found, strict=True):
-            counts[name] += count
-        unread = 0
-        for one in ids:
-            some = await unreadable.ids_of(self._scripts, session, one)
-            unread += await unreadable.delete(self._scripts, session, some)
+            deleted[name] += count
         erased = {
-            "delivery": counts["delete_waiting"],
+            "delivery": deleted["delete_waiting"],
             "held": sum(len(facts.held.get(one, ())) for one in ids),
-            "dead_letter": counts["delete_dead_letter"],
+            "dead_letter": deleted["delete_dead_letter"],
             "alias": sum(
                 lid in ids or pair.phone in ids for lid, pair in facts.known.pairs.items()
             ),
             "person": sum(facts.known.person(one).help is not None for one in ids),
-            "unreadable": unread,
+            "unreadable": sum(map(len, unread)),
         }
         return ids, self.erased(facts.known, ids, changed, erased)
 

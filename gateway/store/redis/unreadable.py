@@ -4,8 +4,6 @@ unreadable: their ids.  u:<id>: one.  unreadable_of:<user>: theirs.
 unreadable_key: dedup key of the event -> id.
 """
 
-from typing import Any
-
 from gateway.domain.model import InboundMessage, Unreadable, UnreadableReason, UserId
 from gateway.store.base import (
     DECRYPTION_SECONDS,
@@ -107,11 +105,13 @@ async def sweep(scripts: Scripts, session: str, now: float) -> None:
                 pending.append((id_, key.decode()))
         came = await scripts.read(session, *(["EXISTS", f"seen:{key}"] for _, key in pending))
         over += [id_ for (id_, _), is_there in zip(pending, came, strict=True) if is_there]
-        await delete(scripts, session, over)
+        if over:
+            changes = await deletion(scripts, session, over)
+            await scripts.transact(session, changes, makes_room=True)
 
 
-async def delete(scripts: Scripts, session: str, ids: list[str]) -> int:
-    """How many were there."""
+async def deletion(scripts: Scripts, session: str, ids: list[str]) -> list[Command]:
+    """Return the commands that delete them."""
     fields = await scripts.read(session, *(["HMGET", f"u:{id_}", "key", "user"] for id_ in ids))
     changes: list[Command] = []
     for id_, (key, user) in zip(ids, fields, strict=True):
@@ -120,11 +120,9 @@ async def delete(scripts: Scripts, session: str, ids: list[str]) -> int:
             changes.append(["HDEL", "unreadable_key", key.decode()])
         if user:
             changes.append(["ZREM", f"unreadable_of:{user.decode()}", id_])
-    if changes:
-        await scripts.transact(session, changes, makes_room=True)
-    return sum(user is not None for _, user in fields)
+    return changes
 
 
-async def ids_of(scripts: Scripts, session: str, user: UserId) -> list[Any]:
+async def ids_of(scripts: Scripts, session: str, user: UserId) -> list[str]:
     (found,) = await scripts.read(session, ["ZRANGE", f"unreadable_of:{user}", "0", "-1"])
     return [id_.decode() for id_ in found]
