@@ -726,8 +726,12 @@ class _Draft:
         if not person.held:
             return
         _, alias = self.ids_of(user)
+        keys = set[str]()  # a copy may be held that came under the other id
         for held in person.held:
-            if held.arrived > self._held_since and (tenant := tenant_of(held)) is not None:
+            if held.arrived <= self._held_since or held.idempotency_key in keys:
+                continue
+            if (tenant := tenant_of(held)) is not None:
+                keys.add(held.idempotency_key)
                 self.add(ReleaseHeld(user, held, alias, tenant))
         self._put(user, replace(person, held=()))
         self.add(DropHeld(user))

@@ -417,3 +417,124 @@ def everything(server: redis.Redis) -> dict[bytes, Any]:
     }
     keys = [key for key in server.scan_iter() if b":lease" not in key]
     return {key: readers[bytes(server.type(key))](key) for key in keys}  # type: ignore[arg-type]
+
+
+# what changes between two calls of one operation
+
+
+def before_call(
+    monkeypatch: pytest.MonkeyPatch, store: RedisStore, name: str, number: int
+) -> Callable[[Callable[[], Awaitable[Any]]], None]:
+    """Return what takes the work to be done right before that call of store's scripts."""
+    real, calls = getattr(store._scripts, name), 0
+
+    def set_up(work: Callable[[], Awaitable[Any]]) -> None:
+        async def with_work(*args: Any, **how: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                await work()
+            return await real(*args, **how)
+
+        monkeypatch.setattr(store._scripts, name, with_work)
+
+    return set_up
+
+
+LID = "158764321000005@lid"
+
+
+@pytest.mark.parametrize("action", ["lock", "erase", "accept"])
+async def test_a_pair_that_changes_while_it_is_read_hides_nobody(
+    router: Router, server: redis.Redis, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """The other id was never read: its lock stayed behind, and the counters went astray."""
+    store, other = await router(), await router()
+    await store.link_identity(IdentityLink(user(LID), user(ALI), NOW - 100, None))
+    await store.lock(user(SARA), tenant(7))
+    link = IdentityLink(user(LID), user(SARA), NOW - 50, None)
+    before_call(monkeypatch, store, "transact", 2)(lambda: other.link_identity(link))
+    if action == "lock":
+        assert (await store.lock(user(LID), tenant(3)))[:2] == (SARA, 7)
+        assert server.hgetall("gw:{~}:owners") == {b"3": b"1"}
+        assert server.zrange("gw:{~}:of:7", 0, -1) == []
+    elif action == "accept":
+        assert (await say(store, "hello", LID)).decision == Forward(tenant(7))
+    else:
+        ids, erased = await store.erase(user(LID))
+        assert (set(ids), erased.locks) == ({user(SARA), user(LID)}, 1)
+        assert SARA.encode() not in b" ".join(server.scan_iter())
+        assert server.exists("gw:{~}:lock", "gw:{~}:users", "gw:{~}:of:7") == 0
+
+
+async def test_what_is_held_while_older_messages_end_stays(
+    router: Router, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """160 of 400 messages that had just been accepted were deleted with the old ones."""
+    store, other = await router(), await router()
+    now = store.now()
+    await say(store, "old", now=now - 1000, sent=now - 1000, raised=now - 1000)
+    before_call(monkeypatch, store, "transact", 1)(lambda: say(other, "new", now=now, sent=now))
+    await store._sweep()
+    assert (await store.backlog()).held == 1
+    assert (await store.lock(user(ALI), tenant(2)))[2] == 1
+    (delivery,) = await claim(store)
+    assert b'"new"' in delivery.body
+    assert server.exists("gw:{~}:held_since", "gw:{~}:held_body") == 0
+
+
+async def test_a_dead_letter_that_comes_while_its_person_is_erased_is_erased(
+    router: Router, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = await router(), await router()
+    await say(other, "start_realty_2")
+    (delivery,) = await claim(other)
+    dies = DeadLettered("refused", time.time(), 400, b"")
+    before_call(monkeypatch, store, "transact", 2)(lambda: other.settle(delivery, dies))
+    _, erased = await store.erase(user(ALI))
+    assert erased.dead_letters == 1
+    assert not [key for key in server.scan_iter("gw:*") if b":x:" in key or ALI.encode() in key]
+
+
+@pytest.mark.parametrize("of", ["all", "tenant"])
+async def test_a_page_of_locks_is_full_though_some_are_taken_away_meanwhile(
+    router: Router, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    store, other = await router(), await router()
+    users = [f"97150000{number:04}" for number in range(20)]
+    for who in users:
+        await store.lock(user(who), tenant(2))
+    before_call(monkeypatch, store, "read", 2)(lambda: other.unlock(user(users[3])))
+    if of == "all":
+        page = await store.locks(5, None)
+        assert (len(page.locks), page.next) == (5, users[5])
+    else:
+        found, last = await store.users_of(tenant(2), 5, None)
+        assert (len(found), last) == (5, users[5])
+
+
+async def test_a_record_that_is_written_while_old_ones_end_stays(
+    router: Router, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = await router(), await router()
+
+    async def ask(who: Store) -> None:
+        inbound = message("hello", now=store.now(), sent=store.now(), bare_id=str(time.time()))
+        await who.accept(inbound, by_the_rules(inbound, may_help=True))
+
+    await ask(store)
+    server.zadd("gw:{~}:person_updated", {ALI: 1.0})
+    server.hset("gw:{~}:person", ALI, '{"help_queued_at": 1.0, "help_sent_at": 1.0}')
+    before_call(monkeypatch, store, "transact", 1)(lambda: ask(other))
+    await store._expire_records("~")
+    assert [who for who, _ in await store.help_waits()] == [ALI]
+
+
+async def test_a_session_that_many_ask_for_at_once_has_one_lease(
+    router: Router, server: redis.Redis
+) -> None:
+    store = await router()
+    await asyncio.gather(
+        *(say(store, "start_realty_2", f"97150000{n:04}", session="new") for n in range(20))
+    )
+    assert len(list(server.scan_iter("gw:{new}:lease:*"))) == 1

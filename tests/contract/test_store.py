@@ -1035,3 +1035,12 @@ async def test_an_erasure_frees_the_number_that_was_the_persons_before(store: St
     link = message("start_realty_5", other, other_id=ALI, sent=NOW - 5, raised=NOW + 9)
     fresh = await accept(store, link)
     assert fresh.decision == Bind(tenant(5))
+
+
+async def test_a_copy_that_is_held_under_the_other_id_too_is_delivered_once(store: Store) -> None:
+    await hold(store, "hello", 9, bare_id="3EB0A")
+    await hold(store, "hello", 9, user=LID, bare_id="3EB0A")
+    await store.link_identity(IdentityLink(user(LID), user(ALI), NOW, None))
+    assert (await store.lock(user(ALI), tenant(2)))[2] == 1
+    assert (await store.backlog()).waiting == 1
+    assert (await store.backlog()).held == 0

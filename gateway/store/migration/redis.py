@@ -232,7 +232,7 @@ class RedisContents:
             yield row | {"id": int(tenant), "delivered": row["delivered"] or 0}
 
     async def _held(self, key: str) -> AsyncIterator[Row]:
-        users = [user.decode() for user in await self._client.zrange(key + "held_until", 0, -1)]
+        users = [user.decode() for user in await self._client.zrange(key + "held_since", 0, -1)]
         held = await self._each("LRANGE", [f"{key}held:{user}" for user in users], 0, -1)
         for user, texts in zip(users, held, strict=True):
             for row in map(json.loads, texts):

@@ -198,20 +198,20 @@ class Commands:
         self.all.append(["RPUSH", f"held:{user}", text])
         self.all.append(["body", "held_body", id_, *self.put_body(body)])
         self.all.append(["SADD", f"holders:{content['key']}", user])
-        self.all.append(["ZADD", "held_until", content["arrived"], user])
+        # No later than what is there: the oldest counts.
+        self.all.append(["ZADD", "held_since", "LT", content["arrived"], user])
 
     def _take(self, user: UserId, key: str, *, with_body: bool) -> Held | None:
         """Hold the messages of that key no longer; the last of them."""
         taken = [one for one in self._held[user] if one.message.idempotency_key == key]
-        left = self._held[user] = tuple(one for one in self._held[user] if one not in taken)
+        self._held[user] = tuple(one for one in self._held[user] if one not in taken)
         for one in taken:
             self.all.append(["LREM", f"held:{user}", "1", one.text])
             if with_body or one is not taken[-1]:
                 self.all.append(["HDEL", "held_body", one.body])
         if taken:
             self.all.append(["SREM", f"holders:{key}", user])
-            if not left:
-                self.all.append(["ZREM", "held_until", user])
+            self._note_oldest(user)
         return taken[-1] if taken else None
 
     def _release(
@@ -228,7 +228,21 @@ class Commands:
             self.all.append(["SREM", f"holders:{one.message.idempotency_key}", user])
         self._held[user] = ()
         self.all.append(["DEL", f"held:{user}"])
-        self.all.append(["ZREM", "held_until", user])
+        self._note_oldest(user)
+
+    def drop_held_until(self, user: UserId, until: float) -> int:
+        """Hold nothing of user that arrived by then; how many that were."""
+        before = self._held.get(user, ())
+        for key in {one.message.idempotency_key for one in before if one.message.arrived <= until}:
+            self._take(user, key, with_body=True)
+        return len(before) - len(self._held.get(user, ()))
+
+    def _note_oldest(self, user: UserId) -> None:
+        if left := self._held[user]:
+            oldest = repr(min(one.message.arrived for one in left))
+            self.all.append(["ZADD", "held_since", oldest, user])
+        else:
+            self.all.append(["ZREM", "held_since", user])
 
     def _rename_held(self, old: UserId, new: UserId) -> None:
         if not (was := self._held.pop(old, None)):
@@ -241,9 +255,8 @@ class Commands:
         self.all.append(["DEL", f"held:{old}"])
         self.all.append(["DEL", f"held:{new}"])
         self.all.append(["RPUSH", f"held:{new}", *(one.text for one in self._held[new])])
-        newest = repr(max(one.message.arrived for one in both))
-        self.all.append(["ZADD", "held_until", newest, new])
-        self.all.append(["ZREM", "held_until", old])
+        self._note_oldest(new)
+        self.all.append(["ZREM", "held_since", old])
 
     def _forget(self, user: UserId) -> None:
         """All but lock, history, dead letters and unreadable messages."""

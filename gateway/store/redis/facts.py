@@ -10,7 +10,7 @@ lid: phone -> LID.
 person: user -> record, see store/person_record.py.  person_updated: user -> when that was written.
 help_waits: user -> since when.
 held:<user>: messages in JSON, oldest first.  held_body: body ids -> bodies.
-held_until: user -> when the newest of them arrived.  holders:<idempotency key>: users.
+held_since: user -> when the oldest of them arrived.  holders:<idempotency key>: users.
 seen:<dedup key>: ";phone,lid,routed" of each person who had it, ids as hashes, for 72 hours.
 """
 
@@ -41,11 +41,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """known, and held messages as they are stored. others: ids that are paired with these."""
+    """known, and held messages as they are stored. other_ids: what each id is paired with."""
 
     known: Known
     held: Mapping[UserId, tuple[Held, ...]] = field(default_factory=dict)
-    others: Collection[UserId] = ()
+    other_ids: Mapping[UserId, UserId] = field(default_factory=dict)
 
 
 def reads_of(user: UserId) -> list[Command]:
@@ -123,12 +123,13 @@ class Answers:
             return facts
         return replace(facts, known=replace(facts.known, seen=tuple(copies(seen))))
 
-    @property
-    def others(self) -> set[UserId]:
-        """The other ids of the same persons, and who holds the message."""
-        pairs = self.persons.facts.others
+    def missing(self, ids: Collection[UserId]) -> set[UserId]:
+        """Return what was not read and should have been: the other ids of the persons that ids
+        are, and who holds the message."""
+        other_ids = self.persons.facts.other_ids
         holders = orjson.loads(self.about[1]) if self.about else ()
-        return {*pairs, *map(UserId, holders)} - set(self.persons.ids)
+        needed = {other_ids[one] for one in ids if one in other_ids} | set(map(UserId, holders))
+        return needed - set(self.persons.ids)
 
 
 def joined(packed: bytes, more: Sequence[Any]) -> orjson.Fragment:
@@ -143,7 +144,7 @@ def from_answers(ids: Sequence[UserId], answers: Sequence[str]) -> Facts:
     persons: dict[UserId, Person] = {}
     pairs: dict[UserId, Pair] = {}
     held: dict[UserId, tuple[Held, ...]] = {}
-    others: set[UserId] = set()
+    other_ids: dict[UserId, UserId] = {}
     values = iter(map(orjson.loads, answers))
     for user, (tenant, change, record, other, *rest), texts in zip(
         ids, values, values, strict=True
@@ -161,12 +162,12 @@ def from_answers(ids: Sequence[UserId], answers: Sequence[str]) -> Facts:
             held=tuple(one.message for one in held.get(user, ())),
         )
         if other:
-            others.add(UserId(other))
+            other_ids[user] = UserId(other)
         if other and is_lid(user):
             # A LID that lost its phone has itself in its place.
             phone = None if other == user else UserId(other)
             pairs[user] = Pair(user, phone, float(rest[0]))
-    return Facts(Known(persons, pairs), held, others)
+    return Facts(Known(persons, pairs), held, other_ids)
 
 
 def with_lock_changes(facts: Facts, changes: Mapping[UserId, Iterable[LockChange]]) -> Facts:

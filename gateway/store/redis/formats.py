@@ -72,8 +72,9 @@ async def bring_up(scripts: Scripts) -> None:
     await scripts.set_format_number()  # older routers refuse it from now on
     for session in await scripts.sessions():
         await _Upgrade(scripts, session).run()
-    for key in (_UNFINISHED, _MUTEX):  # one by one: in a cluster they are on different nodes
-        await scripts.call(client.delete(key))
+    await scripts.call(client.delete(_UNFINISHED))
+    if await scripts.call(client.get(_MUTEX)) == token.encode():
+        await scripts.call(client.delete(_MUTEX))
     log.warning(
         "Redis had format %s and has format %s now",
         min(number, FORMAT - 1),
@@ -105,10 +106,13 @@ class _Upgrade:
             keys.append(key.decode().removeprefix(self._prefix))
         return sorted(set(keys))
 
-    async def _apply(self, changes: list[Command], bodies: bytes = b"") -> None:
-        await self._scripts.call(self._scripts.client.expire(_MUTEX, _MUTEX_SECONDS))
+    async def _apply(self, changes: list[Command]) -> None:
         for start in range(0, len(changes), _CHUNK):
-            await self._scripts.transact(self._session, changes[start : start + _CHUNK], bodies)
+            await self._renew_mutex()
+            await self._scripts.transact(self._session, changes[start : start + _CHUNK])
+
+    async def _renew_mutex(self) -> None:
+        await self._scripts.call(self._scripts.client.expire(_MUTEX, _MUTEX_SECONDS))
 
     async def _rename(self) -> None:
         there = await self._scripts.read(self._session, *(["EXISTS", old] for old in _RENAMED))
@@ -161,8 +165,11 @@ class _Upgrade:
                 changes.append(["body", "held_body", id_, *place])
                 changes.append(["SADD", f"holders:{entry['key']}", user])
                 bodies += body
+            oldest = min(entries, key=lambda entry: float(entry["arrived"]))["arrived"]
+            changes.append(["ZADD", "held_since", oldest, user])
             await self._scripts.transact(self._session, changes, bodies)
-        await self._apply([["DEL", "held_key"]])
+            await self._renew_mutex()
+        await self._apply([["DEL", "held_key"], ["DEL", "held_until"]])
 
     async def _histories(self) -> None:
         for name in await self._names("h:*"):

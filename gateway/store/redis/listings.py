@@ -66,14 +66,24 @@ class Listings(Persons):
     async def _users(
         self, session: str, limit: int, after: UserId | None, tenant: str | None = None
     ) -> list[tuple[UserId, TenantId]]:
-        key, first = f"of:{tenant}" if tenant else "users", f"({after}" if after else "-"
-        (found,) = await self._scripts.read(
-            session, ["ZRANGEBYLEX", key, first, "+", "LIMIT", "0", str(limit)]
-        )
-        if not (users := list(map(rows.user, found))):
-            return []
-        (tenants,) = await self._scripts.read(session, ["HMGET", "lock", *users])
-        return [(user, TenantId(int(its))) for user, its in zip(users, tenants, strict=True) if its]
+        """Return limit of them, or fewer if there are no more."""
+        key, found = f"of:{tenant}" if tenant else "users", list[tuple[UserId, TenantId]]()
+        while len(found) < limit:
+            first = f"({after}" if after else "-"
+            (some,) = await self._scripts.read(
+                session, ["ZRANGEBYLEX", key, first, "+", "LIMIT", "0", str(limit)]
+            )
+            if not (users := list(map(rows.user, some))):
+                break
+            (tenants,) = await self._scripts.read(session, ["HMGET", "lock", *users])
+            # Some may have been unlocked or moved since.
+            found += [
+                (user, TenantId(int(its)))
+                for user, its in zip(users, tenants, strict=True)
+                if its and tenant in (None, its.decode())
+            ]
+            after = users[-1]
+        return found[:limit]
 
     async def tenant_totals(self) -> dict[TenantId, Totals]:
         answers: list[tuple[str, list[Any]]] = []
@@ -127,7 +137,7 @@ class Listings(Persons):
     async def held_lids(self) -> list[UserId]:
         found: list[UserId] = []
         for session in list(self._sessions):
-            (users,) = await self._scripts.read(session, ["ZREVRANGE", "held_until", "0", "-1"])
+            (users,) = await self._scripts.read(session, ["ZREVRANGE", "held_since", "0", "-1"])
             found += [user for user in map(rows.user, users) if is_lid(user)]
         return found[:_MOST_LIDS]
 

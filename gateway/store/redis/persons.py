@@ -29,7 +29,6 @@ from gateway.domain.person import (
     NOBODY,
     AddDelivery,
     Changed,
-    DropHeld,
     Known,
     LockChange,
     MarkSeen,
@@ -159,7 +158,7 @@ class Persons(Sessions):
                 refused = self._full(found.decode(), added.tenant, session)
             else:  # what is known is not, or no longer, what was decided on
                 answers, guess = answers.again(found), None
-                if answers.others:
+                if answers.missing(ids):
                     answers = await self._load_answers(ids, message)
 
     def _ask(
@@ -216,11 +215,10 @@ class Persons(Sessions):
         while True:
             _, texts = await self._scripts.transact(session_of(ids[0]), None, reads=answers.reads)
             answers = answers.again(texts)
-            known_ids = answers.persons.ids
-            if not answers.others or len(known_ids) > len(set(ids)):
+            # Again if a pair has changed between two reads: a rule must know both of its ids.
+            if not (missing := answers.missing(ids)):
                 return answers
-            both = tuple(sorted({*known_ids, *answers.others}))
-            answers = Answers(OfPersons(both), message, ())
+            answers = Answers(OfPersons(tuple(sorted({*ids, *missing}))), message, ())
 
     async def _with_lock_changes(self, answers: Answers) -> Facts:
         """What is held belongs to where the person was locked to then."""
@@ -404,15 +402,15 @@ class Persons(Sessions):
     # what ends by itself
 
     async def _expire_held(self, session: str) -> int:
-        until, gone = repr(self.now() - self.limits.hold_seconds), 0
+        until, gone = self.now() - self.limits.hold_seconds, 0
         (users,) = await self._scripts.read(
-            session, ["ZRANGEBYSCORE", "held_until", "-inf", until, "LIMIT", "0", str(_CHUNK)]
+            session,
+            ["ZRANGEBYSCORE", "held_since", "-inf", repr(until), "LIMIT", "0", str(_CHUNK)],
         )
         for user in map(rows.user, users):
             answers = await self._load_answers((user,))
-            facts = answers.facts
-            commands = Commands(facts, self.now())
-            commands.add([DropHeld(user)])
+            commands = Commands(answers.facts, self.now())
+            dropped = commands.drop_held_until(user, until)
             state, _ = await self._scripts.transact(
                 session,
                 commands.all,
@@ -420,23 +418,24 @@ class Persons(Sessions):
                 expected=answers.expected,
                 makes_room=True,
             )
-            gone += len(facts.held.get(user, ())) * (state == "changed")
+            gone += dropped * (state == "changed")
         return gone
 
     async def _expire_records(self, session: str) -> None:
         until = repr(self.now() - person_record.lifetime(self.limits))
-        (users,) = await self._scripts.read(
-            session, ["ZRANGEBYSCORE", "person_updated", "-inf", until, "LIMIT", "0", str(_CHUNK)]
-        )
-        for user in map(rows.user, users):
+        (found,) = await self._scripts.read(
+            session,
+            ["ZRANGEBYSCORE", "person_updated", "-inf", until, "WITHSCORES", "LIMIT", "0",
+             str(_CHUNK)],
+        )  # fmt: skip
+        for user, updated in rows.pairs(found):
             commands = Commands(Facts(Known({}, {})), self.now())
-            commands.add([UpdateRecord(user, NOBODY)])
-            (score,) = await self._scripts.read(session, ["ZSCORE", "person_updated", user])
+            commands.add([UpdateRecord(rows.user(user), NOBODY)])
             await self._scripts.transact(
                 session,
                 commands.all,
-                reads=[["ZSCORE", "person_updated", user]],
-                expected=[json.dumps(score.decode()) if score else "false"],
+                reads=[["ZSCORE", "person_updated", user.decode()]],
+                expected=[json.dumps(updated.decode())],
                 makes_room=True,
             )
 

@@ -43,6 +43,7 @@ class Sessions(PersonOperations):
         self._router = uuid.uuid4().hex
         self._sessions: dict[str, int] = {}  # each with its number
         self._leases: dict[str, Lease] = {}
+        self._renewals: dict[str, asyncio.Lock] = {}
         self._claims: dict[tuple[str, int], tuple[str, str]] = {}  # session, id → lease, key
         self._unknown: dict[str, set[str]] = {}  # claims of which nobody here knows, by session
         self._work = asyncio.Event()
@@ -94,6 +95,11 @@ class Sessions(PersonOperations):
         self._unknown[session] = unknown - lost
 
     async def _renew(self, session: str) -> Lease:
+        # One at a time: two that begin at once would each get a lease.
+        async with self._renewals.setdefault(session, asyncio.Lock()):
+            return await self._renew_now(session)
+
+    async def _renew_now(self, session: str) -> Lease:
         began = time.monotonic()
         known = self._leases.get(session)
         name, now, back = await self._scripts.run(
