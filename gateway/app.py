@@ -32,10 +32,10 @@ from gateway.page.documents import documents
 from gateway.page.layout import Layout
 from gateway.page.login import PageAccess
 from gateway.page.views import Page
-from gateway.settings import EVENTS_OF_NOBODY, Settings
+from gateway.settings import EVENTS_OF_NOBODY, WEBHOOK_PATH, Settings
 from gateway.store import Limits
 
-WEBHOOKS = ("/webhook/waha", "/webhook/waha/")  # a redirect would lose WAHA's body
+WEBHOOKS = (WEBHOOK_PATH, f"{WEBHOOK_PATH}/")  # a redirect would lose WAHA's body
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import httpx
 
@@ -229,13 +229,13 @@ def _targets(
 
 
 def _limits(settings: Settings) -> Limits:
+    """Each limit that is a setting, by its name."""
     return Limits(
-        max_in_flight=settings.max_in_flight,
-        max_in_flight_per_tenant=settings.max_in_flight_per_tenant,
-        max_backlog=settings.max_backlog,
-        max_backlog_per_tenant=settings.max_backlog_per_tenant,
-        hold_seconds=settings.hold_seconds,
-        help_cooldown=settings.help_cooldown,
+        **{
+            one.name: getattr(settings, one.name)
+            for one in fields(Limits)
+            if hasattr(settings, one.name)
+        }
     )
 
 

@@ -15,6 +15,8 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from gateway.domain.lock_events import COUNTED
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 disable_created_metrics()  # type: ignore[no-untyped-call]  # or each counter has a second series
 
@@ -39,18 +41,6 @@ def _bounded(status: str) -> str:
 
 _WEBHOOK = "locked moved routed unknown_user duplicate ignored bad unauthorized unavailable"
 _HOLDS_A_MESSAGE = frozenset({"locked", "moved", "routed", "unknown_user"})
-# By lock_events.Kind and Why. A merge counts once.
-_LOCK_CHANGES = (
-    ("locked", "link"),
-    ("moved", "link"),
-    ("locked", "operator"),
-    ("moved", "operator"),
-    ("unlocked", "operator"),
-    ("moved", "tenant_move"),
-    ("merged", "merged_from"),
-    ("unlocked", "merged_from"),
-    ("erased", "operator"),
-)
 _NOTES = "confirmed stale quoted refused"
 _DELIVERIES = "delivered retry dead_letter requeue"
 _ACK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
@@ -119,8 +109,8 @@ class Metrics:
             ["kind", "why"],
             registry=self._registry,
         )
-        for kind, why in _LOCK_CHANGES:
-            self._lock_changes.labels(kind, why)
+        for kind, why in COUNTED:
+            self._lock_changes.labels(kind.value, why.value)
         self._idle_links = self._counter(
             "gateway_links_without_effect",
             "Deep links that changed no lock, by why",

@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gateway.domain.model import MESSAGE_EVENTS, SESSION_NAME, SESSION_NAME_IN_WORDS, LockPolicy
 from gateway.errors import StartRefused
 
+WEBHOOK_PATH = "/webhook/waha"  # where WAHA calls
 # Keys that are in public documents (the last two are WAHA's and the predecessor's examples), or
 # that people write who mean to come back to it. Letters and digits only: see is_guessable.
 _PUBLISHED = frozenset(

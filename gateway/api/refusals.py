@@ -18,6 +18,7 @@ from gateway.errors import (
     TooManyGuesses,
 )
 from gateway.log import Throttle
+from gateway.settings import WEBHOOK_PATH
 
 _CALLERS_FAULT = BadBody | BadSignature | BodyEncoded | BodyTooLarge | NotAllowed | TooManyGuesses
 
@@ -44,11 +45,12 @@ class Refusals:
         self._throttle.warn(
             log,
             (source, "path", status),
-            "🚫 %s %a from %s: nothing is there (%s). The webhook is POST /webhook/waha",
+            "🚫 %s %a from %s: nothing is there (%s). The webhook is POST %s",
             method,
             path[:100],
             source,
             status,
+            WEBHOOK_PATH,
             event="refused.path",
             source=source,
             status=status,

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.errors import WahaError
-from gateway.settings import Settings, is_guessable, split
+from gateway.settings import WEBHOOK_PATH, Settings, is_guessable, split
 from gateway.waha import webhook_config
 from gateway.waha.client import Waha
 from gateway.waha.webhook_config import Wanted
@@ -32,7 +32,7 @@ def wanted(settings: Settings, url: str | None) -> Wanted | str:
                 "say with --url how WAHA reaches this router, such as"
                 " http://router:8001/webhook/waha in docker compose"
             )
-        url = f"{settings.local_url}/webhook/waha"
+        url = f"{settings.local_url}{WEBHOOK_PATH}"
     if reason := webhook_config.why_not(url):
         return reason
     keys = split(settings.webhook_hmac_key)

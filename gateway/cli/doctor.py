@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.cli.connect import cure, session_cure, wanted
 from gateway.domain.model import Address
 from gateway.errors import StartRefused, StoreUnavailable, WahaError
-from gateway.settings import Settings, misspelt_names, split
+from gateway.settings import WEBHOOK_PATH, Settings, misspelt_names, split
 from gateway.store.files import opening
 from gateway.store.redis.scripts import open_scripts
 from gateway.tenants.registry import FILE_NAME, Tenants
@@ -301,7 +301,7 @@ async def _asked_for_keys(client: httpx.AsyncClient, settings: Settings) -> Asyn
     if split(settings.admin_api_key) and (await client.get(f"{base}/ready")).is_success:
         yield fail("admin access", "the running router does not ask for ADMIN_API_KEY", restart)
     if split(settings.webhook_hmac_key):
-        unsigned = await client.post(f"{base}/webhook/waha", content=b"{}")
+        unsigned = await client.post(f"{base}{WEBHOOK_PATH}", content=b"{}")
         if unsigned.status_code not in (401, 403):
             yield fail("webhook access", "the running router takes unsigned webhooks", restart)
 

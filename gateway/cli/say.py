@@ -8,7 +8,7 @@ import time
 import httpx
 
 from gateway.domain import phone_numbers
-from gateway.settings import Settings, split
+from gateway.settings import WEBHOOK_PATH, Settings, split
 from gateway.waha import signature
 
 
@@ -25,7 +25,7 @@ def say(settings: Settings, phone: str, text: str, session: str | None) -> int:
         headers.append(("X-Webhook-Hmac-Algorithm", signature.ALGORITHM))
     elif key := settings.waha_api_key.get_secret_value():
         headers.append(("X-Api-Key", key))
-    url = f"{settings.local_url}/webhook/waha"
+    url = f"{settings.local_url}{WEBHOOK_PATH}"
     try:
         answer = httpx.post(
             url,

@@ -36,6 +36,20 @@ class Why(Enum):
     IMPORT = "import"
 
 
+# What happens to locks, and why. A merge has two events, and counts once.
+COUNTED = (
+    (Kind.LOCKED, Why.LINK),
+    (Kind.MOVED, Why.LINK),
+    (Kind.LOCKED, Why.OPERATOR),
+    (Kind.MOVED, Why.OPERATOR),
+    (Kind.UNLOCKED, Why.OPERATOR),
+    (Kind.MOVED, Why.TENANT_MOVE),
+    (Kind.MERGED, Why.MERGED_FROM),
+    (Kind.UNLOCKED, Why.MERGED_FROM),
+    (Kind.ERASED, Why.OPERATOR),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class LockEvent:
     """at: Unix seconds, by the store's clock. changed: when the lock's change was decided, by

@@ -28,7 +28,7 @@ class Moment(NamedTuple):
     """When a link was sent or a lock changed; compared in this order.
 
     WhatsApp stamps messages in whole seconds. Within one second WAHA's envelope decides, which has
-    milliseconds. Both are Unix times in seconds.
+    milliseconds. Both are whole Unix times: fraction is the envelope's, with its fraction.
     """
 
     second: int

@@ -290,9 +290,9 @@ class Rules:
     """hold_seconds: how long a message without a lock waits for its link; 0: not at all.
     help_cooldown: seconds between two help messages to one person."""
 
-    hold_seconds: float
-    max_held_per_user: int
-    help_cooldown: float
+    hold_seconds: float = 900.0
+    max_held_per_user: int = 20
+    help_cooldown: float = 604_800.0
 
 
 @dataclass(frozen=True, slots=True)

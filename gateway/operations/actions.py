@@ -46,9 +46,9 @@ class Actions:
             raise NotLockable(
                 f"{unscoped(user)} is the gateway's own number: no user", "own_number"
             )
-        self._check_home(tenant)
+        self._check_tenant(tenant)
 
-    def _check_home(self, tenant: TenantId) -> None:
+    def _check_tenant(self, tenant: TenantId) -> None:
         if refusal := self._tenants.refusal(tenant):
             raise NotLockable(f"tenant {tenant} {_REFUSALS[refusal]}", refusal)
 
@@ -77,7 +77,7 @@ class Actions:
         self, old: TenantId, new: TenantId, *, with_waiting: bool = True
     ) -> tuple[int, int]:
         """As Store.move(). Raise NotLockable."""
-        self._check_home(new)
+        self._check_tenant(new)
         users, along = await self._store.move(
             old, new, with_waiting=with_waiting, at=self._skew.decided_at()
         )
@@ -119,7 +119,7 @@ class Actions:
         return count
 
     async def delete_dead_letters(self, which: Selection) -> int:
-        """As Store.delete_letters()."""
+        """As Store.delete_dead_letters()."""
         count = await self._store.delete_dead_letters(which)
         if count:
             log.info(

@@ -5,7 +5,7 @@ A tenant's move is one order for many users: operations/actions.py reports it as
 
 import logging
 
-from gateway.domain.lock_events import Kind, LockEvent, Why
+from gateway.domain.lock_events import COUNTED, Kind, LockEvent, Why
 from gateway.domain.model import Note
 from gateway.log import shown
 from gateway.metrics import Metrics
@@ -21,8 +21,8 @@ class LockReports:
         if isinstance(event.kind, Note):
             self._metrics.link_without_effect(event.kind.value)
             return
-        if event.why is Why.MERGED_INTO or event.why is None:
-            return  # the other id of a merge has an event, too
+        if event.why is None or (event.kind, event.why) not in COUNTED:
+            return
         self._metrics.lock_changed(event.kind.value, event.why.value)
         if event.kind is not Kind.ERASED:  # of whom no line must speak
             sentence, facts = _sentence(event)
@@ -34,10 +34,12 @@ def _sentence(event: LockEvent) -> tuple[str, tuple[object, ...]]:
     if event.why is Why.MERGED_FROM and event.other:
         owner = "without a lock" if tenant is None else f"of Tenant {tenant}"
         return "🪪 %s and %s are one user, %s", (shown(event.other), user, owner)
-    if tenant is None:
+    if event.why is Why.OPERATOR and tenant is None:
         return "✋ An operator unlocked %s from Tenant %s", (user, before)
     if event.why is Why.OPERATOR:
         return "✋ An operator locked %s to Tenant %s (before: %s)", (user, tenant, before)
+    if tenant is None:
+        return "🔓 User %s has no lock any more (before: Tenant %s)", (user, before)
     return "🔒 LOCKED: User %s → Tenant %s", (user, tenant)
 
 

@@ -31,31 +31,29 @@ from gateway.domain.model import (
     UnreadableReason,
     UserId,
 )
+from gateway.domain.person import Rules
 
 T = TypeVar("T")
 OnLockEvent = Callable[[LockEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Above these the store refuses messages, leaves them waiting, or forgets."""
+class Limits(Rules):
+    """Above these the store refuses messages, leaves them waiting, or forgets; with the rules that
+    it asks."""
 
     max_in_flight: int = 256
     max_in_flight_per_tenant: int = 32
     max_backlog: int = 1_000_000
     max_backlog_per_tenant: int = 100_000
     min_free_disk_bytes: int = 512 * 1024 * 1024
-    hold_seconds: float = (
-        900.0  # how long a message without a lock waits for its link; 0: not at all
-    )
-    max_held_per_user: int = 20
-    help_cooldown: float = 604_800.0  # seconds between two help messages to one person
 
 
 UNREADABLE_SECONDS = 48 * 3600.0  # as long as WAHA's repeats of a message are known
 DECRYPTION_SECONDS = 60.0  # before that a message whose content is missing is no news
 MAX_UNREADABLE = 10_000
 MAX_UNREADABLE_BYTES = 64 * 1024 * 1024
+TOLERANCE_SECONDS = 2.0  # that a time may lie in the future: by WhatsApp's clock, not ours
 DROPPED_BY_UNLOCK = "dropped by an operator's unlock"  # why it is a dead letter
 _HISTORY_AT_ONCE = 500
 

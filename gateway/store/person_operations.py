@@ -25,7 +25,7 @@ from gateway.domain.model import (
     UserId,
     is_lid,
 )
-from gateway.domain.person import Changed, Known, RewriteEvent, Rules
+from gateway.domain.person import Changed, Known, RewriteEvent
 from gateway.errors import StoreUnavailable
 from gateway.store.base import Limits, OnLockEvent
 
@@ -40,7 +40,6 @@ class PersonOperations(ABC):
         """on_lock_event: called with each event that is durable, but for a tenant's move."""
         self.limits = limits
         self._on_lock_event = on_lock_event
-        self._rules = Rules(limits.hold_seconds, limits.max_held_per_user, limits.help_cooldown)
 
     @abstractmethod
     async def change(
@@ -103,7 +102,7 @@ class PersonOperations(ABC):
 
     def _decide(self, known: Known, message: InboundMessage, decide: Decide) -> person.Outcome:
         return person.accept(
-            known, message, decide, refusal=self.refusal, rules=self._rules, now=self.now()
+            known, message, decide, refusal=self.refusal, rules=self.limits, now=self.now()
         )
 
     async def link_identity(self, identity_link: IdentityLink) -> None:

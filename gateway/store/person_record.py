@@ -25,9 +25,8 @@ def unpack(record: str | bytes | None) -> Person:
     if not record:
         return NOBODY
     facts = json.loads(record)
-    if (queued_at := facts.get("help_queued_at")) is None:
-        return NOBODY
-    return replace(NOBODY, help=Help(queued_at, facts.get("help_sent_at")))
+    queued_at, sent_at = facts.get("help_queued_at"), facts.get("help_sent_at")
+    return replace(NOBODY, help=None if queued_at is None else Help(queued_at, sent_at))
 
 
 def help_waits_since(person: Person) -> float | None:
@@ -36,5 +35,6 @@ def help_waits_since(person: Person) -> float | None:
 
 
 def lifetime(limits: Limits) -> float:
-    """Return for how many seconds after its last update a record counts."""
+    """Return for how many seconds after its last update a record counts: then it is deleted, so
+    a fact that counts for longer makes it longer."""
     return max(HELP_SECONDS, limits.help_cooldown)

@@ -19,11 +19,11 @@ from gateway.domain.model import HASHED_SESSION
 from gateway.errors import WahaError
 from gateway.log import masked
 from gateway.metrics import Metrics
+from gateway.settings import WEBHOOK_PATH
 from gateway.waha import webhook_config
 from gateway.waha.client import PROXY_STATUSES, SessionInfo, Waha
 from gateway.waha.sessions import Sessions
 
-WEBHOOK_PATH = "/webhook/waha"
 _EVERY_SECONDS = 60.0
 _SILENT_SECONDS = 5.0  # while it does not answer
 _UNHOOKED_SECONDS = 15.0  # while a session does not send to us: what it has is fetched each time

@@ -311,7 +311,9 @@ async def test_a_redis_of_an_older_format_that_a_router_uses_is_left_as_it_is(
         assert not client.hexists("gw:sessions", "%")
         client.delete("gw:{~}:lease:old-1")
         client.set("gw:upgrading", "x", ex=60)
-        with pytest.raises(StartRefused, match="another router brings this Redis up to format 2"):
+        with pytest.raises(
+            StartRefused, match=f"another router brings this Redis up to format {scripts.FORMAT}"
+        ):
             await open_store(f"unix:{redis_socket}", LIMITS)
         client.flushdb()
 
@@ -339,7 +341,10 @@ async def test_a_redis_of_a_newer_format_is_refused_in_one_line(redis_socket: st
         put_back(client, FORMATS / "redis-1.json")
         client.hset("gw:sessions", "%", str(scripts.FORMAT + 1))
         before = {key: client.dump(key) for key in client.scan_iter("gw:*")}
-        with pytest.raises(StartRefused, match=r"has format 3, and this router knows formats up"):
+        with pytest.raises(
+            StartRefused,
+            match=rf"has format {scripts.FORMAT + 1}, and this router knows formats up",
+        ):
             await open_store(f"unix:{redis_socket}", LIMITS)
         assert {key: client.dump(key) for key in client.scan_iter("gw:*")} == before
         client.flushdb()

@@ -146,7 +146,7 @@ def due_heads(tx: Tx, tenant: TenantId, now: float, limit: int) -> tuple[list[He
 
 def some_due(tx: Tx, tenant: TenantId, now: float, *, without_poison: bool) -> int:
     """What is due later of the tenant is due now, at most CHUNK heads; how many. See
-    Store.all_due()."""
+    Store.make_due()."""
     return tx.execute(
         "UPDATE delivery SET due = ? WHERE id IN (SELECT id FROM delivery WHERE tenant = ?"
         " AND due > ? AND poison_attempts <= ? LIMIT ?)",

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from gateway.domain.lock_events import Kind, LockEvent, Why, kind_of
 from gateway.domain.model import HistoryEntry, Moment, TenantId, UserId
+from gateway.store.base import TOLERANCE_SECONDS
 
 _LOOKED_AT = 1000  # entries at once
-TOLERANCE_SECONDS = 2.0  # that a time may lie in the future: by WhatsApp's clock, not ours
 
 
 def record(tx: sqlite3.Connection, event: LockEvent, id_: int | None = None) -> None:

@@ -46,7 +46,7 @@ _SEEN = (
 
 
 class FileContents:
-    """See moving.Contents."""
+    """See migrate.Contents."""
 
     @classmethod
     def open(cls, folder: Path, *, as_source: bool) -> "FileContents":

@@ -54,7 +54,7 @@ _BYTES_AT_ONCE = 4_194_304
 
 
 class RedisContents:
-    """See moving.Contents."""
+    """See migrate.Contents."""
 
     @classmethod
     async def open(cls, url: str, *, as_source: bool) -> "RedisContents":

@@ -154,8 +154,7 @@ class Persons(Sessions):
                     self._guess(key, answers.persons)
                 return result, found
             if state == "full":
-                added = next(one for one in changed.changes if isinstance(one, AddDelivery))
-                refused = self._full(found.decode(), added.tenant, session)
+                refused = self._full(found.decode(), session)
             else:  # what is known is not, or no longer, what was decided on
                 answers, guess = answers.again(found), None
                 if answers.missing(ids):
@@ -174,8 +173,9 @@ class Persons(Sessions):
         """The script counts what waits; while a rule is asked again this is what it said."""
         return self._refused[1] if self._refused and self._refused[0] == tenant else None
 
-    def _full(self, said: str, tenant: TenantId, session: str) -> tuple[TenantId, str]:
-        what, waiting = said.split()
+    def _full(self, said: str, session: str) -> tuple[TenantId, str]:
+        what, waiting, its_tenant = said.split()
+        tenant = TenantId(int(its_tenant))
         everything = int(waiting) if what == "all" else 0
         reason = backlog_refusal(self.limits, everything, tenant, int(waiting))
         assert reason is not None

@@ -26,11 +26,11 @@ from gateway.domain.person import (
 )
 from gateway.errors import StoreUnavailable
 from gateway.store.base import (
+    TOLERANCE_SECONDS,
     Limits,
     OnLockEvent,
     in_batches,
 )
-from gateway.store.files import history
 from gateway.store.redis import history as redis_history
 from gateway.store.redis import rows
 from gateway.store.redis.commands import Commands
@@ -257,7 +257,7 @@ class Queues(Sessions):
         """Changes of locks that lie in the future get their own time back; how many. None if the
         clock is behind what WhatsApp has said, for then it is wrong."""
         scripts, now = self._scripts, self.now()
-        latest = now + history.TOLERANCE_SECONDS
+        latest = now + TOLERANCE_SECONDS
         redated, cursor = 0, b"start"
         (sent,) = await scripts.read(session, ["HGET", "numbers", "sent"])
         if float(sent or 0) > latest:

@@ -77,9 +77,9 @@ end
 
 local function full(limits, tenant)
   local all = tonumber(cget('waiting', '') or 0)
-  if all >= limits.all then return 'all ' .. all end
+  if all >= limits.all then return 'all ' .. all .. ' ' .. tenant end
   local its = tonumber(cget('waiting', tenant) or 0)
-  if its >= limits.tenant then return 'tenant ' .. its end
+  if its >= limits.tenant then return 'tenant ' .. its .. ' ' .. tenant end
 end
 
 -- Apply args.changes if each of args.reads is still answered as in args.expected, in JSON; else, or
