@@ -27,15 +27,14 @@ from gateway.api.users import locks_router, users_router
 from gateway.api.webhook import WebhookEndpoint
 from gateway.delivery import backend
 from gateway.errors import BodyEncoded, GatewayError
+from gateway.inbound import sources
 from gateway.lifecycle import Components, running
 from gateway.page.documents import documents
 from gateway.page.layout import Layout
 from gateway.page.login import PageAccess
 from gateway.page.views import Page
-from gateway.settings import EVENTS_OF_NOBODY, WEBHOOK_PATH, Settings
+from gateway.settings import EVENTS_OF_NOBODY, Settings
 from gateway.store import Limits
-
-WEBHOOKS = (WEBHOOK_PATH, f"{WEBHOOK_PATH}/")  # a redirect would lose WAHA's body
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class Gateway(FastAPI):
     guard: Guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.webhook and scope.get("path") in WEBHOOKS and scope.get("method") == "POST":
+        if self.webhook and scope.get("path") in sources.PATHS and scope.get("method") == "POST":
             await self.webhook(scope, receive, send)
         elif scope["type"] == "http":
             await self.guard.serve(super().__call__, self.router.routes, scope, receive, send)
@@ -90,7 +89,9 @@ def create_app(
                 components, layout=Layout(PageAccess(access), brake, refusals), settings=settings
             )
             app.router.routes.extend(page.routes())
-            app.router.routes.extend(Route(path, webhook, methods=["POST"]) for path in WEBHOOKS)
+            app.router.routes.extend(
+                Route(path, webhook, methods=["POST"]) for path in sources.PATHS
+            )
             app.include_router(explain_router(components.ingest, access, of_webhooks))
             _open(app, components, settings)
             app.webhook = webhook

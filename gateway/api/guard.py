@@ -12,12 +12,12 @@ from gateway.api.access import Access
 from gateway.api.brake import Brake
 from gateway.api.refusals import Refusals
 from gateway.errors import BodyTooLarge, GatewayError
-from gateway.settings import WEBHOOK_PATH
+from gateway.inbound import sources
 
 LIMIT = bodies.Limit(65_536)  # of every call but those that carry a webhook
 EXPLAIN = "/router/explain"  # it carries one
 # Open to all, or (the page) with a check of its own, of a cookie.
-_OPEN = frozenset({"/health", WEBHOOK_PATH, f"{WEBHOOK_PATH}/", "/router", "/router/"})
+_OPEN = sources.PATHS | {"/health", "/router", "/router/"}
 _PAGE = "/router/page/"
 
 

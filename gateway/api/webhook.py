@@ -19,6 +19,7 @@ from gateway.api.refusals import Refusals
 from gateway.domain.model import Accepted, AskForLink, Bind, Note, unscoped
 from gateway.errors import BadBody, BadSignature, GatewayError, NotAllowed, StoreUnavailable
 from gateway.inbound.ingest import Ignored, Ingest
+from gateway.inbound.sources import parse_of
 from gateway.metrics import Metrics
 
 AT_ONCE = "gateway.at_once"  # an extension of ASGI, by which a server may offer what follows
@@ -77,7 +78,8 @@ class WebhookEndpoint:
     async def _receive(self, connection: HTTPConnection, body: bytes) -> Accepted | Ignored:
         try:
             self._access.check_signature(connection, body)
-            return await self._ingest.receive(body, connection.headers)
+            path = connection.scope["path"]
+            return await self._ingest.receive(body, connection.headers, parse=parse_of(path))
         except (BadBody, BadSignature):
             bodies.check_encoding(connection)  # which would be why; asked only now: it is rare
             raise

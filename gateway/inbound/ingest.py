@@ -22,6 +22,7 @@ from gateway.domain.model import (
     request_id,
 )
 from gateway.errors import BadBody, StoreUnavailable
+from gateway.inbound.sources import Parse
 from gateway.log import Throttle, shown
 from gateway.metrics import Metrics
 from gateway.store import Store
@@ -92,9 +93,12 @@ class Ingest:
         self._clock = clock
         self._complaints = Throttle()
 
-    async def receive(self, body: bytes, headers: Mapping[str, str]) -> Accepted | Ignored:
-        """What became of a webhook; durable on return. Raise BadBody or StoreUnavailable."""
-        message = self._parse(body, headers)
+    async def receive(
+        self, body: bytes, headers: Mapping[str, str], *, parse: Parse = events.parse
+    ) -> Accepted | Ignored:
+        """What became of a webhook that parse reads; durable on return. Raise BadBody or
+        StoreUnavailable."""
+        message = self._parse(body, headers, parse)
         self._skew.note(message)
         self._sessions.hear(message)
         self._schema_drift.see(message)
@@ -185,8 +189,10 @@ class Ingest:
             self._helper.queue(accepted.user, message.arrived)
         return accepted
 
-    def _parse(self, body: bytes, headers: Mapping[str, str]) -> InboundMessage:
-        return events.parse(
+    def _parse(
+        self, body: bytes, headers: Mapping[str, str], parse: Parse = events.parse
+    ) -> InboundMessage:
+        return parse(
             body,
             headers,
             home_session=self._rules.home_session,

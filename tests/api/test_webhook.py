@@ -199,7 +199,7 @@ def test_a_refused_call_costs_the_store_nothing(
 ) -> None:
     with client_of(tmp_path, **settings) as client:
 
-        async def work(*_: Any) -> None:
+        async def work(*_: Any, **__: Any) -> None:
             raise AssertionError("the store was asked")
 
         monkeypatch.setattr(Ingest, "receive", work)
