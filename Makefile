@@ -44,12 +44,12 @@ screens: $(VENV)/dev.stamp
 	mkdir -p docs/screens
 	SCREENS=docs/screens $(BIN)/python -m pytest tests/browser -k every_view
 
-# Versions are chosen in the .in files; this writes the .txt files with all that they bring along.
+# Versions are chosen in pyproject.toml; this writes the .txt files with all that they bring along.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-annotate --custom-compile-command "make lock"
 lock: $(VENV)/dev.stamp
-	$(LOCK) requirements.in -o requirements.txt
-	$(LOCK) requirements-dev.in -o requirements-dev.txt
+	$(LOCK) pyproject.toml -o requirements.txt
+	$(LOCK) pyproject.toml --group dev -o requirements-dev.txt
 
 audit: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1

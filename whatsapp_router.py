@@ -1,5 +1,7 @@
 """The entry: settings from the environment, `app` for any ASGI server, and the command line.
 
+Installed as a package, the command is `whatsapp-router` in place of `python whatsapp_router.py`.
+
 python whatsapp_router.py                                   serves on HOST:PORT
 python whatsapp_router.py say 971501234567 start_realty_2   posts a message as WAHA would
 python whatsapp_router.py link 2 --qr card.svg              shows a tenant's link, draws its QR code
@@ -19,6 +21,8 @@ import sys
 # Names are looked up in libuv's threads, of which there are four: as many tenants' hosts whose DNS
 # hangs would stop all. It reads this when its first thread begins.
 os.environ.setdefault("UV_THREADPOOL_SIZE", "64")
+
+from fastapi import FastAPI
 
 from gateway import cli, log
 from gateway.app import create_app
@@ -42,8 +46,19 @@ def _settings() -> Settings:
     return settings
 
 
-settings = _settings()
-app = create_app(settings)
+def __getattr__(name: str) -> FastAPI:
+    """Make `app` when a server asks for it: --help needs no settings."""
+    if name != "app":
+        raise AttributeError(name)
+    app = globals()["app"] = create_app(_settings())
+    return app
+
+
+def main() -> int:
+    """The command line; return the exit status."""
+    options = cli.parser().parse_args()
+    return cli.run(options, _settings())
+
 
 if __name__ == "__main__":
-    sys.exit(cli.main(sys.argv[1:], settings, app))
+    sys.exit(main())

@@ -7,8 +7,8 @@ import re
 import sys
 from pathlib import Path
 
-from fastapi import FastAPI
-
+from gateway import VERSION
+from gateway.app import create_app
 from gateway.cli.backup import back_up, put_back
 from gateway.cli.connect import connect
 from gateway.cli.doctor import examine
@@ -26,9 +26,8 @@ from gateway.store.migration import migrate
 from gateway.tenants import qr
 
 
-def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
-    """Run what arguments say; the exit status."""
-    options = parser().parse_args(arguments)
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """Do what options, of parser(), say; return the exit status."""
     if options.command and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a C locale knows no emoji
     try:
@@ -66,7 +65,7 @@ def main(arguments: list[str], settings: Settings, app: FastAPI) -> int:
                 print(f"{path}: {count} locks written from the history")
                 return 0
             case _:
-                return serve(settings, app)
+                return serve(settings, create_app(settings))
     except StartRefused as exc:
         print(exc, file=sys.stderr)
         return 1
@@ -82,8 +81,11 @@ def _folder(settings: Settings, command: str) -> Path:
 def parser() -> argparse.ArgumentParser:
     """Every command and its options."""
     made = argparse.ArgumentParser(
-        prog="whatsapp_router.py", description="Routes WAHA's webhooks to the tenants' backend."
+        prog=Path(sys.argv[0]).name or "whatsapp-router",
+        description="Routes WAHA's webhooks to the tenants' backend. Without a command it serves on"
+        " HOST:PORT. Every setting is an environment variable: see docs/reference.md.",
     )
+    made.add_argument("--version", action="version", version=f"whatsapp-router {VERSION}")
     commands = made.add_subparsers(dest="command", title="commands (none: serve)")
     say = commands.add_parser("say", help="post a message to the running router, as WAHA would")
     say.add_argument("phone", help="who says it: digits, or …@lid")

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -15,6 +15,7 @@ import httpx
 from gateway.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
+COMMAND = (sys.executable, str(ROOT / "whatsapp_router.py"))
 
 
 def free_port() -> int:
@@ -43,7 +44,8 @@ def environment(**settings: str) -> dict[str, str]:
 class Router:
     """Runs in folder, so that no .env of ours counts; its log is folder/router.log."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, command: Sequence[str] = COMMAND, **settings: str) -> None:
+        self._command = command
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = folder
@@ -54,7 +56,7 @@ class Router:
     def start(self) -> "Router":
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(ROOT / "whatsapp_router.py")],
+                self._command,
                 cwd=self.folder,
                 env=self.env,
                 stdout=log,
@@ -71,7 +73,7 @@ class Router:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line beside the running router."""
         return subprocess.run(
-            [sys.executable, str(ROOT / "whatsapp_router.py"), *arguments],
+            [*self._command, *arguments],
             cwd=self.folder,
             env=self.env,
             capture_output=True,
