@@ -1,14 +1,21 @@
-"""docker-compose.yml and Dockerfile, as far as they can be checked without Docker."""
+"""What is in deploy/, docker-compose.yml and Dockerfile, as far as they can be checked here."""
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 from typing import Any
 
+import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 from compose_spec import PyCompose
 
+from gateway.lifecycle import GRACE_SECONDS
+from gateway.settings import Settings
 from tests.e2e.router import ROOT
 
 COMPOSE = (ROOT / "docker-compose.yml").read_text("utf-8")
@@ -196,3 +203,51 @@ def test_the_health_check_is_python_that_compiles() -> None:
     assert code
     compile(code[1].replace('\\"', '"'), "healthcheck", "exec")
     assert "ProxyHandler({})" in code[1], "a proxy of the environment is not for this machine"
+
+
+# without compose
+
+
+KUBERNETES = list(yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yml").read_text("utf-8")))
+
+
+def test_the_kubernetes_manifest_is_what_kubernetes_takes() -> None:
+    assert [one["kind"] for one in KUBERNETES] == [
+        "Secret", "ConfigMap", "Deployment", "PodDisruptionBudget", "Service"
+    ]  # fmt: skip
+    for one in KUBERNETES:
+        kubernetes_validate.validate(one, "1.33", strict=True)
+
+
+def test_the_kubernetes_manifest_names_settings_that_there_are() -> None:
+    secret, config, deployment, _, service = KUBERNETES
+    named = {*secret["stringData"], *config["data"]}
+    assert {name.lower() for name in named} <= set(Settings.model_fields)
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["ports"][0]["containerPort"] == service["spec"]["ports"][0]["port"] == 8001
+    assert pod["terminationGracePeriodSeconds"] > GRACE_SECONDS
+    assert str(pod["securityContext"]["runAsUser"]) in DOCKERFILE
+
+
+UNIT = ROOT / "deploy" / "whatsapp-router.service"
+
+
+def test_the_systemd_unit_has_its_grace() -> None:
+    (seconds,) = re.findall(r"^TimeoutStopSec=(\d+)$", UNIT.read_text("utf-8"), re.MULTILINE)
+    assert int(seconds) > GRACE_SECONDS
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
+def test_the_systemd_unit_is_one_and_is_shut_in(tmp_path: Path) -> None:
+    unit = tmp_path / UNIT.name
+    # verify wants the program to be there.
+    text = UNIT.read_text("utf-8")
+    unit.write_text(text.replace("/opt/whatsapp-router/bin/whatsapp-router", sys.executable))
+    verify = subprocess.run(
+        ["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False
+    )
+    assert (verify.returncode, verify.stderr) == (0, "")
+    security = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)]
+    shown = subprocess.run(security, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stdout[-300:]
