@@ -1,10 +1,10 @@
-# make run | test | check | check-all | docs-check | mutants | demo | bench | screens | lock | audit | clean. Needs Python 3.11 or newer and make; the rest is installed in .venv.
+# make run | test | check | check-all | docs-check | mutants | demo | bench | screens | lock | audit | sbom | licences | clean. Needs Python 3.11 or newer and make; the rest is installed in .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check check-all docs-check mutants demo bench screens lock audit clean
+.PHONY: run test check check-all docs-check mutants demo bench screens lock audit sbom licences clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python whatsapp_router.py
@@ -54,6 +54,21 @@ lock: $(VENV)/dev.stamp
 audit: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	$(BIN)/pip-audit --disable-pip --require-hashes -r requirements.txt
+
+# What the image is made of, as CycloneDX: dist/sbom.json.
+sbom: $(VENV)/dev.stamp
+	@mkdir -p dist
+	$(BIN)/uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements requirements.txt \
+	  --output-reproducible --output-file dist/sbom.json
+
+# Under which terms each dependency is; fails for one that is not known to go with MIT.
+LICENCES := MIT;BSD;Apache;Python Software Foundation;PSF;MPL;Mozilla Public;ISC;Copyright © 2025, Karen Petrosyan
+licences: $(VENV)/dev.stamp
+	@mkdir -p dist
+	$(BIN)/uv tool run --quiet --from pip-licenses==5.5.5 pip-licenses --python $(BIN)/python \
+	  --partial-match --allow-only="$(LICENCES)" --format=csv \
+	  --packages $$(sed -n 's/^\([a-z0-9-]*\)==.*/\1/p' requirements.txt) > dist/licences.csv
+	@cut -c1-100 dist/licences.csv
 
 clean:
 	rm -rf $(VENV) mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis
