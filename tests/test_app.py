@@ -9,9 +9,11 @@ import httpx
 import pytest
 
 from examples.waha import StandIn
+from gateway import lifecycle
 from gateway.errors import StartRefused, StoreUnavailable, WahaSilent
 from gateway.inbound.recovery import Recovery
 from gateway.lifecycle import running
+from gateway.store import Limits
 from tests.clients import client_of, settings_of
 from tests.conftest import LIMITS, wait_until
 from tests.messages import webhook
@@ -36,6 +38,20 @@ def test_a_start_that_fails_half_way_lets_go_of_everything(
             pass
     with client_of(tmp_path) as client:
         assert client.get("/health").status_code == 200
+
+
+def test_each_limit_that_is_a_setting_reaches_the_store(tmp_path: Path) -> None:
+    odd: dict[str, Any] = {
+        "max_in_flight": 7,
+        "max_in_flight_per_tenant": 3,
+        "max_backlog": 77,
+        "max_backlog_per_tenant": 33,
+        "hold_seconds": 5.5,
+        "help_cooldown": 8.5,
+    }
+    limits = lifecycle._limits(settings_of(tmp_path, **odd))
+    assert {name: getattr(limits, name) for name in odd} == odd
+    assert limits.min_free_disk_bytes == Limits().min_free_disk_bytes
 
 
 async def test_what_may_be_missing_is_noted_when_waha_falls_silent_or_a_message_is_refused(

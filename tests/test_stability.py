@@ -11,9 +11,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def is_named_in(name: str, unreleased: str) -> bool:
-    """Whether the changelog's part about what is not released yet has the last word of name."""
-    word = re.split(r"[ {]", name.partition(" ")[2] or name)[0]
-    return f"`{word}" in unreleased or f"{word}`" in unreleased
+    """Whether the changelog's part about what is not released yet has name in backticks: an option
+    by itself, a path without its method, a metric without its labels."""
+    word = name.split()[-1]
+    if name.startswith("metric "):
+        word = word.partition("{")[0]
+    shown = re.findall(r"`([^`]+)`", unreleased)
+    return any(re.search(rf"(?:^|\s){re.escape(word)}(?:$|[\s{{=])", one) for one in shown)
 
 
 def unreleased_of(changelog: str) -> str:
@@ -40,6 +44,20 @@ def test_every_kind_is_listed() -> None:
         ("setting NEW_ONE", "- `NEW_ONE` does something", True),
         ("metric gateway_new_total{kind}", "- `gateway_new_total{kind}`", True),
         ("setting NEW_ONE", "- something else", False),
+        ("setting NEW_ONE", "- `NEW_ONE_MORE`, NEW_ONE", False),
+        ("setting NEW_ONE", "- `NEW_ONE=5`", True),
+        ("log event lock.changed", "- the log says `lock.changed`", True),
+        ("log event lock.changed", "- `event`", False),
+        ("backend header X-Lock-Age", "- `X-Lock-Age`", True),
+        ("backend header X-Lock-Age", "- a `header`", False),
+        (
+            "route GET /router/tenants/{number}/users",
+            "- `GET /router/tenants/{number}/users`",
+            True,
+        ),
+        ("route GET /router/tenants/{number}/users", "- `GET /router/tenants`", False),
+        ("command backup --keep", "- `backup DIR --keep 3`", True),
+        ("command backup --keep", "- `backup`", False),
         ("setting NEW_ONE", "\n## [1.0.0]\n- `NEW_ONE`", False),
     ],
 )

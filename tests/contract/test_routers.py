@@ -21,6 +21,7 @@ from gateway.domain.model import (
     IdentityLink,
     Requeue,
     Selection,
+    UnreadableReason,
 )
 from gateway.errors import StoreUnavailable
 from gateway.store import Limits, Store, open_store
@@ -481,6 +482,45 @@ async def test_what_is_held_while_older_messages_end_stays(
     (delivery,) = await claim(store)
     assert b'"new"' in delivery.body
     assert server.exists("gw:{~}:held_since", "gw:{~}:held_body") == 0
+
+
+async def test_each_held_message_ends_by_itself(router: Router, server: redis.Redis) -> None:
+    """The first kept its slot for as long as the user went on writing."""
+    store = await router()
+    now = store.now()
+    for text, age in (("old", 1000), ("new", 10), ("newer", 5)):
+        await say(store, text, now=now - age, sent=now - age, raised=now - age)
+    await store._sweep()
+    assert (await store.backlog()).held == 2
+    assert server.zscore("gw:{~}:held_since", ALI) == pytest.approx(now - 10)
+    assert (await store.lock(user(ALI), tenant(2)))[2] == 2
+
+
+async def test_what_is_stored_of_a_person_and_a_key_ends(
+    router: Router, server: redis.Redis
+) -> None:
+    store = await router()
+    inbound = message("hello", bare_id="B1")
+    await store.accept(inbound, by_the_rules(inbound, may_help=True))
+    (key,) = server.scan_iter("gw:{~}:seen:*")
+    assert 48 * 3600 < server.ttl(key) <= 72 * 3600
+    assert server.hexists("gw:{~}:person", ALI)
+    server.zadd("gw:{~}:person_updated", {ALI: 1.0})
+    await store._sweep()
+    assert server.exists("gw:{~}:person", "gw:{~}:person_updated", "gw:{~}:help_waits") == 0
+
+
+async def test_unreadable_messages_that_come_at_once_have_numbers_of_their_own(
+    router: Router,
+) -> None:
+    one, other = await router(), await router()
+    reason = UnreadableReason.NO_CHAT
+    some = [message(f"{n}", bare_id=f"B{n}") for n in range(20)]
+    await asyncio.gather(
+        *(store.add_unreadable(each, reason) for each in some for store in (one, other))
+    )
+    found = await one.unreadable(limit=100)
+    assert len(found) == len({each.id for each in found}) == 20
 
 
 async def test_a_dead_letter_that_comes_while_its_person_is_erased_is_erased(

@@ -73,7 +73,8 @@ class Commands:
                 case UpdateRecord(user, person):
                     self._update_record(user, person)
                 case Hold(user, sent, content):
-                    self._hold(user, packed_moment(sent), content)
+                    texts = _content(content)
+                    self.add_held(user, packed_moment(sent), texts, content.body)
                 case ReleaseHeld(user, held, alias, tenant):
                     self._release(user, held, alias, tenant)
                 case DropHeld(user):
@@ -84,7 +85,7 @@ class Commands:
                 case ForgetUser(user):
                     self._forget(user)
                 case RewriteEvent():
-                    pass  # whole lists change: see store.RedisStore.erase()
+                    pass  # whole lists change: see rewrite_histories()
 
     def set_lock(self, user: UserId, tenant: TenantId | None) -> None:
         # First what takes up memory: see scripts._take_some().
@@ -188,9 +189,6 @@ class Commands:
         return start + 1, len(self.bodies)
 
     # held messages
-
-    def _hold(self, user: UserId, sent: list[str], content: DeliveryContent) -> None:
-        self.add_held(user, sent, _content(content), content.body)
 
     def add_held(self, user: UserId, sent: list[str], content: dict[str, str], body: bytes) -> None:
         id_ = secrets.token_hex(8)

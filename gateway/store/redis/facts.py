@@ -70,7 +70,7 @@ def reads_about(message: InboundMessage | None) -> list[Command]:
 _NOTHING = ("false", "{}")  # what reads_about() is mostly answered, in JSON
 
 
-class OfPersons:
+class PersonAnswers:
     """What was read of ids. texts: the answers to reads_of() each, in JSON as Redis gave them."""
 
     __slots__ = ("_facts", "expected", "ids", "reads", "texts")
@@ -94,19 +94,19 @@ class OfPersons:
 class Answers:
     """What was read of persons and about a message. about: the answers to reads_about() it."""
 
-    persons: OfPersons
+    persons: PersonAnswers
     message: InboundMessage | None
     about: Sequence[str]
 
     @classmethod
-    def guessed(cls, persons: OfPersons, message: InboundMessage | None) -> "Answers":
+    def guessed(cls, persons: PersonAnswers, message: InboundMessage | None) -> "Answers":
         """Persons as they were the last time, and of message what is mostly known: nothing."""
         return cls(persons, message, _NOTHING if reads_about(message) else ())
 
-    def again(self, texts: Sequence[str]) -> "Answers":
+    def with_texts(self, texts: Sequence[str]) -> "Answers":
         """The same with other answers."""
         many = len(texts) - len(reads_about(self.message))
-        return Answers(OfPersons(self.persons.ids, texts[:many]), self.message, texts[many:])
+        return Answers(PersonAnswers(self.persons.ids, texts[:many]), self.message, texts[many:])
 
     @property
     def reads(self) -> orjson.Fragment:

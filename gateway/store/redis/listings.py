@@ -22,9 +22,7 @@ from gateway.domain.model import (
     UserId,
     is_lid,
 )
-from gateway.domain.person import (
-    HELP_SECONDS,
-)
+from gateway.domain.person import HELP_SECONDS
 from gateway.store.base import (
     LocksPage,
     in_batches,

@@ -48,12 +48,19 @@ from gateway.store.person_operations import Rule, ids_in
 from gateway.store.redis import history as redis_history
 from gateway.store.redis import rows, unreadable
 from gateway.store.redis.commands import Commands
-from gateway.store.redis.facts import Answers, Command, Facts, OfPersons, joined, with_lock_changes
+from gateway.store.redis.facts import (
+    Answers,
+    Command,
+    Facts,
+    PersonAnswers,
+    joined,
+    with_lock_changes,
+)
 from gateway.store.redis.scripts import (
     Scripts,
     session_of,
 )
-from gateway.store.redis.sessions import Sessions
+from gateway.store.redis.sessions import SessionKeys
 
 _USERS_AT_ONCE = 1_000  # moved in one step
 _ENTRIES = 100  # of a history, looked at together: a person may have tens of thousands
@@ -63,11 +70,12 @@ _MOST_GUESSES = 100_000  # 40 MB
 T = TypeVar("T")
 
 
-class Persons(Sessions):
+class Persons(SessionKeys):
     def __init__(self, scripts: Scripts, limits: Limits, on_lock_event: OnLockEvent) -> None:
         super().__init__(scripts, limits, on_lock_event)
         self._known_as: dict[UserId, UserId] = {}  # LIDs with a phone: one person has one turn
-        self._guesses: dict[tuple[UserId, ...], OfPersons] = {}  # what was known of these last time
+        # What was known of these the last time.
+        self._guesses: dict[tuple[UserId, ...], PersonAnswers] = {}
         self._backlog_limits = {
             "all": limits.max_backlog,
             "tenant": limits.max_backlog_per_tenant,
@@ -156,7 +164,7 @@ class Persons(Sessions):
             if state == "full":
                 refused = self._full(found.decode(), session)
             else:  # what is known is not, or no longer, what was decided on
-                answers, guess = answers.again(found), None
+                answers, guess = answers.with_texts(found), None
                 if answers.missing(ids):
                     answers = await self._load_answers(ids, message)
 
@@ -189,7 +197,7 @@ class Persons(Sessions):
         is_newer = self._newest.get(session, 0) < message.sent.second < int(message.arrived)
         return message.sent.second if is_newer else None
 
-    def _guess(self, key: tuple[UserId, ...], persons: OfPersons) -> None:
+    def _guess(self, key: tuple[UserId, ...], persons: PersonAnswers) -> None:
         if len(self._guesses) >= _MOST_GUESSES:
             self._guesses.clear()
         self._guesses[key] = persons
@@ -211,14 +219,14 @@ class Persons(Sessions):
         self, ids: Sequence[UserId], message: InboundMessage | None = None
     ) -> Answers:
         """Read what is known of ids, and of the other ids of the same persons."""
-        answers = Answers(OfPersons(tuple(sorted(set(ids)))), message, ())
+        answers = Answers(PersonAnswers(tuple(sorted(set(ids)))), message, ())
         while True:
             _, texts = await self._scripts.transact(session_of(ids[0]), None, reads=answers.reads)
-            answers = answers.again(texts)
+            answers = answers.with_texts(texts)
             # Again if a pair has changed between two reads: a rule must know both of its ids.
             if not (missing := answers.missing(ids)):
                 return answers
-            answers = Answers(OfPersons(tuple(sorted({*ids, *missing}))), message, ())
+            answers = Answers(PersonAnswers(tuple(sorted({*ids, *missing}))), message, ())
 
     async def _with_lock_changes(self, answers: Answers) -> Facts:
         """What is held belongs to where the person was locked to then."""
@@ -303,9 +311,9 @@ class Persons(Sessions):
         )
         if not (users := tuple(sorted(map(rows.user, found)))):
             return 0
-        answers = Answers(OfPersons(users), None, ())
+        answers = Answers(PersonAnswers(users), None, ())
         _, texts = await self._scripts.transact(session, None, reads=answers.reads)
-        answers = answers.again(texts)
+        answers = answers.with_texts(texts)
         facts = answers.facts
         commands = Commands(facts, self.now())
         count = 0

@@ -21,9 +21,7 @@ from gateway.domain.model import (
     TenantId,
     UserId,
 )
-from gateway.domain.person import (
-    Known,
-)
+from gateway.domain.person import Known
 from gateway.errors import StoreUnavailable
 from gateway.store.base import (
     TOLERANCE_SECONDS,
@@ -43,7 +41,7 @@ from gateway.store.redis.scripts import (
     padded,
     session_of,
 )
-from gateway.store.redis.sessions import Sessions
+from gateway.store.redis.sessions import SessionKeys
 
 HEAL_SECONDS = 1.0  # after a clock that has gone back was seen
 _SEND_SECONDS = 1.0  # before the lease ends nothing new is sent
@@ -55,7 +53,7 @@ _IsDue = Callable[[float, float | None, int], bool]  # due, tried at, poison att
 log = logging.getLogger(__name__)
 
 
-class Queues(Sessions):
+class Queues(SessionKeys):
     def __init__(self, scripts: Scripts, limits: Limits, on_lock_event: OnLockEvent) -> None:
         super().__init__(scripts, limits, on_lock_event)
         self._claimable = ALL_TENANTS
@@ -254,8 +252,8 @@ class Queues(Sessions):
         self._work.set()
 
     async def _redate(self, session: str, back: float) -> int:
-        """Changes of locks that lie in the future get their own time back; how many. None if the
-        clock is behind what WhatsApp has said, for then it is wrong."""
+        """Changes of locks that lie in the future get their own time back; how many. A clock that
+        is behind what WhatsApp has said is wrong itself: then none do."""
         scripts, now = self._scripts, self.now()
         latest = now + TOLERANCE_SECONDS
         redated, cursor = 0, b"start"

@@ -1,14 +1,12 @@
-"""The keys of each WAHA session: which there are, a lease on each, its clock, and what it holds in
-all."""
+"""The keys of each WAHA session: which sessions there are, the lease on each, the clock, and how
+many users and tenants they hold together."""
 
 import asyncio
 import time
 import uuid
 from dataclasses import dataclass
 
-from gateway.domain.model import (
-    UserId,
-)
+from gateway.domain.model import UserId
 from gateway.errors import StoreUnavailable
 from gateway.store.base import (
     Limits,
@@ -34,7 +32,7 @@ class Lease:
     until: float
 
 
-class Sessions(PersonOperations):
+class SessionKeys(PersonOperations):
     """What the rest of the store builds on."""
 
     def __init__(self, scripts: Scripts, limits: Limits, on_lock_event: OnLockEvent) -> None:
@@ -133,8 +131,8 @@ class Sessions(PersonOperations):
 
     async def _count_now(self) -> None:
         users, tenants, many = 0, set[bytes](), 0
+        is_one = len(self._sessions) == 1
         for session in list(self._sessions):
-            is_one = len(self._sessions) == 1
             count, its, waiting, *names = await self._scripts.read(
                 session,
                 ["HLEN", "lock"],

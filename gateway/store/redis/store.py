@@ -14,9 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from gateway.domain.model import (
-    Health,
-)
+from gateway.domain.model import Health
 from gateway.errors import NoBackUp, StartRefused, StoreUnavailable
 from gateway.store.base import (
     Limits,

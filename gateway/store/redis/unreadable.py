@@ -4,6 +4,8 @@ unreadable: their ids.  u:<id>: one.  unreadable_of:<user>: theirs.
 unreadable_key: dedup key of the event -> id.
 """
 
+import json
+
 from gateway.domain.model import InboundMessage, Unreadable, UnreadableReason, UserId
 from gateway.store.base import (
     DECRYPTION_SECONDS,
@@ -37,9 +39,16 @@ async def add(
 async def put(scripts: Scripts, session: str, row: dict[str, str], body: bytes) -> None:
     """Add one, unless one of its key is there."""
     key, user = row["key"], row["user"]
-    reads: list[Command] = [["HGET", "unreadable_key", key]] if key else []
-    (id_,) = await scripts.read(session, ["HINCRBY", "numbers", "unreadable_id", "1"])
+    reads: list[Command] = [
+        ["HGET", "numbers", "unreadable_id"],
+        *([["HGET", "unreadable_key", key]] if key else []),
+    ]
+    last, *same_key = await scripts.read(session, *reads)
+    if any(same_key):
+        return
+    id_ = int(last or 0) + 1
     changes: list[Command] = [
+        ["HSET", "numbers", "unreadable_id", str(id_)],
         ["HSET", f"u:{id_}", *(part for field in row.items() for part in field)],
         ["body", f"u:{id_}", "body", 1, len(body)],
         ["ZADD", "unreadable", str(id_), str(id_)],
@@ -48,7 +57,10 @@ async def put(scripts: Scripts, session: str, row: dict[str, str], body: bytes) 
         changes.append(["HSET", "unreadable_key", key, str(id_)])
     if user:
         changes.append(["ZADD", f"unreadable_of:{user}", str(id_), str(id_)])
-    await scripts.transact(session, changes, body, reads=reads, expected=["false"] * len(reads))
+    expected = [json.dumps(last.decode()) if last else "false", *["false"] * len(same_key)]
+    state, _ = await scripts.transact(session, changes, body, reads=reads, expected=expected)
+    if state == "read":  # another one came meanwhile
+        await put(scripts, session, row, body)
 
 
 async def some(
