@@ -159,6 +159,20 @@ async def test_decisions_of_a_clock_that_was_ahead_make_no_later_link_stale(
     assert max(one.at for one in await store.history(user(ALI), limit=10)) < time.time() + 5
 
 
+async def test_a_clock_that_is_behind_whatsapps_redates_nothing(
+    store: RedisStore, clock: Clock
+) -> None:
+    """It is wrong itself: what WhatsApp has said lies in its future."""
+    await say(store, "start_realty_2", ALI)
+    now = store.now()
+    link = message("start_realty_3", SARA, sent=now - 5, raised=now - 5, now=now)
+    await store.accept(link, by_the_rules(link))
+    before = [(await store.lock_of(user(who)))[1] for who in (ALI, SARA)]
+    clock.is_ahead(-3600)
+    await renew(store)
+    assert [(await store.lock_of(user(who)))[1] for who in (ALI, SARA)] == before
+
+
 async def test_a_clock_that_goes_back_again_and_again_is_forgiven_each_time(
     store: RedisStore, clock: Clock
 ) -> None:

@@ -504,7 +504,8 @@ async def test_what_is_stored_of_a_person_and_a_key_ends(
     await store.accept(inbound, by_the_rules(inbound, may_help=True))
     (key,) = server.scan_iter("gw:{~}:seen:*")
     assert 48 * 3600 < server.ttl(key) <= 72 * 3600
-    assert server.hexists("gw:{~}:person", ALI)
+    await store._sweep()
+    assert server.hexists("gw:{~}:person", ALI), "it counts for as long as the cool-down"
     server.zadd("gw:{~}:person_updated", {ALI: 1.0})
     await store._sweep()
     assert server.exists("gw:{~}:person", "gw:{~}:person_updated", "gw:{~}:help_waits") == 0
@@ -521,6 +522,34 @@ async def test_unreadable_messages_that_come_at_once_have_numbers_of_their_own(
     )
     found = await one.unreadable(limit=100)
     assert len(found) == len({each.id for each in found}) == 20
+
+
+@pytest.mark.parametrize("erased_as", [ALI, LID])
+async def test_nothing_names_who_was_erased(
+    router: Router, server: redis.Redis, erased_as: str
+) -> None:
+    """All kinds of what can be stored of a person, under both ids, and before they were one."""
+    store = await router()
+    before = "158764321000099@lid"
+    await say(store, "start_realty_4", before, bare_id="B1")
+    await say(store, "x", before, other_id=ALI, bare_id="B2", raised=NOW - 90, sent=NOW - 90)
+    await say(store, "start_realty_2", LID, bare_id="B3")
+    await say(store, "x", LID, other_id=ALI, bare_id="B4", raised=NOW - 50, sent=NOW - 50)
+    await say(store, "start_realty_3", ALI, bare_id="B5")
+    dies = DeadLettered("refused", time.time(), 400, b"")
+    for turn in range(2):  # the one before is another person: what it wrote is delivered
+        for one in await store.claim(9, wait=0):
+            await store.settle(one, Delivered() if turn or one.user == before else dies)
+    await say(store, "waits", ALI, bare_id="B8", raised=NOW - 10, sent=NOW - 10)
+    inbound = message("who are you?", ALI, bare_id="B6")
+    await store.add_unreadable(inbound, UnreadableReason.NO_CHAT)
+    await store.unlock(user(ALI))
+    asks = message("hello", ALI, bare_id="B7", now=time.time())
+    await store.accept(asks, by_the_rules(asks, may_help=True))
+    await store.erase(user(erased_as))
+    text = repr(everything(server))
+    assert ALI not in text
+    assert LID not in text
 
 
 async def test_a_dead_letter_that_comes_while_its_person_is_erased_is_erased(

@@ -407,3 +407,23 @@ async def test_keys_are_forgotten_in_time_though_the_clock_was_far_ahead(tmp_pat
     assert not await known()
     assert rows() == 0
     await store.close()
+
+
+async def test_a_record_of_a_person_ends_with_what_it_says(tmp_path: Path) -> None:
+    clock = [1_782_900_000.0]
+    store = await FileStore.open(tmp_path, LIMITS, clock=lambda: clock[0])
+    asks = message("hello", now=clock[0])
+    await store.accept(asks, by_the_rules(asks, may_help=True))
+
+    def rows() -> int:
+        with sqlite3.connect(tmp_path / "router.db") as database:
+            return int(database.execute("SELECT count(*) FROM person").fetchone()[0])
+
+    clock[0] += 1
+    await store._sweep()
+    assert rows() == 1
+    assert len(await store.help_waits()) == 1
+    clock[0] += LIMITS.help_cooldown
+    await store._sweep()
+    assert rows() == 0
+    await store.close()
